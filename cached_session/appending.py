@@ -1,0 +1,132 @@
+"""One append: batch by batch, each item exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cached_session.classify import is_duplicate_id
+from cached_session.core.batches import batches
+from cached_session.core.items import Held, Outgoing, decode
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.errors import AppendOutcomeUnknown
+from cached_session.events import Reconciled
+from cached_session.operation import Operation
+
+if TYPE_CHECKING:
+    from cached_session.replica import Replica
+
+
+class Append:
+    """An append that holds the replica's turn.
+
+    A batch is sent; if no answer comes, what stands behind its anchor says how
+    much of it landed, and only the rest is sent again.
+    """
+
+    def __init__(self, replica: Replica, operation: Operation, items: Sequence[Outgoing]) -> None:
+        self._replica = replica
+        self._operation = operation
+        self._items = items
+        self._landed = 0
+        self._rest: tuple[Outgoing, ...] = ()
+        self._in_doubt = False
+        self._resent = False
+
+    async def run(self) -> None:
+        """Appends all items, or raises what stopped it."""
+        for batch in batches(self._items):
+            self._rest, self._resent = batch, False
+            await self._send_batch()
+
+    async def _send_batch(self) -> None:
+        outcome = await self._operation.run(self._attempt)
+        if isinstance(outcome, Applied):
+            await self._look_for_late_commits()
+            return
+        if self._in_doubt:
+            try:
+                await self._reconcile(self._operation)
+            except Exception:
+                self._replica.forget()
+                raise AppendOutcomeUnknown(
+                    conversation_id=self._operation.conversation_id,
+                    landed=self._landed,
+                    total=len(self._items),
+                ) from outcome.error
+            if not self._rest:
+                return
+        outcome.error.add_note(
+            f"{self._operation.conversation_id}: the first {self._landed} of "
+            f"{len(self._items)} items are on the server, the others are not"
+        )
+        raise outcome.error
+
+    async def _attempt(self, timeout: float) -> Outcome[None]:
+        if self._in_doubt:
+            try:
+                await self._reconcile(self._operation)
+            except Exception as error:
+                return Unknown(error, retryable=False)
+            if not self._rest:
+                return Applied(None)
+        try:
+            outcome = await self._operation.remote.append(
+                self._operation.conversation_id, self._rest, timeout=timeout
+            )
+        except asyncio.CancelledError:  # the loop ends with the request in flight
+            self._doubt()
+            self._replica.forget()
+            raise
+        if isinstance(outcome, Applied):
+            self._applied(outcome.value)
+            return Applied(None)
+        if isinstance(outcome, Unknown):
+            self._doubt()
+        elif is_duplicate_id(outcome.error) and self._resent:
+            # The ids stand there already: an earlier send came through after all.
+            self._in_doubt = True
+            self._replica.unsettled.reopen(tuple(map(decode, self._rest)))
+            return Refused(outcome.error, retryable=True)
+        return outcome
+
+    def _applied(self, held: Sequence[Held]) -> None:
+        history = self._replica.history
+        assert history is not None  # the anchor was read before the first send
+        history.append(held)
+        self._replica.unsettled.acknowledged(item.id for item in held)
+        self._landed += len(held)
+        self._rest = ()
+
+    def _doubt(self) -> None:
+        history, unsettled = self._replica.history, self._replica.unsettled
+        assert history is not None  # the anchor was read before the first send
+        self._in_doubt = self._resent = True
+        unsettled.begin(history.items, complete=history.complete)
+        # How long a server may take to apply a request that its client gave
+        # up on is not known. As long as a whole operation may take is the
+        # bound that this package keeps watch for.
+        expires = self._operation.now() + self._operation.policy.deadline
+        unsettled.sent(tuple(map(decode, self._rest)), expires=expires)
+
+    async def _reconcile(self, operation: Operation) -> None:
+        sent = len(self._rest)
+        landed = await self._replica.relist(operation, 1)
+        self._in_doubt = False
+        self._landed += landed
+        self._rest = self._rest[landed:]
+        operation.meter.reconciliations += 1
+        operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
+
+    async def _look_for_late_commits(self) -> None:
+        if not (self._resent and self._replica.unsettled.active):
+            return
+        hurried = self._operation.without_retries()
+        try:
+            await self._replica.relist(hurried, 1)
+            await self._replica.remove_late_copies(hurried)
+        except Exception:
+            # The items are there; that was the question. What is still open
+            # keeps the local copy in doubt, and the next read looks again.
+            return

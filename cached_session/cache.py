@@ -1,0 +1,153 @@
+"""Which local copies are kept, and that there is one of each."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from typing import Any
+
+from cachetools import Cache, LRUCache, TTLCache
+
+from cached_session.connections import Account
+from cached_session.replica import Key, Replica
+
+# What a copy costs beside its items: its own objects and its places in the
+# cache. Keeps a bound on many small conversations honest.
+OVERHEAD = 2048
+
+
+class ConversationCache:
+    """The local copies of many conversations, within a bound of memory.
+
+    When the bound is reached, the copies used least recently are dropped. A
+    dropped copy costs a request at its next use, never an item. A copy that is
+    being worked on stays until the work is done.
+
+    Safe to use from several threads and event loops.
+
+    Args:
+        max_bytes: Memory for all copies together, in bytes.
+        ttl: Seconds after its last use that a copy is kept at most; None:
+            until the bound is reached.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is negative, or `ttl` is not above 0.
+    """
+
+    def __init__(self, max_bytes: int = 64 * 1024 * 1024, ttl: float | None = None) -> None:
+        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+            raise TypeError("max_bytes must be an int, in bytes")
+        if max_bytes < 0:
+            raise ValueError("max_bytes must not be negative")
+        if ttl is not None and (not isinstance(ttl, int | float) or isinstance(ttl, bool)):
+            raise TypeError("ttl must be a number of seconds, or None")
+        if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
+            raise ValueError("ttl must be a finite number of seconds above 0, or None")
+        self._lock = threading.RLock()
+        self._copies: Cache[Key, Replica] = (
+            _Least(max_bytes, _size) if ttl is None else _Timed(max_bytes, ttl, getsizeof=_size)
+        )
+        self._renew = ttl is not None
+        # A copy that a session holds stays the only one of its conversation
+        # even when its items were dropped: two would have two orders of writes.
+        self._live: weakref.WeakValueDictionary[Key, Replica] = weakref.WeakValueDictionary()
+        # A copy with requests that may still be applied must not be forgotten,
+        # or nobody would know the late copy when it comes.
+        self._doubtful: dict[Key, Replica] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that the kept copies take, as counted against `max_bytes`."""
+        with self._lock:
+            return int(self._copies.currsize)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._copies)
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return (
+                f"ConversationCache({len(self._copies)} conversations, "
+                f"{int(self._copies.currsize)} of {int(self._copies.maxsize)} bytes)"
+            )
+
+    def replica(self, account: Account, conversation_id: str) -> Replica:
+        """The one local copy of a conversation; made if there is none."""
+        key = (account, conversation_id)
+        with self._lock:
+            found = self._live.get(key)
+            if found is None:
+                found = Replica(conversation_id, key, self._keep)
+                self._live[key] = found
+            return found
+
+    def touch(self, replica: Replica) -> None:
+        """Notes that a copy was used."""
+        with self._lock:
+            if self._copies.get(replica.key) is not None and self._renew:
+                self._copies[replica.key] = replica
+
+    def _keep(self, replica: Replica) -> None:
+        """Takes a copy in, or measures it anew. Its caller has the copy's turn."""
+        key = replica.key
+        with self._lock:
+            self._doubt(key, replica)
+            # A value is measured when it is set, and an old one is kept when
+            # the new one is too large: take it out first.
+            self._copies.pop(key, None)
+            if replica.history is None:
+                return
+            if _size(replica) > self._copies.maxsize:
+                replica.forget()
+            else:
+                self._copies[key] = replica
+
+    def _doubt(self, key: Key, replica: Replica) -> None:
+        if replica.unsettled.active:
+            self._doubtful[key] = replica
+        else:
+            self._doubtful.pop(key, None)
+        if self._doubtful:
+            now = time.monotonic()
+            for old in [old for old, kept in self._doubtful.items() if kept.unsettled.expired(now)]:
+                del self._doubtful[old]
+
+
+def _size(replica: Replica) -> int:
+    return replica.size + OVERHEAD
+
+
+def _drop(replica: Replica) -> None:
+    # One that is being worked on is taken in again when the work is done.
+    replica.turns.when_idle(replica.forget)
+
+
+class _Least(LRUCache[Key, Replica]):
+    """Drops what was used least recently."""
+
+    def popitem(self) -> tuple[Key, Replica]:
+        key, replica = super().popitem()
+        _drop(replica)
+        return key, replica
+
+
+class _Timed(TTLCache[Key, Replica]):
+    """Drops what was not used for a while, too."""
+
+    def popitem(self) -> tuple[Key, Replica]:
+        key, replica = super().popitem()
+        _drop(replica)
+        return key, replica
+
+    def expire(self, time: float | None = None) -> Any:
+        expired = list(super().expire(time) or ())
+        for _, replica in expired:
+            _drop(replica)
+        return expired
+
+
+PROCESS_CACHE = ConversationCache()

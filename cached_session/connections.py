@@ -1,0 +1,160 @@
+"""Which connections a request goes over, and under whose account.
+
+An HTTP connection belongs to the event loop that opened it. A client that is
+used from a second loop (another `asyncio.run`, another thread) finds the first
+loop's connections in its pool and fails on them with "Event loop is closed",
+after the request may have left. So every loop gets a connection pool of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import itertools
+import ssl
+import threading
+import weakref
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import httpx2
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+
+class Account(NamedTuple):
+    """Whose conversations these are. Copies are never shared across accounts.
+
+    Attributes:
+        base_url: The API's base URL.
+        organization: The organisation's id, or None.
+        project: The project's id, or None.
+        credentials: A digest of the API key and of the headers that the client
+            adds; never the key itself.
+    """
+
+    base_url: str
+    organization: str | None
+    project: str | None
+    credentials: str
+
+
+_lock = threading.Lock()
+_numbers = itertools.count()
+_unnamed: weakref.WeakKeyDictionary[AsyncOpenAI, str] = weakref.WeakKeyDictionary()
+_connections: weakref.WeakKeyDictionary[AsyncOpenAI, Connections] = weakref.WeakKeyDictionary()
+
+
+def account(client: AsyncOpenAI) -> Account:
+    """The account that `client` speaks for.
+
+    A client without a fixed key (a key provider, workload identity, an Azure
+    token) shows nothing that tells its account from another's, so it is an
+    account of its own.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if client.auth_headers and not client.api_key.startswith("<"):
+        for name, value in sorted({**client.default_headers, **client.auth_headers}.items()):
+            # Headers to be left out are no strings.
+            if isinstance(value, str):
+                digest.update(f"{name}\0{value}\0".encode())
+        digest.update(repr(sorted(client.default_query.items())).encode())
+    else:
+        with _lock:
+            token = _unnamed.setdefault(client, f"client {next(_numbers)}")
+        digest.update(token.encode())
+    return Account(str(client.base_url), client.organization, client.project, digest.hexdigest())
+
+
+def connections(client: AsyncOpenAI) -> Connections:
+    """The connection pools made for `client`, the same object at every call."""
+    with _lock:
+        found = _connections.get(client)
+        if found is None:
+            found = _connections[client] = Connections()
+        return found
+
+
+class _Bound(NamedTuple):
+    """One event loop's pool, and the client that uses it."""
+
+    client: AsyncOpenAI
+    http: httpx2.AsyncClient
+    api_key: str
+    closer: AsyncGenerator[None, None]
+
+
+class Connections:
+    """The pools of one openai client, one an event loop.
+
+    Holds no reference to the client: it is looked up by the client, weakly.
+    """
+
+    def __init__(self) -> None:
+        self._bound: dict[asyncio.AbstractEventLoop, _Bound] = {}
+        self._lock = threading.Lock()
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        """The open sessions that use these pools."""
+
+    async def client(self, client: AsyncOpenAI) -> AsyncOpenAI:
+        """`client`, on the running loop's own connections.
+
+        A client that was given an `http_client` is used as it is: its
+        transport, proxies and certificates are the caller's, and so is keeping
+        it on one loop.
+        """
+        if not _has_default_http(client):
+            return client
+        loop = asyncio.get_running_loop()
+        bound = self._bound.get(loop)
+        if bound is None:
+            http = DefaultAsyncHttpxClient(verify=_ssl_context())
+            closer = self._close_with(loop, http)
+            # An async generator that has started is closed by its loop when
+            # the loop shuts down. Nothing else runs at that moment in every
+            # kind of program, and a pool that stays open then can never be
+            # closed: its loop is gone.
+            await anext(closer)
+            bound = _Bound(client.with_options(http_client=http), http, client.api_key, closer)
+            with self._lock:
+                for other in [other for other in self._bound if other.is_closed()]:
+                    del self._bound[other]
+                self._bound[loop] = bound
+        elif bound.api_key != client.api_key:
+            bound = bound._replace(
+                client=client.with_options(http_client=bound.http), api_key=client.api_key
+            )
+            with self._lock:
+                self._bound[loop] = bound
+        return bound.client
+
+    async def close(self) -> None:
+        """Closes the running loop's pool; a later request opens a new one."""
+        with self._lock:
+            bound = self._bound.pop(asyncio.get_running_loop(), None)
+        if bound is not None:
+            await bound.closer.aclose()
+
+    async def _close_with(
+        self, loop: asyncio.AbstractEventLoop, http: httpx2.AsyncClient
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bound.pop(loop, None)
+            await http.aclose()
+
+
+def _has_default_http(client: AsyncOpenAI) -> bool:
+    # The client has no public way to tell whether it was given an HTTP client.
+    # The class that it makes by itself is looked for by name: where a release
+    # renames it, the client is used as it is, and a test on both ends of the
+    # supported range says so.
+    return type(getattr(client, "_client", None)).__name__ == "AsyncHttpxClientWrapper"
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    # Reading the certificates takes 20 ms, too long to do for every event loop.
+    return httpx2.create_ssl_context()

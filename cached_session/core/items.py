@@ -1,0 +1,150 @@
+"""Items as this package holds them: as sent, and as listed.
+
+Both are kept as bytes. What is held can then not be changed by anyone, a read
+hands out a new copy by decoding, and a held item costs little more memory than
+its JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+# What one held item costs beside its two buffers: the tuple and its slot in
+# the list. Measured, not guessed, so that the cache's byte count stays honest.
+_PER_ITEM = sys.getsizeof((None, None)) + 8
+
+
+class Held(NamedTuple):
+    """One item in the shape in which the server lists it.
+
+    Attributes:
+        id: The server's id of the item.
+        data: The item, encoded by `hold`.
+    """
+
+    id: str
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that holding this item takes."""
+        return sys.getsizeof(self.data) + sys.getsizeof(self.id) + _PER_ITEM
+
+
+def hold(item: dict[str, Any]) -> Held:
+    """Encodes a listed item; `item` must be decoded JSON with a string `id`."""
+    # marshal rather than JSON or pickle: it decodes as fast as a structural
+    # copy in Python and three times as fast as JSON. The bytes never leave
+    # this process, so its lack of a stable format and of safety do not matter.
+    return Held(item["id"], marshal.dumps(item))
+
+
+def unhold(held: Held) -> dict[str, Any]:
+    """Decodes a held item into a dict that belongs to the caller."""
+    item: dict[str, Any] = marshal.loads(held.data)
+    return item
+
+
+def copies(items: Sequence[Held]) -> list[dict[str, Any]]:
+    """Decodes items into a list that belongs to the caller, all the way down."""
+    loads = marshal.loads
+    return [loads(data) for _, data in items]
+
+
+# An item as it goes over the wire: UTF-8 JSON, fixed when it was accepted.
+Outgoing: TypeAlias = bytes
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a pydantic model offers and is used here; the core imports no pydantic."""
+
+    def model_dump(self, *, mode: str, exclude_unset: bool, by_alias: bool) -> Any:
+        """Dumps the model to JSON types."""
+
+
+def decode(item: Outgoing) -> dict[str, Any]:
+    """An accepted item as the server will read it."""
+    decoded: dict[str, Any] = json.loads(item)
+    return decoded
+
+
+def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
+    """Takes an own copy of what a caller wants to append.
+
+    Args:
+        items: A list or tuple of dicts or pydantic models (dumped as the
+            openai client dumps them: JSON mode, fields that were set, wire
+            names).
+        argument: The name that errors use for `items`.
+
+    Returns:
+        One entry an item, in order, independent of `items`.
+
+    Raises:
+        TypeError: `items` is no list, an item is no object, or holds
+            something that JSON has no form for.
+        ValueError: An item holds NaN or infinity, text that UTF-8 cannot
+            carry, or contains itself.
+    """
+    if not isinstance(items, list | tuple):
+        raise TypeError(f"{argument} must be a list of items, not {type(items).__name__}")
+    return [_encode(item, f"{argument}[{index}]") for index, item in enumerate(items)]
+
+
+def _encode(item: object, name: str) -> Outgoing:
+    if not isinstance(item, Mapping | Model):
+        raise TypeError(f"{name} must be a dict, not {type(item).__name__}")
+    plain = dict(item) if isinstance(item, Mapping) and not isinstance(item, dict) else item
+    try:
+        text = json.dumps(
+            plain,
+            default=_plain,
+            ensure_ascii=False,
+            separators=(",", ":"),
+            allow_nan=False,
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # The cause is left out: its text may quote the item's content.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be sent as JSON: {_reason(error)}") from None
+    if not text.startswith(b"{"):
+        raise TypeError(f"{name} must be an object, and its model dumps to something else")
+    return text
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Model):
+        return value.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    if isinstance(value, Mapping):
+        return dict(value)
+    # The client's own encoder takes dates in this form.
+    isoformat = getattr(value, "isoformat", None)
+    if callable(isoformat):
+        return isoformat()
+    raise _NoJSONForm(f"a value of type {type(value).__name__} has no JSON form")
+
+
+class _NoJSONForm(TypeError):
+    """Marks an error text that was written here and names a type only."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _NoJSONForm):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return "it has text that UTF-8 cannot encode (a lone surrogate)"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, ValueError):
+        return "it contains itself, or a number that is NaN or infinite"
+    return "a key is not a string"
+
+
+def body(items: Iterable[Outgoing]) -> bytes:
+    """The request body of an append."""
+    return b'{"items":[' + b",".join(items) + b"]}"

@@ -1,0 +1,168 @@
+"""Sends whose outcome is open, and what a listing says about them.
+
+The server may apply a request after the client gave up on it. Each send that
+got no answer may therefore still put its items on the server, once, until it
+can no longer be alive. This module keeps the account: which items were seen
+and belong to somebody, which sends may still come, and which items of a
+listing are a copy that nobody wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from cached_session.core.items import Held, unhold
+from cached_session.core.matching import longest_run
+
+# How many ids before the first open send are remembered as its anchor. One is
+# enough until another writer deletes it.
+ANCHORS = 32
+
+Sent: TypeAlias = tuple[Mapping[str, Any], ...]
+_Strangers: TypeAlias = list[Mapping[str, Any] | None]
+
+
+@dataclass(slots=True)
+class _Send:
+    items: Sent
+    expires: float
+
+
+class Unsettled:
+    """The open sends of one conversation.
+
+    The rule that everything here follows: what the first listing after a send
+    shows is the truth and stays. A copy that turns up later is removed, since
+    somebody has been told that it is not there.
+    """
+
+    def __init__(self) -> None:
+        self._sends: list[_Send] = []
+        self._removals: dict[str, float] = {}
+        self._undecided: Sent = ()
+        self._known: set[str] = set()
+        self._anchors: tuple[str, ...] = ()
+        self._from_start = False
+        self.extra: list[str] = []
+        """Ids of late copies that are still to be deleted, in order."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a listing must be made before the local copy can be trusted."""
+        return bool(self._sends or self._removals or self.extra)
+
+    def expired(self, now: float) -> bool:
+        """Whether none of the open requests can be alive any more."""
+        expiries = [send.expires for send in self._sends]
+        return all(expires <= now for expires in (*expiries, *self._removals.values()))
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a send waits for the listing that decides what landed."""
+        return bool(self._undecided)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """Ids that stood before the first open request, newest first; () if none is open."""
+        return self._anchors if self.active else ()
+
+    def begin(self, items: Sequence[Held], *, complete: bool) -> None:
+        """Remembers what stands before a request that may stay without an answer.
+
+        Args:
+            items: The window before the request, oldest first.
+            complete: Whether it reaches the beginning.
+        """
+        if self.active:
+            return
+        self._known = {item.id for item in items}
+        self._anchors = tuple(item.id for item in reversed(items[-ANCHORS:]))
+        self._from_start = complete
+
+    def sent(self, items: Sent, *, expires: float) -> None:
+        """Notes a send without an answer; the next listing decides about it."""
+        self._sends.append(_Send(items, expires))
+        self._undecided = items
+
+    def reopen(self, items: Sent) -> None:
+        """Asks the next listing again how much of `items` landed, after a sign that some did."""
+        self._undecided = items
+
+    def removing(self, item_id: str, *, expires: float) -> None:
+        """Notes a delete without an answer that was given up on."""
+        self._removals[item_id] = expires
+
+    def acknowledged(self, ids: Iterable[str]) -> None:
+        """Notes items that an answer has shown: they are wanted."""
+        if self.active:
+            self._known.update(ids)
+
+    def decided_lost(self) -> None:
+        """Drops the question what landed: the conversation is not to be found."""
+        self._undecided = ()
+
+    def settle(self, items: Sequence[Held], *, reached_start: bool, listed_at: float) -> int:
+        """Compares a new listing with the open sends.
+
+        Args:
+            items: The listing's items, oldest first, at least back to the anchor.
+            reached_start: Whether they reach the conversation's beginning.
+            listed_at: When the listing was asked for, seconds, on the clock of
+                `expires`.
+
+        Returns:
+            How many items of the undecided send landed, from the first on; 0
+            if none is undecided.
+        """
+        landed = 0
+        behind = self._behind_anchor(items, reached_start)
+        if behind is not None:
+            strangers: _Strangers = [
+                None if item.id in self._known else unhold(item) for item in behind
+            ]
+            landed = self._accept(strangers)
+            self._find_late(behind, strangers)
+        self._undecided = ()
+        self._known.update(item.id for item in items)
+        self._sends = [send for send in self._sends if send.expires > listed_at]
+        self._removals = {
+            item_id: expires for item_id, expires in self._removals.items() if expires > listed_at
+        }
+        return landed
+
+    def _behind_anchor(self, items: Sequence[Held], reached_start: bool) -> Sequence[Held] | None:
+        """The items behind the anchor, or None where that cannot be told."""
+        anchors = set(self._anchors)
+        for position in range(len(items) - 1, -1, -1):
+            if items[position].id in anchors:
+                return items[position + 1 :]
+        # Every anchor is gone. Old items must not be taken for late copies:
+        # only if all that stood there before is known can the rest be told.
+        return items if reached_start and self._from_start else None
+
+    def _accept(self, strangers: _Strangers) -> int:
+        if not self._undecided:
+            return 0
+        start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
+        if count:
+            landed = self._undecided[:count]
+            # Which of several equal sends came through cannot be told and
+            # does not matter: one of them is spent.
+            for send in reversed(self._sends):
+                if send.items[:count] == landed:
+                    self._sends.remove(send)
+                    break
+            strangers[start : start + count] = [None] * count
+        return count
+
+    def _find_late(self, behind: Sequence[Held], strangers: _Strangers) -> None:
+        for send in list(self._sends):
+            start, count = longest_run(send.items, len(strangers), strangers.__getitem__)
+            # Only the whole batch is taken for a late copy. Half of one is
+            # more likely another writer's message than ours.
+            if count == len(send.items):
+                self.extra.extend(item.id for item in behind[start : start + count])
+                strangers[start : start + count] = [None] * count
+                self._sends.remove(send)

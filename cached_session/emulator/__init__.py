@@ -1,0 +1,61 @@
+"""A Conversations API server for offline work and tests.
+
+It imports nothing from the rest of ``cached_session``, so that it can be trusted as a witness.
+``Emulator`` and ``create_app`` need Starlette and uvicorn (``pip install
+"cached-session[emulator]"``); the rest needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .faults import Fault, FaultKind, FaultPlan, Faults
+from .habits import Habits
+from .log import LoggedRequest
+from .outcomes import Outcome, Sight, carry_out
+from .service import Service
+from .store import ConversationStore, random_ids, seeded_ids
+from .wire import Request, Response
+
+if TYPE_CHECKING:
+    from .app import create_app
+    from .server import Emulator
+
+__all__ = [
+    "ConversationStore",
+    "Emulator",
+    "Fault",
+    "FaultKind",
+    "FaultPlan",
+    "Faults",
+    "Habits",
+    "LoggedRequest",
+    "Outcome",
+    "Request",
+    "Response",
+    "Service",
+    "Sight",
+    "carry_out",
+    "create_app",
+    "random_ids",
+    "seeded_ids",
+]
+
+_NEEDS_SERVER = {"Emulator": "server", "create_app": "app"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what needs Starlette and uvicorn only when it is asked for."""
+    import importlib
+
+    if name not in _NEEDS_SERVER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f".{_NEEDS_SERVER[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        raise ImportError(
+            f'{name} needs Starlette and uvicorn: pip install "cached-session[emulator]"'
+        ) from error
+    return getattr(module, name)

@@ -1,0 +1,58 @@
+"""What this package raises beside the openai client's own exceptions.
+
+A refusal by the server (400, 401, 403, 404, ...) reaches the caller as the
+openai exception that it is. No error carries an item's content or a key.
+"""
+
+from __future__ import annotations
+
+
+class CachedSessionError(Exception):
+    """Base of the errors of this package.
+
+    Attributes:
+        conversation_id: The conversation it happened on, or None where there
+            is none yet.
+    """
+
+    def __init__(self, message: str, *, conversation_id: str | None = None) -> None:
+        super().__init__(message)
+        self.conversation_id = conversation_id
+
+
+class AppendOutcomeUnknown(CachedSessionError):
+    """An append was sent, no answer came, and the server could not be asked.
+
+    The items may or may not be on the server. The local copy is dropped: the
+    next read asks the server and shows the truth, and what it shows stays.
+    Read before appending the same items again.
+
+    Attributes:
+        landed: How many of the items are on the server for certain, from the first on.
+        total: How many items the append was given.
+    """
+
+    def __init__(self, *, conversation_id: str, landed: int, total: int) -> None:
+        super().__init__(
+            f"append to {conversation_id}: the first {landed} of {total} items are on the "
+            f"server; whether more are could not be found out. The next read shows it.",
+            conversation_id=conversation_id,
+        )
+        self.landed = landed
+        self.total = total
+
+
+class DeadlineExceeded(CachedSessionError, TimeoutError):
+    """The operation's deadline passed while it waited for its turn; nothing was sent."""
+
+
+class UnexpectedAnswer(CachedSessionError):
+    """The server answered in a way that this package cannot trust.
+
+    It ignores cursors, or answers with something other than the API's JSON.
+    Nothing was changed by the request that met it, unless it says so.
+    """
+
+
+class SessionClosed(CachedSessionError, RuntimeError):
+    """The session was used after `aclose`."""

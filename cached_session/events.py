@@ -1,0 +1,140 @@
+"""What an observer is told, and the counters behind `CachedSession.stats`.
+
+Events and counters name conversations, never an item's content or a key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+logger = logging.getLogger("cached_session")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One request to the server ended.
+
+    Attributes:
+        operation: What was asked: "create", "list", "append", "delete item",
+            "delete conversation".
+        conversation_id: The conversation, None while it is being created.
+        outcome: "applied", "refused" or "unknown".
+        seconds: How long it took.
+        error: The class name of what went wrong, or None.
+    """
+
+    operation: str
+    conversation_id: str | None
+    outcome: str
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled:
+    """A request is going to be repeated.
+
+    Attributes:
+        conversation_id: The conversation, None while it is being created.
+        attempt: How many attempts were made so far.
+        delay: Seconds until the next one.
+        error: The class name of what went wrong.
+    """
+
+    conversation_id: str | None
+    attempt: int
+    delay: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """A listing decided an append whose answer was lost.
+
+    Attributes:
+        conversation_id: The conversation.
+        landed: How many items of the batch the server had.
+        sent: How many items the batch had.
+    """
+
+    conversation_id: str
+    landed: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class LateCopyRemoved:
+    """An item that a late commit stored a second time was deleted again.
+
+    Attributes:
+        conversation_id: The conversation.
+        item_id: The id of the copy that was deleted.
+    """
+
+    conversation_id: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedWriteFailed:
+    """A write whose caller was cancelled failed behind it.
+
+    Attributes:
+        conversation_id: The conversation.
+        error: The class name of what went wrong.
+    """
+
+    conversation_id: str
+    error: str
+
+
+Event: TypeAlias = (
+    RequestFinished | RetryScheduled | Reconciled | LateCopyRemoved | AbandonedWriteFailed
+)
+Observer: TypeAlias = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of what one session did, and of the local copy it uses.
+
+    Attributes:
+        hits: Reads that were answered without a request.
+        misses: Reads that needed at least one.
+        requests: Requests sent, repeated ones included.
+        retries: Requests that were repeated.
+        reconciliations: Appends whose lost answer a listing made up for.
+        items: Items held of the conversation, by all sessions of the process.
+        bytes: Bytes of memory that they take.
+    """
+
+    hits: int
+    misses: int
+    requests: int
+    retries: int
+    reconciliations: int
+    items: int
+    bytes: int
+
+
+class Meter:
+    """Counts for one session and passes events to its observer."""
+
+    __slots__ = ("_observer", "hits", "misses", "reconciliations", "requests", "retries")
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer
+        self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
+
+    def tell(self, event: Event) -> None:
+        """Passes an event on. An observer's failure is logged and goes no further."""
+        logger.debug("%s", event)
+        if self._observer is None:
+            return
+        try:
+            self._observer(event)
+        except Exception:  # whatever it is, an observer must not break a write half way
+            logger.exception("the observer failed on %s", type(event).__name__)

@@ -1,0 +1,171 @@
+"""From pages to a window: which pages are asked for, and when to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from openai import NotFoundError
+
+from cached_session.classify import is_unknown_cursor
+from cached_session.core.history import History
+from cached_session.core.items import Held
+from cached_session.operation import Operation
+from cached_session.remote import PAGE, Page
+
+
+class CursorLost(Exception):
+    """The server does not know a cursor, or listed as if none had been given.
+
+    What was listed so far cannot be joined to what is missing: start again.
+    """
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A listing in one direction, page by page."""
+
+    operation: Operation
+    order: str
+    items: list[Held] = field(default_factory=list)
+    ended: bool = False
+
+    async def more(self, limit: int = PAGE) -> None:
+        """Fetches the next page behind what is there."""
+        after = self.items[-1].id if self.items else None
+        page = await _page(self.operation, self.order, limit, after)
+        if after is not None and _starts_again(page, after, {item.id for item in self.items}):
+            raise CursorLost
+        self.items.extend(page.items)
+        # An exactly full last page may say that more follow; the next one is empty.
+        self.ended = not page.has_more or not page.items
+
+
+async def _page(operation: Operation, order: str, limit: int, after: str | None) -> Page:
+    try:
+        return await operation.list_items(
+            "asc" if order == "asc" else "desc", limit=limit, after=after
+        )
+    except NotFoundError as error:
+        if after is not None and is_unknown_cursor(error):
+            raise CursorLost from error
+        raise
+
+
+def _starts_again(page: Page, after: str, seen: Container[str]) -> bool:
+    """Whether a page begins the listing anew instead of behind `after`.
+
+    Some servers do so for a cursor that they do not know. Taken at its word,
+    such a listing has no end. A few known ids are no proof: the service lists
+    an item twice that was sent twice under one id.
+    """
+    known = sum(item.id in seen for item in page.items)
+    return 2 * known > len(page.items) or any(item.id == after for item in page.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest part of a conversation, as just listed.
+
+    Attributes:
+        items: Oldest first.
+        found: The position in `items` of the newest item that was looked for,
+            or None if none of them is there.
+        reached_start: Whether the items reach the conversation's beginning.
+    """
+
+    items: list[Held]
+    found: int | None
+    reached_start: bool
+
+
+async def newest(
+    operation: Operation, *, size: int, until: Container[str], enough: int | None
+) -> Newest:
+    """Lists from the newest item back.
+
+    Args:
+        operation: The operation that asks.
+        size: Items to ask for in the first page, 1 to 100.
+        until: Stop at an item with one of these ids.
+        enough: Stop when this many items are there; None: do not.
+
+    Raises:
+        CursorLost: A page could not be joined to the one before.
+    """
+    lane = _Lane(operation, "desc")
+    looked = 0
+    while True:
+        await lane.more(size)
+        for position in range(looked, len(lane.items)):
+            if lane.items[position].id in until:
+                found = len(lane.items) - 1 - position
+                return Newest(lane.items[::-1], found, lane.ended)
+        looked = len(lane.items)
+        if lane.ended or (enough is not None and looked >= enough):
+            return Newest(lane.items[::-1], None, lane.ended)
+        size = PAGE
+
+
+async def extend(operation: Operation, history: History, limit: int) -> None:
+    """Extends a window backwards until it holds `limit` items or the beginning.
+
+    Raises:
+        CursorLost: The window's oldest items are not where they were.
+    """
+    while not history.covers(limit):
+        items = history.items
+        missing = limit - len(items)
+        if len(items) > 1:
+            # One item of overlap proves that the page begins where the window ends.
+            page = await _page(operation, "desc", min(PAGE, missing + 1), items[1].id)
+            if not page.items or page.items[0].id != items[0].id:
+                raise CursorLost
+            older = page.items[1:]
+        else:
+            page = await _page(operation, "desc", min(PAGE, missing), items[0].id)
+            older = page.items
+            if older and older[0].id == items[0].id:
+                raise CursorLost
+        history.extend_back(older[::-1], complete=not page.has_more or not older)
+
+
+async def everything(operation: Operation, window: list[Held]) -> list[Held]:
+    """Lists a whole conversation, of which the newest part is there.
+
+    Pages come from both ends at once and stop where they meet: half the round
+    trips in sequence.
+
+    Args:
+        operation: The operation that asks.
+        window: The newest items, oldest first; at least one.
+
+    Returns:
+        All items, oldest first.
+
+    Raises:
+        CursorLost: The two ends do not fit together.
+    """
+    back = _Lane(operation, "desc", items=window[::-1])
+    forth = _Lane(operation, "asc")
+    while True:
+        results = await asyncio.gather(back.more(), forth.more(), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if back.ended:
+            return back.items[::-1]
+        seen = {item.id: position for position, item in enumerate(forth.items)}
+        meeting = seen.get(back.items[-1].id)
+        if meeting is not None:
+            return _joined(forth.items, meeting, back.items[::-1])
+        if forth.ended:
+            raise CursorLost
+
+
+def _joined(older: list[Held], meeting: int, newer: list[Held]) -> list[Held]:
+    overlap = older[meeting:]
+    if [item.id for item in overlap] != [item.id for item in newer[: len(overlap)]]:
+        raise CursorLost
+    return older[:meeting] + newer

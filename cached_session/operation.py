@@ -1,0 +1,106 @@
+"""One caller's operation on one conversation: through which client, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from openai import NotFoundError
+
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.events import Meter
+from cached_session.remote import Page, Remote
+from cached_session.retrying import Retrier, RetryPolicy
+
+T = TypeVar("T")
+
+
+class Operation:
+    """Requests of one operation, repeated under one policy until one deadline.
+
+    Attributes:
+        remote: Where the requests go.
+        policy: How they are repeated.
+        meter: Who counts them.
+        conversation_id: The conversation.
+        deadline: When the operation ends, on the running loop's clock.
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        policy: RetryPolicy,
+        meter: Meter,
+        conversation_id: str,
+        deadline: float | None = None,
+    ) -> None:
+        self.remote = remote
+        self.policy = policy
+        self.meter = meter
+        self.conversation_id = conversation_id
+        self._retrier = Retrier(policy, meter)
+        self.deadline = self._retrier.deadline() if deadline is None else deadline
+
+    @staticmethod
+    def now() -> float:
+        """The running loop's clock, seconds."""
+        return asyncio.get_running_loop().time()
+
+    def without_retries(self) -> Operation:
+        """The same operation, with one attempt at each request."""
+        policy = dataclasses.replace(self.policy, max_attempts=1)
+        return Operation(self.remote, policy, self.meter, self.conversation_id, self.deadline)
+
+    async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
+        """Repeats an attempt; see `Retrier.run`."""
+        return await self._retrier.run(
+            attempt, deadline=self.deadline, conversation_id=self.conversation_id
+        )
+
+    async def list_items(
+        self, order: Literal["asc", "desc"], *, limit: int, after: str | None = None
+    ) -> Page:
+        """Lists one page, or raises the error of the last attempt."""
+
+        async def attempt(seconds: float) -> Outcome[Page]:
+            return await self.remote.list_items(
+                self.conversation_id, order=order, limit=limit, after=after, timeout=seconds
+            )
+
+        outcome = await self.run(attempt)
+        if isinstance(outcome, Applied):
+            return outcome.value
+        raise outcome.error
+
+    async def delete_item(self, item_id: str) -> Outcome[None]:
+        """Deletes an item. Refused with a 404: somebody else had removed it before."""
+        return await self._delete(
+            lambda seconds: self.remote.delete_item(self.conversation_id, item_id, timeout=seconds)
+        )
+
+    async def delete_conversation(self) -> Outcome[None]:
+        """Deletes the conversation. Refused with a 404: somebody else had deleted it before."""
+        return await self._delete(
+            lambda seconds: self.remote.delete_conversation(self.conversation_id, timeout=seconds)
+        )
+
+    async def _delete(self, send: Callable[[float], Awaitable[Outcome[None]]]) -> Outcome[None]:
+        lost_answer = False
+
+        async def attempt(seconds: float) -> Outcome[None]:
+            nonlocal lost_answer
+            outcome = await send(seconds)
+            if lost_answer and is_gone(outcome):
+                # After a lost answer it was this operation that removed it.
+                return Applied(None)
+            lost_answer = lost_answer or isinstance(outcome, Unknown)
+            return outcome
+
+        return await self.run(attempt)
+
+
+def is_gone(outcome: Outcome[None]) -> bool:
+    """Whether the answer to a delete was that there is nothing to delete."""
+    return isinstance(outcome, Refused) and isinstance(outcome.error, NotFoundError)

@@ -1,0 +1,225 @@
+"""The one module that talks to the openai client.
+
+Every request ends in one of three outcomes: applied, refused for certain, or
+unknown. Nothing here repeats a request, and nothing raises but a cancellation.
+
+The client's typed methods are not used: their request transforms cost ten
+times the request itself. Its public `get`, `post` and `delete` keep its
+authentication, base URL, proxies and timeouts, and the JSON is decoded once,
+to what the caller gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx2
+from openai import APIResponseValidationError, AsyncOpenAI
+
+from cached_session.classify import classify
+from cached_session.connections import Connections, connections
+from cached_session.core.items import Held, Outgoing, body, hold
+from cached_session.core.outcomes import Applied, Outcome, Unknown
+from cached_session.events import Meter, RequestFinished
+
+# "A limit on the number of objects to be returned, between 1 and 100"; above
+# is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
+PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing.
+
+    Attributes:
+        items: In the order of the listing.
+        has_more: Whether the server says that more follow. Some say so on an
+            exactly full last page.
+    """
+
+    items: tuple[Held, ...]
+    has_more: bool
+
+
+class Remote:
+    """The Conversations API through one openai client, counted by one session."""
+
+    def __init__(self, client: AsyncOpenAI, meter: Meter) -> None:
+        self._client = client
+        self._meter = meter
+        self._connections: Connections = connections(client)
+
+    async def create(self, *, timeout: float) -> Outcome[str]:
+        """Makes a conversation, without items: some servers drop initial ones silently."""
+
+        return await self._request("create", None, "post", "", _id, timeout, content=b"{}")
+
+    async def list_items(
+        self,
+        conversation_id: str,
+        *,
+        order: Literal["asc", "desc"],
+        limit: int,
+        after: str | None = None,
+        timeout: float,
+    ) -> Outcome[Page]:
+        """Lists one page, from the item behind `after` on (exclusive, in both orders)."""
+        query: dict[str, object] = {"order": order, "limit": limit}
+        if after is not None:
+            query["after"] = after
+        return await self._request(
+            "list", conversation_id, "get", "/items", _page, timeout, query=query
+        )
+
+    async def append(
+        self, conversation_id: str, items: Sequence[Outgoing], *, timeout: float
+    ) -> Outcome[tuple[Held, ...]]:
+        """Appends one batch; the answer holds the items as a listing will show them."""
+
+        def parse(answer: Any) -> tuple[Held, ...]:
+            held = _items(answer)
+            if len(held) != len(items):
+                raise ValueError
+            return held
+
+        return await self._request(
+            "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
+        )
+
+    async def delete_item(
+        self, conversation_id: str, item_id: str, *, timeout: float
+    ) -> Outcome[None]:
+        """Deletes one item; the answer's body is the conversation and of no use here."""
+        path = f"/items/{_segment(item_id)}"
+        return await self._request("delete item", conversation_id, "delete", path, _ignore, timeout)
+
+    async def delete_conversation(self, conversation_id: str, *, timeout: float) -> Outcome[None]:
+        """Deletes the conversation, and with it every item at once."""
+        return await self._request(
+            "delete conversation", conversation_id, "delete", "", _ignore, timeout
+        )
+
+    async def _request(
+        self,
+        operation: str,
+        conversation_id: str | None,
+        method: Literal["get", "post", "delete"],
+        path: str,
+        parse: Any,
+        timeout: float,
+        *,
+        query: dict[str, object] | None = None,
+        content: bytes | None = None,
+    ) -> Outcome[Any]:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        self._meter.requests += 1
+        root = "/conversations"
+        if conversation_id is not None:
+            root = f"{root}/{_segment(conversation_id)}"
+        outcome: Outcome[Any]
+        try:
+            # The client's timeouts bound each phase; a server that sends a
+            # byte now and then would outlive them all.
+            async with asyncio.timeout(timeout):
+                response = await self._send(method, root + path, timeout, query, content)
+        except Exception as error:
+            outcome = classify(error)
+        else:
+            outcome = _understand(response, parse)
+        self._meter.tell(
+            RequestFinished(
+                operation,
+                conversation_id,
+                type(outcome).__name__.lower(),
+                clock() - started,
+                None if isinstance(outcome, Applied) else type(outcome.error).__name__,
+            )
+        )
+        return outcome
+
+    async def _send(
+        self,
+        method: Literal["get", "post", "delete"],
+        path: str,
+        timeout: float,
+        query: dict[str, object] | None,
+        content: bytes | None,
+    ) -> httpx2.Response:
+        client = await self._connections.client(self._client)
+        options: Any = {
+            # Two retry loops double each other's work, and only ours knows
+            # the three outcomes.
+            "max_retries": 0,
+            "timeout": _phases(self._client.timeout, timeout),
+            "security": {"bearer_auth": True},
+        }
+        if query is not None:
+            options["params"] = query
+        if method == "get":
+            return await client.get(path, cast_to=httpx2.Response, options=options)
+        if method == "delete":
+            return await client.delete(path, cast_to=httpx2.Response, options=options)
+        return await client.post(path, cast_to=httpx2.Response, content=content, options=options)
+
+
+def _segment(value: str) -> str:
+    return quote(value, safe="")
+
+
+def _phases(own: Any, timeout: float) -> httpx2.Timeout:
+    """The client's own timeouts, each cut to what is left for this attempt (seconds)."""
+    if own is None or isinstance(own, int | float):
+        return httpx2.Timeout(timeout if own is None else min(own, timeout))
+    return httpx2.Timeout(
+        **{
+            phase: timeout if (value := getattr(own, phase)) is None else min(value, timeout)
+            for phase in ("connect", "read", "write", "pool")
+        }
+    )
+
+
+def _understand(response: httpx2.Response, parse: Any) -> Outcome[Any]:
+    """Reads a 2xx answer. One that cannot be read says nothing about what was done."""
+    try:
+        return Applied(parse(json.loads(response.content)))
+    except (ValueError, TypeError, KeyError, LookupError, RecursionError):
+        # The cause is left out: its text may quote the answer's content.
+        error = APIResponseValidationError(
+            response, None, message="the answer is not what the Conversations API sends"
+        )
+        return Unknown(error, retryable=True)
+
+
+def _id(answer: Any) -> Any:
+    return _expect(answer["id"], str)
+
+
+def _page(answer: Any) -> Page:
+    items = _items(answer)
+    return Page(items, has_more=_expect(answer["has_more"], bool))
+
+
+def _items(answer: Any) -> tuple[Held, ...]:
+    return tuple(map(_item, _expect(answer["data"], list)))
+
+
+def _item(item: Any) -> Held:
+    _expect(item, dict)
+    _expect(item["id"], str)
+    return hold(item)
+
+
+def _ignore(_: Any) -> None:
+    return None
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value

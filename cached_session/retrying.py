@@ -1,0 +1,224 @@
+"""Repeating what may be repeated. The one module that imports tenacity."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.errors import DeadlineExceeded
+from cached_session.events import Meter, RetryScheduled
+
+T = TypeVar("T")
+
+
+class RetryBudget:
+    """A limit on how often a process repeats requests, so that an outage meets no storm.
+
+    A token bucket. Each repeat takes a token, each success brings one back,
+    and time brings them back slowly. When none is left, repeats are not given
+    up but paced: they wait for the next token.
+
+    Args:
+        capacity: Tokens in a full bucket.
+        refill: Tokens that come back a second.
+
+    Raises:
+        ValueError: An argument is not positive.
+    """
+
+    def __init__(self, capacity: float = 100.0, refill: float = 10.0) -> None:
+        if capacity <= 0 or refill <= 0:
+            raise ValueError("capacity and refill must be positive")
+        self._capacity = capacity
+        self._refill = refill
+        self._tokens = capacity
+        self._updated = -math.inf
+        self._lock = threading.Lock()
+
+    def take(self, now: float) -> float:
+        """Takes a token; returns how many seconds to wait until it is there."""
+        with self._lock:
+            if self._updated < now:
+                earned = (now - self._updated) * self._refill
+                self._tokens = min(self._capacity, self._tokens + earned)
+            # A clock that starts again (a new event loop under test) earns nothing.
+            self._updated = now
+            self._tokens -= 1
+            return max(0.0, -self._tokens / self._refill)
+
+    def give_back(self) -> None:
+        """Returns a token: a request succeeded, or a repeat was not made."""
+        with self._lock:
+            self._tokens = min(self._capacity, self._tokens + 1)
+
+
+PROCESS_BUDGET = RetryBudget()
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often, how fast and how long a request is repeated. Seconds throughout.
+
+    Attributes:
+        max_attempts: Requests at most for one step of an operation, the first
+            included. A listing that decides a lost answer belongs to the
+            attempt that follows it.
+        deadline: What a whole operation may take, waiting for its turn included.
+        attempt_timeout: What one request may take. The client's own timeout
+            counts where it is shorter.
+        initial_delay: The longest wait before the first repeat. It doubles
+            from repeat to repeat; the wait is drawn between half of it and
+            all of it.
+        max_delay: The longest wait that is drawn. A server that asks for a
+            longer one gets it, as long as the deadline allows.
+        budget: What limits the repeats of everyone who shares it; the
+            process's by default.
+        random: Where the draw comes from: returns a number from 0 to 1.
+
+    Raises:
+        TypeError: A number is no number.
+        ValueError: A number is out of its range.
+    """
+
+    max_attempts: int = 8
+    deadline: float = 60.0
+    attempt_timeout: float = 20.0
+    initial_delay: float = 0.25
+    max_delay: float = 8.0
+    budget: RetryBudget = field(default=PROCESS_BUDGET, repr=False, compare=False)
+    random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_attempts, int) or isinstance(self.max_attempts, bool):
+            raise TypeError("max_attempts must be an int")
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+        for name in ("deadline", "attempt_timeout", "initial_delay", "max_delay"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number of seconds")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number of seconds above 0")
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the `attempt`-th attempt (from 1) failed."""
+        # Capped exponent: 2.0 ** 1024 overflows.
+        longest: float = min(self.max_delay, self.initial_delay * 2.0 ** min(attempt - 1, 64))
+        return longest * (0.5 + 0.5 * self.random())
+
+
+class Retrier:
+    """Runs attempts under one policy, counted by one session."""
+
+    def __init__(self, policy: RetryPolicy, meter: Meter) -> None:
+        self.policy = policy
+        self._meter = meter
+
+    def deadline(self) -> float:
+        """The deadline of an operation that begins now, on the running loop's clock."""
+        return asyncio.get_running_loop().time() + self.policy.deadline
+
+    async def run(
+        self,
+        attempt: Callable[[float], Awaitable[Outcome[T]]],
+        *,
+        deadline: float,
+        conversation_id: str | None,
+    ) -> Outcome[T]:
+        """Repeats an attempt until it is applied, or repeating cannot help any more.
+
+        Args:
+            attempt: Makes one attempt; is given the seconds it may take.
+            deadline: When the operation ends, on the running loop's clock.
+            conversation_id: Named in events and notes.
+
+        Returns:
+            The last attempt's outcome. The error of one that was repeated
+            carries a note that says how often.
+        """
+        clock = asyncio.get_running_loop().time
+        policy = self.policy
+
+        async def once() -> Outcome[T]:
+            left = deadline - clock()
+            if left <= 0:
+                return Refused(_too_late(conversation_id), retryable=False)
+            outcome = await attempt(min(policy.attempt_timeout, left))
+            if isinstance(outcome, Applied):
+                policy.budget.give_back()
+            return outcome
+
+        def again(state: RetryCallState) -> bool:
+            failure = _failure(state)
+            return failure is not None and failure.retryable
+
+        # tenacity's own waits and stops read the system's clock and the global
+        # random state. These read the loop's clock and the policy's.
+        def wait(state: RetryCallState) -> float:
+            asked = getattr(_failure(state), "delay", None) or 0.0
+            return max(asked, policy.delay(state.attempt_number), policy.budget.take(clock()))
+
+        def stop(state: RetryCallState) -> bool:
+            over = (
+                state.attempt_number >= policy.max_attempts
+                or clock() + state.upcoming_sleep >= deadline
+            )
+            if over:
+                policy.budget.give_back()
+            return over
+
+        def announce(state: RetryCallState) -> None:
+            self._meter.retries += 1
+            error = getattr(_failure(state), "error", None)
+            self._meter.tell(
+                RetryScheduled(
+                    conversation_id,
+                    state.attempt_number,
+                    state.upcoming_sleep,
+                    type(error).__name__,
+                )
+            )
+
+        def give_up(state: RetryCallState) -> Outcome[T]:
+            outcome: Outcome[T] = state.outcome.result()  # type: ignore[union-attr]  # never None here
+            if not isinstance(outcome, Applied) and state.attempt_number > 1:
+                outcome.error.add_note(
+                    f"{conversation_id or 'new conversation'}: given up after "
+                    f"{state.attempt_number} attempts"
+                )
+            return outcome
+
+        retrying = AsyncRetrying(
+            sleep=asyncio.sleep,
+            retry=again,
+            wait=wait,
+            stop=stop,
+            before_sleep=announce,
+            retry_error_callback=give_up,
+        )
+        outcome: Outcome[T] = await retrying(once)
+        return outcome
+
+
+def _failure(state: RetryCallState) -> Refused | Unknown | None:
+    """The attempt's failed outcome; None if it was applied, cancelled or raised."""
+    if state.outcome is None or state.outcome.failed:
+        return None
+    outcome = state.outcome.result()
+    return outcome if isinstance(outcome, Refused | Unknown) else None
+
+
+def _too_late(conversation_id: str | None) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"{conversation_id or 'new conversation'}: the operation's deadline passed "
+        "before its next request; that request was not sent",
+        conversation_id=conversation_id,
+    )

@@ -1,0 +1,387 @@
+"""CachedSession: checks arguments, finds its conversation's local copy, delegates."""
+
+from __future__ import annotations
+
+import math
+import operator
+from types import TracebackType
+from typing import Any, Self, cast
+
+from agents import OpenAIConversationsSession, TResponseInputItem
+from agents.memory import SessionSettings
+from openai import AsyncOpenAI
+
+from cached_session.binding import NEW, Binding
+from cached_session.cache import PROCESS_CACHE, ConversationCache
+from cached_session.core.items import accept
+from cached_session.errors import SessionClosed
+from cached_session.events import Meter, Observer, Stats
+from cached_session.operation import Operation
+from cached_session.replica import Replica
+from cached_session.retrying import RetryPolicy
+
+
+class CachedSession(OpenAIConversationsSession):
+    """A session whose history is on OpenAI's servers and whose reads are local.
+
+    Takes the place of `OpenAIConversationsSession`: the same conversation on
+    the server, the same behaviour in the Runner. Reads of what is held cost no
+    request; an append happens exactly once, whatever the network does.
+
+    Sessions on one conversation and account share one local copy and one order
+    of writes, from every task, thread and event loop of the process.
+
+    Args:
+        underlying_session: A session to wrap. Its client, conversation and
+            settings are taken over, and both agree on the conversation's id
+            from then on, whichever creates it.
+        conversation_id: An existing conversation; None: one is made on first use.
+        openai_client: The client to use; None: the SDK's default client. It is
+            never closed here.
+        session_settings: The SDK's settings, as an object or a dict. `limit`
+            is what `get_items()` returns at most.
+        cache: Where the local copy is kept; None: the process's own.
+        max_staleness: Seconds for which the local copy is trusted without
+            asking the server; None: without end; 0: not at all, so that every
+            read asks, in one request. The first read of a session object
+            always asks, unless the session created the conversation.
+        retry: How requests are repeated; None: `RetryPolicy()`.
+        observer: Called with each event (see `cached_session.events`), on the
+            thread where it happens.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an impossible value, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        underlying_session: OpenAIConversationsSession | None = None,
+        *,
+        conversation_id: str | None = None,
+        openai_client: AsyncOpenAI | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        cache: ConversationCache | None = None,
+        max_staleness: float | None = None,
+        retry: RetryPolicy | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        _check_type("underlying_session", underlying_session, OpenAIConversationsSession)
+        _check_type("openai_client", openai_client, AsyncOpenAI)
+        _check_type("cache", cache, ConversationCache)
+        _check_type("retry", retry, RetryPolicy)
+        _check_type("session_settings", session_settings, SessionSettings, dict)
+        if observer is not None and not callable(observer):
+            raise TypeError(f"observer must be callable, not {type(observer).__name__}")
+        if conversation_id is not None:
+            _check_id("conversation_id", conversation_id)
+        _check_staleness(max_staleness)
+        if underlying_session is not None:
+            for name, value in (
+                ("conversation_id", conversation_id),
+                ("openai_client", openai_client),
+            ):
+                if value is not None:
+                    raise ValueError(f"{name} comes from underlying_session; pass one of the two")
+            openai_client = _client_of(underlying_session)
+            if session_settings is None:
+                session_settings = underlying_session.session_settings
+        super().__init__(
+            conversation_id=conversation_id,
+            openai_client=openai_client,
+            session_settings=session_settings,
+        )
+        # Double underscores, so that no attribute of the base class, in this
+        # release or another, can be the same as one of these.
+        self.__max_staleness = max_staleness
+        self.__meter = Meter(observer)
+        self.__closed = False
+        self.__binding = Binding(
+            _client_of(self),
+            underlying_session,
+            conversation_id,
+            PROCESS_CACHE if cache is None else cache,
+            RetryPolicy() if retry is None else retry,
+            self.__meter,
+        )
+        self.__binding.open(self)
+
+    @property
+    def session_id(self) -> str:
+        """The conversation's id.
+
+        Raises:
+            ValueError: There is none yet; the first `get_items`, or `add_items`
+                with an item, makes the conversation.
+        """
+        conversation_id = self.__binding.conversation_id
+        if conversation_id is None:
+            raise ValueError(
+                "session_id is not yet available: the conversation is made on first use. "
+                "Await get_items(), or add_items() with an item, first."
+            )
+        return conversation_id
+
+    @session_id.setter
+    def session_id(self, value: str) -> None:
+        _check_id("session_id", value)
+        self.__binding.conversation_id = value
+
+    @property
+    def stats(self) -> Stats:
+        """What this session did so far, and what is held of its conversation."""
+        meter, replica = self.__meter, self.__binding.replica
+        history = None if replica is None else replica.history
+        return Stats(
+            hits=meter.hits,
+            misses=meter.misses,
+            requests=meter.requests,
+            retries=meter.retries,
+            reconciliations=meter.reconciliations,
+            items=0 if history is None else len(history),
+            bytes=0 if history is None else history.size,
+        )
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        state = "closed" if self.__closed else f"{stats.items} items held, {stats.bytes} bytes"
+        return f"CachedSession({self.__binding.conversation_id or NEW}, {state})"
+
+    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """Returns the conversation's history.
+
+        Args:
+            limit: How many of the newest items; None: `session_settings.limit`,
+                or all of them.
+
+        Returns:
+            The items, oldest first, in the shape in which the server lists
+            them. The list and all in it belong to the caller.
+
+        Raises:
+            TypeError: `limit` is no int.
+            ValueError: `limit` is negative.
+            openai.OpenAIError: The server refused, or stayed out of reach.
+            DeadlineExceeded: The operations before this one took too long.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        limit = self.__limit(limit)
+        binding = self.__binding
+        replica = binding.bound()
+        if replica is not None and binding.checks is not None and self.__max_staleness is None:
+            # The common case, first and without a clock.
+            held = replica.served(limit, checks=binding.checks, checked_since=-math.inf)
+            if held is not None:
+                return self.__hit(replica, held)
+        operation, replica = await binding.begin()
+        if limit == 0:
+            return []
+        checks, since = self.__trust(replica, operation)
+        held = replica.served(limit, checks=checks, checked_since=since)
+        if held is not None:
+            return self.__hit(replica, held)
+        self.__meter.misses += 1
+        items = await replica.read(operation, limit, checks=checks, checked_since=since)
+        return cast(list[TResponseInputItem], items)
+
+    async def add_items(self, items: list[TResponseInputItem]) -> None:
+        """Appends items, each exactly once, in order, next to each other.
+
+        They travel in batches of at most 20 items. When the call returns, all
+        of them are on the server.
+
+        Args:
+            items: The items, dicts or pydantic models. They are copied before
+                the call first waits, so they may be changed at once. No items:
+                nothing is sent.
+
+        Raises:
+            TypeError: `items` is no list of objects that JSON can carry.
+            ValueError: An item holds a number or text that JSON cannot carry.
+            AppendOutcomeUnknown: Whether items landed could not be found out.
+            openai.OpenAIError: The server refused, or stayed out of reach. A
+                note on the exception says how many items landed.
+            DeadlineExceeded: The operations before this one took too long.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        outgoing = accept(items)
+        if not outgoing:
+            return
+        operation, replica = await self.__binding.begin()
+        await replica.append(operation, outgoing)
+
+    async def pop_item(self) -> TResponseInputItem | None:
+        """Removes the newest item and returns it.
+
+        Returns:
+            The item, which belongs to the caller, or None if there is none.
+
+        Raises:
+            openai.OpenAIError: The server refused, or stayed out of reach. A
+                note says if it is not known whether the item was removed.
+            DeadlineExceeded: The operations before this one took too long.
+            UnexpectedAnswer: Other writers removed the newest item at every attempt.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        operation, replica = await self.__binding.begin()
+        checks, since = self.__trust(replica, operation)
+        item = await replica.pop(operation, checks=checks, checked_since=since)
+        return cast(TResponseInputItem | None, item)
+
+    async def clear_session(self) -> None:
+        """Deletes the conversation; the next use makes a new one.
+
+        Before the first use nothing is sent.
+
+        Raises:
+            openai.OpenAIError: The server refused, or stayed out of reach. The
+                session keeps the conversation's id.
+            DeadlineExceeded: The operations before this one took too long.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        conversation_id = self.__binding.conversation_id
+        if conversation_id is None:
+            return
+        replica = self.__binding.bind(conversation_id)
+
+        def deleted() -> None:
+            if self.__binding.conversation_id == conversation_id:
+                self.__binding.conversation_id = None
+
+        await replica.clear(self.__binding.operation(conversation_id), deleted)
+
+    async def refresh(self) -> None:
+        """Forgets the local copy; the next read of any session on it asks the server.
+
+        Raises:
+            DeadlineExceeded: The operations before this one took too long.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        conversation_id = self.__binding.conversation_id
+        if conversation_id is not None:
+            replica = self.__binding.bind(conversation_id)
+            await replica.refresh(self.__binding.operation(conversation_id))
+
+    async def flush(self) -> None:
+        """Waits until every write before this call is on the server or has failed.
+
+        Looks once more for items that a late commit stored twice, if such a
+        commit may still come.
+
+        Raises:
+            openai.OpenAIError: That look failed.
+            DeadlineExceeded: The operations before this one took too long.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        conversation_id = self.__binding.conversation_id
+        if conversation_id is not None:
+            replica = self.__binding.bind(conversation_id)
+            await replica.settle(self.__binding.operation(conversation_id))
+
+    async def aclose(self) -> None:
+        """Flushes, then lets go of the local copy and of the connections opened for it.
+
+        The openai client stays open. Closing twice does nothing.
+
+        Raises:
+            openai.OpenAIError: As from `flush`; the session is closed all the same.
+            DeadlineExceeded: As from `flush`; the session is closed all the same.
+        """
+        if self.__closed:
+            return
+        try:
+            await self.flush()
+        finally:
+            self.__closed = True
+            await self.__binding.close(self)
+
+    async def __aenter__(self) -> Self:
+        self.__check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __check_open(self) -> None:
+        if self.__closed:
+            raise SessionClosed(
+                "the session is closed; make a new one",
+                conversation_id=self.__binding.conversation_id,
+            )
+
+    def __limit(self, limit: int | None) -> int | None:
+        name = "limit"
+        if limit is None:
+            if self.session_settings is None or self.session_settings.limit is None:
+                return None
+            name, limit = "session_settings.limit", self.session_settings.limit
+        try:
+            if isinstance(limit, bool):
+                raise TypeError
+            limit = operator.index(limit)
+        except TypeError:
+            raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
+        if limit < 0:
+            raise ValueError(f"{name} must not be negative")
+        return limit
+
+    def __hit(self, replica: Replica, held: list[dict[str, Any]]) -> list[TResponseInputItem]:
+        self.__meter.hits += 1
+        self.__binding.touch(replica)
+        return cast(list[TResponseInputItem], held)
+
+    def __trust(self, replica: Replica, operation: Operation) -> tuple[int, float]:
+        """How many checks the copy must have seen, and since when the last one."""
+        binding = self.__binding
+        if binding.checks is None:
+            binding.checks = replica.checks + 1
+        if self.__max_staleness is None:
+            return binding.checks, -math.inf
+        if self.__max_staleness == 0:
+            return max(binding.checks, replica.checks + 1), -math.inf
+        return binding.checks, operation.now() - self.__max_staleness
+
+
+def _client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:
+    # The SDK has no public way to ask a session for its client. Looking for
+    # it by type relies on no name that a release may change.
+    for value in vars(session).values():
+        if isinstance(value, AsyncOpenAI):
+            return value
+    raise TypeError(f"underlying_session, a {type(session).__name__}, holds no AsyncOpenAI client")
+
+
+def _check_type(name: str, value: object, *kinds: type) -> None:
+    if value is not None and not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be {expected} or None, not {type(value).__name__}")
+
+
+def _check_id(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value or value in (".", "..") or not value.isprintable():
+        raise ValueError(f"{name} must be a conversation's id, not {value!r}")
+
+
+def _check_staleness(value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(
+            f"max_staleness must be a number of seconds or None, not {type(value).__name__}"
+        )
+    if math.isnan(value) or value < 0:
+        raise ValueError("max_staleness must not be negative or NaN")
