@@ -13,6 +13,7 @@ from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import AppendOutcomeUnknown
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
+from cached_session.retrying import too_late
 
 if TYPE_CHECKING:
     from cached_session.replica import Replica
@@ -47,14 +48,10 @@ class Append:
             return
         if self._in_doubt:
             try:
-                await self._reconcile(self._operation)
-            except Exception:
+                await self._reconcile()
+            except Exception as error:
                 self._replica.forget()
-                raise AppendOutcomeUnknown(
-                    conversation_id=self._operation.conversation_id,
-                    landed=self._landed,
-                    total=len(self._items),
-                ) from outcome.error
+                raise self._unknown() from error
             if not self._rest:
                 return
         outcome.error.add_note(
@@ -63,17 +60,20 @@ class Append:
         )
         raise outcome.error
 
-    async def _attempt(self, timeout: float) -> Outcome[None]:
+    async def _attempt(self, seconds: float) -> Outcome[None]:
         if self._in_doubt:
             try:
-                await self._reconcile(self._operation)
+                await self._reconcile()
             except Exception as error:
                 return Unknown(error, retryable=False)
             if not self._rest:
                 return Applied(None)
+            seconds = min(seconds, self._operation.deadline - self._operation.now())
+            if seconds <= 0:
+                return Refused(too_late(self._operation.conversation_id), retryable=False)
         try:
             outcome = await self._operation.remote.append(
-                self._operation.conversation_id, self._rest, timeout=timeout
+                self._operation.conversation_id, self._rest, timeout=seconds
             )
         except asyncio.CancelledError:  # the loop ends with the request in flight
             self._doubt()
@@ -110,14 +110,25 @@ class Append:
         expires = self._operation.now() + self._operation.policy.deadline
         unsettled.sent(tuple(map(decode, self._rest)), expires=expires)
 
-    async def _reconcile(self, operation: Operation) -> None:
-        sent = len(self._rest)
+    async def _reconcile(self) -> None:
+        """Asks the server how much of the batch landed."""
+        operation, sent = self._operation, len(self._rest)
         landed = await self._replica.relist(operation, 1)
+        if landed is None:
+            # Another writer removed every item that stood before the batch.
+            raise self._unknown()
         self._in_doubt = False
         self._landed += landed
         self._rest = self._rest[landed:]
         operation.meter.reconciliations += 1
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
+
+    def _unknown(self) -> AppendOutcomeUnknown:
+        return AppendOutcomeUnknown(
+            conversation_id=self._operation.conversation_id,
+            landed=self._landed,
+            total=len(self._items),
+        )
 
     async def _look_for_late_commits(self) -> None:
         if not (self._resent and self._replica.unsettled.active):

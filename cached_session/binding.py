@@ -55,8 +55,8 @@ class Binding:
         self._api_key: str | None = None
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
-        self.checks: int | None = None
-        """How many checks the copy must have seen to be trusted; None: not yet said."""
+        self.opening: int | None = None
+        """The number of the listing that opens the copy for this session; None: not yet said."""
 
     @property
     def conversation_id(self) -> str | None:
@@ -94,7 +94,7 @@ class Binding:
             self._api_key = self._client.api_key
             replica = self._cache.replica(account(self._client), conversation_id)
             self.replica = replica
-            self.checks = None
+            self.opening = None
         return replica
 
     def operation(self, conversation_id: str, deadline: float | None = None) -> Operation:
@@ -138,7 +138,7 @@ class Binding:
         if self._underlying is None:
             self.conversation_id = outcome.value
             self.bind(outcome.value).begin_empty(Operation.now())
-            self.checks = 0
+            self.opening = 0
 
     async def _attempt(self, seconds: float) -> Outcome[str]:
         if self._underlying is None:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx2
 from openai import APIConnectionError, APIError, APIStatusError, OpenAIError
 
 from cached_session.core.outcomes import Refused, Unknown
@@ -48,10 +47,9 @@ def classify(error: Exception) -> Refused | Unknown:
     if isinstance(error, OpenAIError) and not isinstance(error, APIError):
         # The client itself gave up before sending: no credentials, say.
         return Refused(error, retryable=False)
-    # Timeouts of the attempt, errors of a transport that the client does not
-    # know, or a bug: the request may have left.
-    transient = isinstance(error, TimeoutError | OSError | httpx2.HTTPError | RuntimeError)
-    return Unknown(error, retryable=transient)
+    # A timeout around the client; or a bug, or an exception that nobody
+    # expected. The request may have left.
+    return Unknown(error, retryable=isinstance(error, TimeoutError))
 
 
 def _by_status(error: APIStatusError) -> Refused | Unknown:

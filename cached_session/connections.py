@@ -109,7 +109,7 @@ class Connections:
         bound = self._bound.get(loop)
         if bound is None:
             http = DefaultAsyncHttpxClient(verify=_ssl_context())
-            closer = self._close_with(loop, http)
+            closer = _close_with(weakref.ref(self), loop, http)
             # An async generator that has started is closed by its loop when
             # the loop shuts down. Nothing else runs at that moment in every
             # kind of program, and a pool that stays open then can never be
@@ -128,6 +128,11 @@ class Connections:
                 self._bound[loop] = bound
         return bound.client
 
+    def drop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Forgets a loop's pool, which is being closed."""
+        with self._lock:
+            self._bound.pop(loop, None)
+
     async def close(self) -> None:
         """Closes the running loop's pool; a later request opens a new one."""
         with self._lock:
@@ -135,15 +140,19 @@ class Connections:
         if bound is not None:
             await bound.closer.aclose()
 
-    async def _close_with(
-        self, loop: asyncio.AbstractEventLoop, http: httpx2.AsyncClient
-    ) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._bound.pop(loop, None)
-            await http.aclose()
+
+async def _close_with(
+    owner: weakref.ref[Connections], loop: asyncio.AbstractEventLoop, http: httpx2.AsyncClient
+) -> AsyncGenerator[None, None]:
+    # Refers to its owner weakly: a cycle would leave the pool to the garbage
+    # collector, which does not close it first.
+    try:
+        yield
+    finally:
+        connections = owner()
+        if connections is not None:
+            connections.drop(loop)
+        await http.aclose()
 
 
 def _has_default_http(client: AsyncOpenAI) -> bool:

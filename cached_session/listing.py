@@ -131,8 +131,8 @@ async def extend(operation: Operation, history: History, limit: int) -> None:
         history.extend_back(older[::-1], complete=not page.has_more or not older)
 
 
-async def everything(operation: Operation, window: list[Held]) -> list[Held]:
-    """Lists a whole conversation, of which the newest part is there.
+async def rest(operation: Operation, window: list[Held]) -> list[Held]:
+    """Lists all of a conversation that stands before the newest part.
 
     Pages come from both ends at once and stop where they meet: half the round
     trips in sequence.
@@ -142,7 +142,7 @@ async def everything(operation: Operation, window: list[Held]) -> list[Held]:
         window: The newest items, oldest first; at least one.
 
     Returns:
-        All items, oldest first.
+        All items before the window, oldest first.
 
     Raises:
         CursorLost: The two ends do not fit together.
@@ -155,11 +155,12 @@ async def everything(operation: Operation, window: list[Held]) -> list[Held]:
             if isinstance(result, BaseException):
                 raise result
         if back.ended:
-            return back.items[::-1]
+            return back.items[len(window) :][::-1]
         seen = {item.id: position for position, item in enumerate(forth.items)}
         meeting = seen.get(back.items[-1].id)
         if meeting is not None:
-            return _joined(forth.items, meeting, back.items[::-1])
+            whole = _joined(forth.items, meeting, back.items[::-1])
+            return whole[: len(whole) - len(window)]
         if forth.ended:
             raise CursorLost
 

@@ -96,6 +96,9 @@ class Operation:
                 # After a lost answer it was this operation that removed it.
                 return Applied(None)
             lost_answer = lost_answer or isinstance(outcome, Unknown)
+            if lost_answer and isinstance(outcome, Refused):
+                # This one was refused; the one before may still be applied.
+                return Unknown(outcome.error, outcome.retryable, outcome.delay)
             return outcome
 
         return await self.run(attempt)

@@ -19,7 +19,12 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
-from openai import APIResponseValidationError, AsyncOpenAI
+from openai import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    AsyncOpenAI,
+)
 
 from cached_session.classify import classify
 from cached_session.connections import Connections, connections
@@ -129,7 +134,7 @@ class Remote:
             async with asyncio.timeout(timeout):
                 response = await self._send(method, root + path, timeout, query, content)
         except Exception as error:
-            outcome = classify(error)
+            outcome = classify(self._as_openai_error(error, method, root + path))
         else:
             outcome = _understand(response, parse)
         self._meter.tell(
@@ -142,6 +147,19 @@ class Remote:
             )
         )
         return outcome
+
+    def _as_openai_error(self, error: Exception, method: str, path: str) -> Exception:
+        """Gives a caller who handles the client's exceptions one of those."""
+        request = httpx2.Request(method, f"{str(self._client.base_url).rstrip('/')}{path}")
+        wrapped: Exception
+        if isinstance(error, TimeoutError):
+            wrapped = APITimeoutError(request=request)
+        elif isinstance(error, OSError | RuntimeError | httpx2.HTTPError):
+            wrapped = APIConnectionError(request=request)
+        else:
+            return error
+        wrapped.__cause__ = error
+        return wrapped
 
     async def _send(
         self,

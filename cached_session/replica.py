@@ -25,7 +25,7 @@ from cached_session.core.outcomes import Applied, Unknown
 from cached_session.core.unsettled import Unsettled
 from cached_session.errors import UnexpectedAnswer
 from cached_session.events import AbandonedWriteFailed, LateCopyRemoved
-from cached_session.listing import CursorLost, everything, extend, newest
+from cached_session.listing import CursorLost, extend, newest, rest
 from cached_session.operation import Operation, is_gone
 from cached_session.remote import PAGE
 from cached_session.turns import Turns
@@ -50,7 +50,8 @@ class Replica:
         turns: Who may work on it.
         history: The window that is held, or None.
         unsettled: Requests without an answer that may still be applied.
-        checks: How many listings have confirmed the window so far.
+        listings: How many listings were begun, numbered from 1.
+        checked: The number of the last one that confirmed the window.
         checked_at: When the last of them was asked for, on the loops' clock.
     """
 
@@ -62,7 +63,8 @@ class Replica:
         self.turns = Turns()
         self.history: History | None = None
         self.unsettled = Unsettled()
-        self.checks = 0
+        self.listings = 0
+        self.checked = 0
         self.checked_at = -math.inf
         self._writes: set[asyncio.Task[Any]] = set()
 
@@ -82,14 +84,15 @@ class Replica:
         self.history = None
 
     def served(
-        self, limit: int | None, *, checks: int, checked_since: float
+        self, limit: int | None, *, listing: int, since: float
     ) -> list[dict[str, Any]] | None:
         """Answers a read from the window, if it may be trusted that far.
 
         Args:
             limit: How many of the newest items; None: all.
-            checks: How many checks must have been made.
-            checked_since: When the last one must have been asked for.
+            listing: The number of the first listing that counts as a check:
+                one that was begun before a read says nothing about it.
+            since: When the last check must have been asked for.
 
         Returns:
             The caller's own copy, oldest first, or None: ask the server.
@@ -98,8 +101,8 @@ class Replica:
         if (
             history is None
             or not history.covers(limit)
-            or self.checks < checks
-            or self.checked_at < checked_since
+            or self.checked < listing
+            or self.checked_at < since
             or self.unsettled.active
             or not self.turns.idle
         ):
@@ -107,11 +110,11 @@ class Replica:
         return copies(history.tail(limit))
 
     async def read(
-        self, operation: Operation, limit: int | None, *, checks: int, checked_since: float
+        self, operation: Operation, limit: int | None, *, listing: int, since: float
     ) -> list[dict[str, Any]]:
         """Answers a read, with as few requests as it takes; arguments as in `served`."""
         async with self._turn(operation):
-            history = await self.fresh(operation, limit, checks, checked_since)
+            history = await self.fresh(operation, limit, listing, since)
             return copies(history.tail(limit))
 
     async def settle(self, operation: Operation) -> None:
@@ -121,12 +124,12 @@ class Replica:
                 await self.fresh(operation, 1, 0, -math.inf)
 
     async def pop(
-        self, operation: Operation, *, checks: int, checked_since: float
+        self, operation: Operation, *, listing: int, since: float
     ) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none."""
         await self.turns.enter(operation.deadline, self.conversation_id)
         try:
-            history = await self.fresh(operation, 1, checks, checked_since)
+            history = await self.fresh(operation, 1, listing, since)
         except BaseException:
             self._leave()
             raise
@@ -256,17 +259,20 @@ class Replica:
             operation.meter.tell(AbandonedWriteFailed(self.conversation_id, type(error).__name__))
 
     async def fresh(
-        self, operation: Operation, limit: int | None, checks: int, checked_since: float
+        self, operation: Operation, limit: int | None, listing: int, since: float
     ) -> History:
         """Makes the window one that may answer; arguments as in `served`. Holds the turn."""
         if (
             self.history is None
             or self.unsettled.active
-            or self.checks < checks
-            or self.checked_at < checked_since
+            or self.checked < listing
+            or self.checked_at < since
         ):
             await self.relist(operation, limit)
-        await self.remove_late_copies(operation)
+        while self.unsettled.extra:
+            await self.remove_late_copies(operation)
+            # Other writers go on meanwhile; an answer shows one moment, not two.
+            await self.relist(operation, limit)
         for _ in range(operation.policy.max_attempts):
             history = self.history
             assert history is not None  # relist has set it
@@ -274,9 +280,8 @@ class Replica:
                 return history
             try:
                 if limit is None:
-                    self.history = History(
-                        await everything(operation, history.items), complete=True
-                    )
+                    older = await rest(operation, history.items)
+                    history.extend_back(older, complete=True)
                 else:
                     await extend(operation, history, limit)
             except CursorLost:
@@ -284,11 +289,12 @@ class Replica:
                 await self.relist(operation, limit)
         raise self._no_cursors()
 
-    async def relist(self, operation: Operation, limit: int | None) -> int:
+    async def relist(self, operation: Operation, limit: int | None) -> int | None:
         """Lists the newest part and puts it in the place of what is not verified.
 
         Returns:
-            How many items of an undecided append the listing showed.
+            How many items of an undecided append the listing showed; None if
+            it cannot tell.
         """
         try:
             return await self._relist(operation, limit)
@@ -298,7 +304,7 @@ class Replica:
             self.unsettled.decided_lost()
             raise
 
-    async def _relist(self, operation: Operation, limit: int | None) -> int:
+    async def _relist(self, operation: Operation, limit: int | None) -> int | None:
         unsettled = self.unsettled
         for _ in range(operation.policy.max_attempts):
             history = self.history
@@ -314,13 +320,15 @@ class Replica:
                 # What is in doubt lies behind its anchor: list at least back to it.
                 until, enough = positions or unsettled.anchors, None
             listed_at = operation.now()
+            self.listings += 1
+            number = self.listings
             try:
                 listed = await newest(operation, size=size, until=until, enough=enough)
             except CursorLost:
                 self.forget()
                 continue
             self._take(listed.items, listed.found, listed.reached_start, positions)
-            self.checks += 1
+            self.checked = number
             self.checked_at = listed_at
             if not unsettled.active:
                 return 0

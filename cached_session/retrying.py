@@ -150,7 +150,7 @@ class Retrier:
         async def once() -> Outcome[T]:
             left = deadline - clock()
             if left <= 0:
-                return Refused(_too_late(conversation_id), retryable=False)
+                return Refused(too_late(conversation_id), retryable=False)
             outcome = await attempt(min(policy.attempt_timeout, left))
             if isinstance(outcome, Applied):
                 policy.budget.give_back()
@@ -216,7 +216,8 @@ def _failure(state: RetryCallState) -> Refused | Unknown | None:
     return outcome if isinstance(outcome, Refused | Unknown) else None
 
 
-def _too_late(conversation_id: str | None) -> DeadlineExceeded:
+def too_late(conversation_id: str | None) -> DeadlineExceeded:
+    """The error of an operation that ran out of time before a request."""
     return DeadlineExceeded(
         f"{conversation_id or 'new conversation'}: the operation's deadline passed "
         "before its next request; that request was not sent",

@@ -123,8 +123,10 @@ class CachedSession(OpenAIConversationsSession):
         return conversation_id
 
     @session_id.setter
-    def session_id(self, value: str) -> None:
-        _check_id("session_id", value)
+    def session_id(self, value: str | None) -> None:
+        # None as in the SDK: the next use makes a new conversation.
+        if value is not None:
+            _check_id("session_id", value)
         self.__binding.conversation_id = value
 
     @property
@@ -170,20 +172,20 @@ class CachedSession(OpenAIConversationsSession):
         limit = self.__limit(limit)
         binding = self.__binding
         replica = binding.bound()
-        if replica is not None and binding.checks is not None and self.__max_staleness is None:
+        if replica is not None and binding.opening is not None and self.__max_staleness is None:
             # The common case, first and without a clock.
-            held = replica.served(limit, checks=binding.checks, checked_since=-math.inf)
+            held = replica.served(limit, listing=binding.opening, since=-math.inf)
             if held is not None:
                 return self.__hit(replica, held)
         operation, replica = await binding.begin()
         if limit == 0:
             return []
-        checks, since = self.__trust(replica, operation)
-        held = replica.served(limit, checks=checks, checked_since=since)
+        listing, since = self.__trust(replica, operation)
+        held = replica.served(limit, listing=listing, since=since)
         if held is not None:
             return self.__hit(replica, held)
         self.__meter.misses += 1
-        items = await replica.read(operation, limit, checks=checks, checked_since=since)
+        items = await replica.read(operation, limit, listing=listing, since=since)
         return cast(list[TResponseInputItem], items)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
@@ -228,8 +230,8 @@ class CachedSession(OpenAIConversationsSession):
         """
         self.__check_open()
         operation, replica = await self.__binding.begin()
-        checks, since = self.__trust(replica, operation)
-        item = await replica.pop(operation, checks=checks, checked_since=since)
+        listing, since = self.__trust(replica, operation)
+        item = await replica.pop(operation, listing=listing, since=since)
         return cast(TResponseInputItem | None, item)
 
     async def clear_session(self) -> None:
@@ -324,9 +326,16 @@ class CachedSession(OpenAIConversationsSession):
     def __limit(self, limit: int | None) -> int | None:
         name = "limit"
         if limit is None:
-            if self.session_settings is None or self.session_settings.limit is None:
-                return None
-            name, limit = "session_settings.limit", self.session_settings.limit
+            # The SDK takes a dict here, too, when it is set later.
+            settings: Any = self.session_settings
+            limit = (
+                settings.get("limit")
+                if isinstance(settings, dict)
+                else (getattr(settings, "limit", None))
+            )
+            name = "session_settings.limit"
+        if limit is None:
+            return None
         try:
             if isinstance(limit, bool):
                 raise TypeError
@@ -343,15 +352,17 @@ class CachedSession(OpenAIConversationsSession):
         return cast(list[TResponseInputItem], held)
 
     def __trust(self, replica: Replica, operation: Operation) -> tuple[int, float]:
-        """How many checks the copy must have seen, and since when the last one."""
+        """Which listing on counts as a check, and since when it must have been asked for."""
         binding = self.__binding
-        if binding.checks is None:
-            binding.checks = replica.checks + 1
+        if binding.opening is None:
+            binding.opening = replica.listings + 1
         if self.__max_staleness is None:
-            return binding.checks, -math.inf
+            return binding.opening, -math.inf
         if self.__max_staleness == 0:
-            return max(binding.checks, replica.checks + 1), -math.inf
-        return binding.checks, operation.now() - self.__max_staleness
+            # Not even a check that another caller makes while this one waits:
+            # our own writes may come between that and the answer.
+            return binding.opening, math.inf
+        return binding.opening, operation.now() - self.__max_staleness
 
 
 def _client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:

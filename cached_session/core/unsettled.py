@@ -103,8 +103,8 @@ class Unsettled:
         """Drops the question what landed: the conversation is not to be found."""
         self._undecided = ()
 
-    def settle(self, items: Sequence[Held], *, reached_start: bool, listed_at: float) -> int:
-        """Compares a new listing with the open sends.
+    def settle(self, items: Sequence[Held], *, reached_start: bool, listed_at: float) -> int | None:
+        """Compares a new listing with the open requests.
 
         Args:
             items: The listing's items, oldest first, at least back to the anchor.
@@ -114,23 +114,33 @@ class Unsettled:
 
         Returns:
             How many items of the undecided send landed, from the first on; 0
-            if none is undecided.
+            if none is undecided; None if this listing cannot tell.
         """
-        landed = 0
         behind = self._behind_anchor(items, reached_start)
+        landed: int | None = None if self._undecided else 0
         if behind is not None:
             strangers: _Strangers = [
                 None if item.id in self._known else unhold(item) for item in behind
             ]
-            landed = self._accept(strangers)
-            self._find_late(behind, strangers)
+            landed = self._attribute(behind, strangers)
         self._undecided = ()
-        self._known.update(item.id for item in items)
         self._sends = [send for send in self._sends if send.expires > listed_at]
         self._removals = {
             item_id: expires for item_id, expires in self._removals.items() if expires > listed_at
         }
+        self._anchor_behind(items, reached_start)
         return landed
+
+    def _anchor_behind(self, items: Sequence[Held], reached_start: bool) -> None:
+        # All that was listed is known now, and whatever comes late comes
+        # behind it; but an item that may still be removed must stay in sight.
+        self._known.update(item.id for item in items)
+        end = next(
+            (place for place, item in enumerate(items) if item.id in self._removals), len(items)
+        )
+        if end or reached_start:
+            self._anchors = tuple(item.id for item in reversed(items[:end][-ANCHORS:]))
+            self._from_start = reached_start
 
     def _behind_anchor(self, items: Sequence[Held], reached_start: bool) -> Sequence[Held] | None:
         """The items behind the anchor, or None where that cannot be told."""
@@ -142,27 +152,33 @@ class Unsettled:
         # only if all that stood there before is known can the rest be told.
         return items if reached_start and self._from_start else None
 
-    def _accept(self, strangers: _Strangers) -> int:
-        if not self._undecided:
-            return 0
-        start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
-        if count:
-            landed = self._undecided[:count]
-            # Which of several equal sends came through cannot be told and
-            # does not matter: one of them is spent.
-            for send in reversed(self._sends):
-                if send.items[:count] == landed:
-                    self._sends.remove(send)
-                    break
-            strangers[start : start + count] = [None] * count
-        return count
+    def _attribute(self, behind: Sequence[Held], strangers: _Strangers) -> int:
+        """Says of every new item which send it came from; returns how much landed.
 
-    def _find_late(self, behind: Sequence[Held], strangers: _Strangers) -> None:
-        for send in list(self._sends):
-            start, count = longest_run(send.items, len(strangers), strangers.__getitem__)
-            # Only the whole batch is taken for a late copy. Half of one is
+        The longest run first: a short one may be a piece of a long one. Where
+        two are equally long, the undecided send is the one that is waited for.
+        """
+        landed = 0
+        while True:
+            # What is waited for may have landed in part. Of what nobody waits
+            # for, only a whole batch is taken for a late copy: half of one is
             # more likely another writer's message than ours.
-            if count == len(send.items):
+            start, count, late = 0, 0, None
+            if self._undecided and not landed:
+                start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
+            for send in self._sends:
+                found, length = longest_run(send.items, len(strangers), strangers.__getitem__)
+                if length == len(send.items) and length > count:
+                    start, count, late = found, length, send
+            if not count:
+                return landed
+            if late is None:
+                landed = count
+                # Which of several equal sends came through cannot be told and
+                # does not matter: one of them is spent.
+                late = next((send for send in self._sends if send.items == self._undecided), None)
+            else:
                 self.extra.extend(item.id for item in behind[start : start + count])
-                strangers[start : start + count] = [None] * count
-                self._sends.remove(send)
+            if late is not None:
+                self._sends.remove(late)
+            strangers[start : start + count] = [None] * count

@@ -130,7 +130,9 @@ class Host:
             return
         self._stop_listening()
         for connection in list(self._state.connections):
-            connection.shutdown()
+            assert isinstance(connection, _Protocol)
+            if not connection.transport.is_closing():
+                connection.shutdown()
         self._return = asyncio.get_running_loop().create_task(self._come_back(seconds))
 
     async def _come_back(self, seconds: float) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 __all__ = ["API_ROOT", "ApiError", "Request", "Response", "error_response", "json_response"]
 
@@ -43,7 +43,7 @@ class Request:
         """Builds a request from a target such as ``/v1/conversations/conv_1/items?limit=2``."""
         path, _, query = target.partition("?")
         pairs = tuple(parse_qsl(query, keep_blank_values=True))
-        return cls(method.upper(), path, pairs, dict(headers or {}), body)
+        return cls(method.upper(), unquote(path), pairs, dict(headers or {}), body)
 
     def header(self, name: str) -> str | None:
         """Returns a header field, or None where it was not sent."""

@@ -1,0 +1,7 @@
+"""`python -m cached_session`: the command line."""
+
+import sys
+
+from cached_session.cli import main
+
+sys.exit(main())

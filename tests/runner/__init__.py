@@ -1,0 +1,1 @@
+"""CachedSession and OpenAIConversationsSession side by side, under the SDK's Runner."""

@@ -1,0 +1,1 @@
+"""Tests of CachedSession, through its public names, against the emulator over HTTP."""

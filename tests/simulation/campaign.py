@@ -1,0 +1,104 @@
+"""Runs the campaign: `python -m tests.simulation.campaign --seeds 1000 --start 0`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+
+from simloop import SimLoop
+
+from tests.simulation.world import Setting, World
+
+
+class Failure(AssertionError):
+    """A seed that breaks an invariant, with the command that replays it."""
+
+    def __init__(self, seed: int, error: BaseException, trace: list[str]) -> None:
+        super().__init__(
+            f"seed {seed}: {error}\nreplay: python -m tests.simulation.campaign "
+            f"--seeds 1 --start {seed} --trace"
+        )
+        self.seed = seed
+        self.trace = trace
+
+
+def run_seed(seed: int, setting: Setting | None = None) -> Counter[str]:
+    """Runs one seed and returns what happened in it.
+
+    Raises:
+        Failure: An invariant does not hold.
+    """
+    # The loop collects garbage at the end of every run, to see what is left
+    # over. What was there before the run need not be looked at again.
+    gc.freeze()
+    setting = Setting.draw(seed) if setting is None else setting
+    loop = SimLoop(seed)
+    # The loop raises what a callback raised when it stops: nothing is lost.
+    world: World | None = None
+    try:
+        asyncio.set_event_loop(None)
+        world = World(setting)
+        loop.run_until_complete(world.run())
+    except (Exception, ExceptionGroup) as error:
+        _drain(loop)
+        raise Failure(seed, error, [] if world is None else world.network.trace) from error
+    finally:
+        loop.close()
+    world.tally["requests"] = len(world.network.trace)
+    return world.tally
+
+
+def _drain(loop: SimLoop) -> None:
+    """Ends what a failed run left lying, so that only its failure is reported."""
+
+    async def end() -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    loop.run_until_complete(end())
+
+
+def run(seeds: Iterable[int]) -> Counter[str]:
+    """Runs seeds one after the other and adds up what happened."""
+    tally: Counter[str] = Counter()
+    for seed in seeds:
+        tally.update(run_seed(seed))
+        tally["seeds"] += 1
+    return tally
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=500)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
+    parser.add_argument("--keep-going", action="store_true", help="count failures, do not stop")
+    arguments = parser.parse_args()
+    tally: Counter[str] = Counter()
+    for seed in range(arguments.start, arguments.start + arguments.seeds):
+        try:
+            tally.update(run_seed(seed))
+        except Failure as failure:
+            tally["failures"] += 1
+            print(failure, file=sys.stderr, flush=True)
+            if arguments.trace:
+                traceback.print_exception(failure.__cause__)
+                print("\n".join(failure.trace), file=sys.stderr)
+            if not arguments.keep_going:
+                return 1
+        tally["seeds"] += 1
+    for name, count in sorted(tally.items()):
+        print(f"{name:32} {count}")
+    return 1 if tally["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

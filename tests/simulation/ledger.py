@@ -1,0 +1,141 @@
+"""What was asked for, what was answered, and what must then be true."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+Listing = tuple[str, ...]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def text_of(item: dict[str, Any]) -> str:
+    """The text or call id by which the campaign knows an item."""
+    if item.get("type") == "function_call_output":
+        return f"output {item['call_id']}"
+    if "call_id" in item:
+        return f"call {item['call_id']}"
+    content = item["content"]
+    return content if isinstance(content, str) else str(content[0]["text"])
+
+
+@dataclass
+class Appended:
+    """One append and what became of it.
+
+    Attributes:
+        texts: Its items, in order.
+        worker: Who made it.
+        number: The worker's own count of appends.
+        landed: How many items landed for certain, None while it is not known.
+        unknown: Whether more than `landed` may have landed.
+    """
+
+    texts: tuple[str, ...]
+    worker: int
+    number: int
+    landed: int | None = None
+    unknown: bool = True
+
+
+@dataclass
+class Ledger:
+    """Everything that happened on one conversation."""
+
+    appended: list[Appended] = field(default_factory=list)
+    popped: Counter[str] = field(default_factory=Counter)
+    doubtful_pops: int = 0
+    states: list[tuple[float, Listing]] = field(default_factory=list)
+
+    def state(self, now: float, listing: list[dict[str, Any]]) -> None:
+        """Notes what the server holds from now on."""
+        encoded = tuple(json.dumps(item, sort_keys=True) for item in listing)
+        if not self.states or self.states[-1][1] != encoded:
+            self.states.append((now, encoded))
+
+    def check_read(
+        self, items: list[dict[str, Any]], limit: int | None, started: float, ended: float
+    ) -> None:
+        """A read equals what the server held at some moment of it."""
+        got = tuple(json.dumps(item, sort_keys=True) for item in items)
+        for index, (_, state) in enumerate(self.states):
+            until = self.states[index + 1][0] if index + 1 < len(self.states) else ended
+            if until < started:
+                continue
+            if got == (state if limit is None else state[len(state) - min(limit, len(state)) :]):
+                return
+        raise Violation(
+            f"a read (limit {limit}, {started:.3f} to {ended:.3f}) shows what the server never "
+            f"held in that time:\n  read   {_texts(got)}\n  server {_texts(self.states[-1][1])}"
+        )
+
+    def check_end(
+        self, listing: list[dict[str, Any]], split: set[str], *, others: bool, abandoned: int
+    ) -> None:
+        """Nothing lost, nothing doubled, order kept, batches contiguous.
+
+        Args:
+            listing: What the server holds in the end.
+            split: Items of batches of which the server stored only a part at first.
+            others: Whether another writer was about.
+            abandoned: How many writes failed behind a caller who was cancelled.
+        """
+        texts = [text_of(item) for item in listing]
+        found = Counter(texts)
+        asked, least = Counter[str](), Counter[str]()
+        for append in self.appended:
+            asked.update(append.texts)
+            least.update(append.texts[: append.landed or 0])
+            if not append.unknown:
+                # What was said not to have landed must not be there.
+                asked.subtract(append.texts[append.landed or 0 :])
+        doubled = {
+            text: found[text] for text in found if found[text] > asked[text] - self.popped[text]
+        }
+        if doubled:
+            raise Violation(f"on the server more often than appended: {doubled}")
+        lost = least - self.popped - found
+        if not others and lost.total() > self.doubtful_pops:
+            raise Violation(f"appended, never removed, not on the server: {dict(lost)}")
+        self._check_order(texts, split)
+        if not abandoned and not self.doubtful_pops:
+            self._check_halves(found, asked)
+
+    def _check_halves(self, found: Counter[str], asked: Counter[str]) -> None:
+        """An append whose caller was cancelled is there whole or not at all."""
+        for append in self.appended:
+            if append.landed is None:
+                there = [
+                    found[text] + self.popped[text] for text in append.texts if asked[text] == 1
+                ]
+                if any(there) and not all(there):
+                    raise Violation(f"a cancelled append is half applied: {append.texts}")
+
+    def _check_order(self, texts: list[str], split: set[str]) -> None:
+        place = {text: index for index, text in enumerate(texts)}
+        # Words that were said twice cannot be told apart; they count, but not here.
+        asked = Counter(text for append in self.appended for text in append.texts)
+        unique = {text for text in texts if asked[text] == 1}
+        last: dict[int, int] = {}
+        for append in self.appended:
+            places = [place[text] for text in append.texts if text in unique]
+            if places != sorted(places):
+                raise Violation(f"the items of an append are out of order: {append.texts}")
+            whole = not append.unknown and len(places) == len(append.texts)
+            if whole and len(places) <= 20 and not split.intersection(append.texts):
+                span = places[-1] - places[0] + 1
+                if span != len(places):
+                    raise Violation(f"another item stands inside a batch: {append.texts}")
+            if append.landed is not None and not append.unknown and places:
+                if last.get(append.worker, -1) > places[0]:
+                    raise Violation(f"an append stands before an earlier one: {append.texts}")
+                last[append.worker] = places[-1]
+
+
+def _texts(state: Listing) -> list[str]:
+    return [text_of(json.loads(item)) for item in state]

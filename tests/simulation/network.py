@@ -1,0 +1,114 @@
+"""A network without sockets: the emulator's service behind an in-memory HTTP transport.
+
+The service and the fault plan are the emulator's own; only the five sights of
+a fault are performed here, in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import httpx2
+from openai import AsyncOpenAI
+
+from cached_session.emulator import (
+    ConversationStore,
+    Fault,
+    Habits,
+    Request,
+    Service,
+    Sight,
+    carry_out,
+    seeded_ids,
+)
+
+Plan = Callable[[Request], Fault | None]
+
+
+class Network(httpx2.AsyncBaseTransport):
+    """Carries requests to one service, as badly as a plan has it.
+
+    Attributes:
+        service: Answers the requests.
+        in_flight: Requests that have not ended.
+        committed: Called after every request that may have changed the service.
+        trace: One line a request: time, request, fault, what the client saw.
+    """
+
+    def __init__(self, seed: int, plan: Plan, *, latency: float, habits: Habits) -> None:
+        self.service = Service(ConversationStore(new_id=seeded_ids(seed)), habits=habits)
+        self.plan: Plan = plan
+        self.in_flight = 0
+        self.trace: list[str] = []
+        self.committed: Callable[[], None] = lambda: None
+        self._latency = latency
+        self._random = random.Random(f"{seed}:network")
+        self._away_until = 0.0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        loop = asyncio.get_running_loop()
+        plain = Request.parse(
+            request.method,
+            request.url.raw_path.decode(),
+            dict(request.headers),
+            await request.aread(),
+        )
+        self.in_flight += 1
+        try:
+            await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
+            if loop.time() < self._away_until:
+                self._note(plain, "away", "refused")
+                raise httpx2.ConnectError("connection refused")
+            fault = self.plan(plain)
+            outcome = carry_out(self.service, plain, fault)
+            self.committed()
+            self._note(plain, None if fault is None else fault.kind, outcome.sight)
+            if outcome.late is not None:
+                loop.call_later(outcome.late, self._late, plain)
+            await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
+            match outcome.sight:
+                case Sight.RESET:
+                    raise httpx2.ReadError("connection reset")
+                case Sight.TRUNCATED:
+                    raise httpx2.RemoteProtocolError("peer closed connection")
+                case Sight.REFUSED:
+                    self._away_until = loop.time() + outcome.delay
+                    raise httpx2.ConnectError("connection refused")
+                case Sight.SILENCE:
+                    await asyncio.get_running_loop().create_future()
+                case Sight.ANSWER:
+                    await asyncio.sleep(outcome.delay)
+            assert outcome.response is not None
+            return httpx2.Response(
+                outcome.response.status,
+                headers=dict(outcome.response.headers),
+                content=outcome.response.body,
+                request=request,
+            )
+        finally:
+            self.in_flight -= 1
+
+    def _late(self, request: Request) -> None:
+        self.service.handle(request)
+        self._note(request, "late_commit", "applied now")
+        self.committed()
+
+    def _note(self, request: Request, fault: str | None, sight: str) -> None:
+        now = asyncio.get_running_loop().time()
+        query = "&".join(f"{name}={value[:16]}" for name, value in request.query)
+        self.trace.append(
+            f"{now:9.3f} {request.method:6} {request.path[-60:]} {query} {fault or '-'} {sight}"
+        )
+
+    def client(self) -> AsyncOpenAI:
+        """An openai client on this network."""
+        client = AsyncOpenAI(
+            api_key="simulated",
+            base_url="http://simulated/v1",
+            http_client=httpx2.AsyncClient(transport=self, trust_env=False),
+        )
+        # The client asks for the platform in a thread, which a simulated loop has none of.
+        client._platform = "Linux"
+        return client

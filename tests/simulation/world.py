@@ -1,0 +1,307 @@
+"""One run of the campaign: workers, a foreign writer, a bad network, one conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from openai import OpenAIError
+
+from cached_session import (
+    AbandonedWriteFailed,
+    AppendOutcomeUnknown,
+    CachedSession,
+    CachedSessionError,
+    ConversationCache,
+    Event,
+    LateCopyRemoved,
+    Reconciled,
+    RetryBudget,
+    RetryPolicy,
+)
+from cached_session.emulator import Fault, FaultKind, Faults, Habits, Request
+from tests.simulation.ledger import Appended, Ledger, Violation, text_of
+from tests.simulation.network import Network
+
+# How long after a request was given up on it may still be applied: the plan's
+# longest delay is 2 s, the library watches for 60 s.
+SETTLED = 200.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one run is like; drawn from its seed.
+
+    Attributes:
+        seed: Of everything.
+        rate: Share of requests that a fault befalls.
+        operations: How many operations the workers do together.
+        workers: How many tasks work at the same time.
+        foreign: Whether another writer is about.
+        habits: How the server differs from the real service.
+    """
+
+    seed: int
+    rate: float
+    operations: int
+    workers: int
+    foreign: bool
+    habits: Habits = field(default_factory=Habits)
+
+    @classmethod
+    def draw(cls, seed: int, *, max_rate: float = 0.4) -> Setting:
+        """The setting that belongs to a seed."""
+        rng = random.Random(f"{seed}:setting")
+        return cls(
+            seed=seed,
+            rate=rng.choice((0.0, 0.05, 0.15, 0.3, max_rate)),
+            operations=rng.randint(15, 45),
+            workers=rng.randint(1, 4),
+            foreign=rng.random() < 0.4,
+            habits=Habits(
+                unknown_cursor_ignored=rng.random() < 0.2,
+                has_more_on_full_last_page=rng.random() < 0.2,
+                delete_missing_ok=rng.random() < 0.1,
+                content_left_as_string=rng.random() < 0.2,
+            ),
+        )
+
+
+class World:
+    """A conversation, everyone who works on it, and the account of it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.tally: Counter[str] = Counter()
+        self.ledger = Ledger()
+        self._random = random.Random(f"{setting.seed}:world")
+        kinds = [kind for kind in FaultKind]
+        weights = [self._random.random() for _ in kinds]
+        scale = setting.rate / sum(weights)
+        self._faults = Faults(
+            setting.seed,
+            {kind: weight * scale for kind, weight in zip(kinds, weights, strict=True)},
+        )
+        self.network = Network(
+            setting.seed,
+            self._plan,
+            latency=self._random.choice((0.0, 0.01, 0.05)),
+            habits=setting.habits,
+        )
+        self._split: set[str] = set()
+        self._cache = ConversationCache(max_bytes=self._random.choice((64 << 20, 64 << 20, 20_000)))
+        self._policy = RetryPolicy(
+            random=random.Random(f"{setting.seed}:jitter").random, budget=RetryBudget(1000, 100)
+        )
+        self._client = self.network.client()
+        self._conversation_id = ""
+        self._texts = 0
+        self._left = setting.operations
+
+    def _plan(self, request: Request) -> Fault | None:
+        fault = self._faults(request)
+        if fault is not None:
+            self.tally[f"fault {fault.kind}"] += 1
+            if fault.kind is FaultKind.PARTIAL_BATCH:
+                self._split.update(
+                    item.get("content") or item["call_id"]
+                    for item in json.loads(request.body)["items"]
+                )
+        return fault
+
+    def _session(self, **options: Any) -> CachedSession:
+        return CachedSession(
+            conversation_id=self._conversation_id,
+            openai_client=self._client,
+            cache=self._cache,
+            retry=self._policy,
+            observer=self._observe,
+            **options,
+        )
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, AbandonedWriteFailed | Reconciled | LateCopyRemoved):
+            self.tally[f"event {type(event).__name__}"] += 1
+
+    async def run(self) -> None:
+        """Runs everything to its end and checks the invariants."""
+        plan, self.network.plan = self.network.plan, lambda request: None
+        first = CachedSession(openai_client=self._client, cache=self._cache, retry=self._policy)
+        await first.get_items()
+        self._conversation_id = first.session_id
+        self.network.committed = self._committed
+        self._committed()
+        self.network.plan = plan
+        workers = [
+            asyncio.create_task(self._work(number), name=f"worker {number}")
+            for number in range(self.setting.workers)
+        ]
+        foreign = asyncio.create_task(self._foreign()) if self.setting.foreign else None
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            if foreign is not None:
+                foreign.cancel()
+                await asyncio.gather(foreign, return_exceptions=True)
+        # Late commits come in, watches end; then the network is good.
+        await asyncio.sleep(SETTLED)
+        self.network.plan = lambda request: None
+        await self._check_end()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _committed(self) -> None:
+        self.ledger.state(self._now(), self.network.service.items(self._conversation_id))
+
+    async def _check_end(self) -> None:
+        for session in (self._session(), self._session(max_staleness=0)):
+            started = self._now()
+            items = await session.get_items()
+            self.ledger.check_read(items, None, started, self._now())  # type: ignore[arg-type]
+        listing = self.network.service.items(self._conversation_id)
+        self.ledger.check_end(
+            listing,
+            self._split,
+            others=self.setting.foreign,
+            abandoned=self.tally["event AbandonedWriteFailed"],
+        )
+        if self.network.in_flight:
+            raise Violation(f"{self.network.in_flight} requests are still in flight")
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        if left:
+            raise Violation(f"tasks are left over: {left}")
+
+    async def _foreign(self) -> None:
+        """Another process, on a good network: appends items, removes the newest if it is its own.
+
+        One that removed ours could take a part of a late copy before the copy
+        is found; what is left of it then cannot be told from anybody's items.
+        `docs/guarantees.md` says so.
+        """
+        rng = random.Random(f"{self.setting.seed}:foreign")
+        root = f"/v1/conversations/{self._conversation_id}/items"
+        headers = {"authorization": "Bearer foreign"}
+        for number in range(100):
+            await asyncio.sleep(rng.expovariate(1.0))
+            items = self.network.service.items(self._conversation_id)
+            own = items and text_of(items[-1]).startswith("foreign")
+            if rng.random() < 0.7 or not own:
+                body = {"items": [{"role": "user", "content": f"foreign {number}"}]}
+                request = Request("POST", root, (), headers, json.dumps(body).encode())
+                self.ledger.appended.append(
+                    Appended((f"foreign {number}",), -1, number, landed=1, unknown=False)
+                )
+            else:
+                request = Request("DELETE", f"{root}/{items[-1]['id']}", (), headers)
+            self.network.service.handle(request)
+            self._committed()
+
+    async def _work(self, worker: int) -> None:
+        rng = random.Random(f"{self.setting.seed}:worker {worker}")
+        sessions = [self._session(), self._session(max_staleness=0)]
+        number = 0
+        while self._left > 0:
+            self._left -= 1
+            await asyncio.sleep(rng.choice((0.0, 0.0, rng.expovariate(2.0))))
+            if rng.random() < 0.1:
+                sessions[0] = self._session()
+            session = rng.choice(sessions)
+            limited = rng.random() < 0.15
+            number += 1
+            started = self._now()
+            match rng.choices(("append", "read", "pop", "refresh"), (5, 5, 1.5, 0.3))[0]:
+                case "append":
+                    action = self._append(session, rng, worker, number)
+                case "read":
+                    action = self._read(session, rng, strict=session is sessions[1])
+                case "pop":
+                    action = self._pop(session)
+                case _:
+                    action = self._refresh(session)
+            self.tally["operations"] += 1
+            try:
+                async with asyncio.timeout(rng.uniform(0.0, 0.3) if limited else None):
+                    await action
+            except TimeoutError as error:
+                if not limited and not isinstance(error, CachedSessionError):
+                    raise
+                self.tally["cancelled"] += 1
+            if self._now() - started > self._policy.deadline + 0.1:
+                raise Violation(f"an operation took {self._now() - started:.1f} s")
+
+    async def _append(
+        self, session: CachedSession, rng: random.Random, worker: int, number: int
+    ) -> None:
+        items = [self._item(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 5, 25)))]
+        append = Appended(tuple(text_of(item) for item in items), worker, number)
+        self.ledger.appended.append(append)
+        try:
+            await session.add_items(items)  # type: ignore[arg-type]
+        except AppendOutcomeUnknown as error:
+            append.landed = error.landed
+            self.tally["append unknown"] += 1
+        except (OpenAIError, CachedSessionError) as error:
+            append.landed, append.unknown = _landed(error), False
+            self.tally["append refused"] += 1
+        else:
+            append.landed, append.unknown = len(items), False
+            self.tally["append applied"] += 1
+
+    def _item(self, rng: random.Random) -> dict[str, Any]:
+        self._texts += 1
+        kind = rng.random()
+        if kind < 0.25:
+            # Equal on purpose: the same words twice are two messages.
+            return {"role": "user", "content": rng.choice(("yes", "no"))}
+        if kind < 0.4:
+            return {
+                "type": "function_call",
+                "call_id": f"{self._texts}",
+                "name": "tool",
+                "arguments": "{}",
+            }
+        return {"role": "user", "content": f"text {self._texts}"}
+
+    async def _read(self, session: CachedSession, rng: random.Random, *, strict: bool) -> None:
+        limit = rng.choice((None, None, 0, 1, 3, 10))
+        started = self._now()
+        try:
+            items = await session.get_items(limit)
+        except (OpenAIError, CachedSessionError):
+            self.tally["read failed"] += 1
+            return
+        self.tally["read answered"] += 1
+        # A session that trusts its copy need not see another writer's changes.
+        if strict or not self.setting.foreign:
+            self.ledger.check_read(items, limit, started, self._now())  # type: ignore[arg-type]
+
+    async def _pop(self, session: CachedSession) -> None:
+        self.ledger.doubtful_pops += 1
+        try:
+            item = await session.pop_item()
+        except (OpenAIError, CachedSessionError):
+            self.tally["pop failed"] += 1
+            return
+        self.ledger.doubtful_pops -= 1
+        if item is not None:
+            self.tally["popped"] += 1
+            self.ledger.popped[text_of(item)] += 1  # type: ignore[arg-type]
+
+    async def _refresh(self, session: CachedSession) -> None:
+        try:
+            await session.refresh()
+        except CachedSessionError:
+            self.tally["refresh failed"] += 1
+
+
+def _landed(error: Exception) -> int:
+    """How many items landed, as the exception's note says it; none if it says nothing."""
+    for note in getattr(error, "__notes__", ()):
+        if "the first " in note:
+            return int(note.partition("the first ")[2].split()[0])
+    return 0
