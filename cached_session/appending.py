@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from openai import NotFoundError
 
 from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
@@ -14,20 +15,18 @@ from cached_session.errors import AppendOutcomeUnknown
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
 from cached_session.retrying import too_late
-
-if TYPE_CHECKING:
-    from cached_session.replica import Replica
+from cached_session.window import Window
 
 
 class Append:
-    """An append that holds the replica's turn.
+    """An append that holds the conversation's turn.
 
     A batch is sent; if no answer comes, what stands behind its anchor says how
     much of it landed, and only the rest is sent again.
     """
 
-    def __init__(self, replica: Replica, operation: Operation, items: Sequence[Outgoing]) -> None:
-        self._replica = replica
+    def __init__(self, window: Window, operation: Operation, items: Sequence[Outgoing]) -> None:
+        self._window = window
         self._operation = operation
         self._items = items
         self._landed = 0
@@ -50,7 +49,7 @@ class Append:
             try:
                 await self._reconcile()
             except Exception as error:
-                self._replica.forget()
+                self._window.forget()
                 raise self._unknown() from error
             if not self._rest:
                 return
@@ -77,7 +76,7 @@ class Append:
             )
         except asyncio.CancelledError:  # the loop ends with the request in flight
             self._doubt()
-            self._replica.forget()
+            self._window.forget()
             raise
         if isinstance(outcome, Applied):
             self._applied(outcome.value)
@@ -87,20 +86,23 @@ class Append:
         elif is_duplicate_id(outcome.error) and self._resent:
             # The ids stand there already: an earlier send came through after all.
             self._in_doubt = True
-            self._replica.unsettled.reopen(tuple(map(decode, self._rest)))
+            self._window.unsettled.reopen(tuple(map(decode, self._rest)))
             return Refused(outcome.error, retryable=True)
+        elif isinstance(outcome.error, NotFoundError):
+            # The conversation is gone. Nothing of it may be served again.
+            self._window.forget()
         return outcome
 
     def _applied(self, held: Sequence[Held]) -> None:
-        history = self._replica.history
+        history = self._window.history
         assert history is not None  # the anchor was read before the first send
         history.append(held)
-        self._replica.unsettled.acknowledged(item.id for item in held)
+        self._window.unsettled.acknowledged(item.id for item in held)
         self._landed += len(held)
         self._rest = ()
 
     def _doubt(self) -> None:
-        history, unsettled = self._replica.history, self._replica.unsettled
+        history, unsettled = self._window.history, self._window.unsettled
         assert history is not None  # the anchor was read before the first send
         self._in_doubt = self._resent = True
         unsettled.begin(history.items, complete=history.complete)
@@ -113,7 +115,7 @@ class Append:
     async def _reconcile(self) -> None:
         """Asks the server how much of the batch landed."""
         operation, sent = self._operation, len(self._rest)
-        landed = await self._replica.relist(operation, 1)
+        landed = await self._window.relist(operation, 1)
         if landed is None:
             # Another writer removed every item that stood before the batch.
             raise self._unknown()
@@ -131,12 +133,12 @@ class Append:
         )
 
     async def _look_for_late_commits(self) -> None:
-        if not (self._resent and self._replica.unsettled.active):
+        if not (self._resent and self._window.unsettled.active):
             return
         hurried = self._operation.without_retries()
         try:
-            await self._replica.relist(hurried, 1)
-            await self._replica.remove_late_copies(hurried)
+            await self._window.relist(hurried, 1)
+            await self._window.remove_late_copies(hurried)
         except Exception:
             # The items are there; that was the question. What is still open
             # keeps the local copy in doubt, and the next read looks again.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+import functools
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
@@ -13,11 +16,13 @@ from cached_session.classify import classify
 from cached_session.connections import account, connections
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter
-from cached_session.operation import Operation
+from cached_session.operation import Operation, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
 from cached_session.turns import Turns
+
+T = TypeVar("T")
 
 NEW = "a new conversation"
 
@@ -32,6 +37,7 @@ class Binding:
         cache: Where the local copy comes from.
         policy: How requests are repeated.
         meter: Who counts them.
+        max_staleness: Seconds for which the copy is trusted without asking; None: without end.
     """
 
     def __init__(
@@ -42,21 +48,24 @@ class Binding:
         cache: ConversationCache,
         policy: RetryPolicy,
         meter: Meter,
+        max_staleness: float | None,
     ) -> None:
         self._client = client
         self._underlying = underlying
         self._conversation_id = conversation_id
         self._cache = cache
         self._policy = policy
+        self._retrier = Retrier(policy, meter)
         self._meter = meter
+        self._max_staleness = max_staleness
         self._remote = Remote(client, meter)
         self._creating = Turns()
         self._creations: set[asyncio.Task[None]] = set()
         self._api_key: str | None = None
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
-        self.opening: int | None = None
-        """The number of the listing that opens the copy for this session; None: not yet said."""
+        # The number of the listing that opens the copy for this session.
+        self._opening: int | None = None
 
     @property
     def conversation_id(self) -> str | None:
@@ -94,51 +103,107 @@ class Binding:
             self._api_key = self._client.api_key
             replica = self._cache.replica(account(self._client), conversation_id)
             self.replica = replica
-            self.opening = None
+            self._opening = None
         return replica
 
-    def operation(self, conversation_id: str, deadline: float | None = None) -> Operation:
-        """Begins an operation on a conversation."""
-        return Operation(self._remote, self._policy, self._meter, conversation_id, deadline)
+    def served(self, limit: int | None) -> list[dict[str, Any]] | None:
+        """Answers a read without waiting, or returns None; see `Replica.served`."""
+        replica = self.bound()
+        if replica is None:
+            return None
+        self._cache.touch(replica)
+        listing, since = self.trust(replica)
+        held = replica.served(limit, listing=listing, since=since)
+        if held is not None:
+            self._meter.hits += 1
+        return held
 
-    async def begin(self) -> tuple[Operation, Replica]:
-        """Begins an operation on the current conversation; makes one if there is none."""
-        conversation_id = self.conversation_id
-        if conversation_id is not None:
-            return self.operation(conversation_id), self.bind(conversation_id)
-        retrier = Retrier(self._policy, self._meter)
-        deadline = retrier.deadline()
+    def trust(self, replica: Replica) -> tuple[int, float]:
+        """Which listing on counts as a check for a read now; see `Window.trusted`."""
+        if self._opening is None:
+            self._opening = replica.window.listings + 1
+        if self._max_staleness is None:
+            return self._opening, -math.inf
+        if self._max_staleness == 0:
+            # Not even a check that another caller makes while this one waits:
+            # our own writes may come between that and the answer.
+            return self._opening, math.inf
+        return self._opening, Operation.now() - self._max_staleness
+
+    async def perform(
+        self, work: Callable[[Operation, Replica], Awaitable[T]], *, create: bool = True
+    ) -> T | None:
+        """Does one operation on the current conversation.
+
+        Args:
+            work: What to do. It may be called again, on another conversation:
+                whoever waits behind a `clear_session` goes on with the next one.
+            create: Whether to make a conversation if there is none.
+
+        Returns:
+            What `work` returns; None if there is no conversation.
+        """
+        deadline = self._retrier.deadline()
+        while True:
+            if self.conversation_id is None and not create:
+                return None
+            if self.conversation_id is None or not self._creating.idle:
+                # Whoever comes while others wait for it waits behind them.
+                await self._ensure(deadline)
+            conversation_id = cast(str, self.conversation_id)
+            replica = self.bind(conversation_id)
+            operation = Operation(
+                self._remote,
+                self._policy,
+                self._meter,
+                conversation_id,
+                deadline,
+                functools.partial(self._left, conversation_id),
+            )
+            try:
+                return await work(operation, replica)
+            except Superseded:
+                continue
+
+    def _left(self, conversation_id: str) -> bool:
+        return self.conversation_id != conversation_id
+
+    async def _ensure(self, deadline: float) -> None:
+        """Makes the conversation, once, whoever calls first."""
         await self._creating.enter(deadline, NEW)
-        if self.conversation_id is None:
-            # In a task of its own: a caller who is cancelled must not leave
-            # behind a conversation that the next caller does not know.
-            task = asyncio.get_running_loop().create_task(self._create(retrier, deadline))
-            self._creations.add(task)
-            task.add_done_callback(self._created)
-            await asyncio.wait({task})
-            task.result()
-        else:
+        if self.conversation_id is not None:
             self._creating.leave()
-        conversation_id = self.conversation_id
-        assert conversation_id is not None  # it was just made
-        return self.operation(conversation_id, deadline), self.bind(conversation_id)
+            return
+        # In a task of its own: a caller who is cancelled must not leave
+        # behind a conversation that the next caller does not know.
+        task = asyncio.get_running_loop().create_task(self._create(deadline))
+        self._creations.add(task)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.add_done_callback(self._abandoned)
+            raise
+        self._creations.discard(task)
+        # From here on without waiting: whoever came first goes first.
+        self._creating.leave()
+        task.result()
 
-    def _created(self, task: asyncio.Task[None]) -> None:
+    def _abandoned(self, task: asyncio.Task[None]) -> None:
         self._creations.discard(task)
         self._creating.leave()
         if not task.cancelled():
-            task.exception()  # a caller who was cancelled does not retrieve it
+            task.exception()  # nobody else retrieves it
 
-    async def _create(self, retrier: Retrier, deadline: float) -> None:
+    async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
         # No request could tell it from the one that is made next.
-        outcome = await retrier.run(self._attempt, deadline=deadline, conversation_id=None)
+        outcome = await self._retrier.run(self._attempt, deadline=deadline, conversation_id=None)
         if not isinstance(outcome, Applied):
             raise outcome.error
         if self._underlying is None:
             self.conversation_id = outcome.value
-            self.bind(outcome.value).begin_empty(Operation.now())
-            self.opening = 0
+            self.bind(outcome.value).window.begin_empty(Operation.now())
+            self._opening = 0
 
     async def _attempt(self, seconds: float) -> Outcome[str]:
         if self._underlying is None:
@@ -152,10 +217,6 @@ class Binding:
         except Exception as error:
             return classify(error)
         return Applied(self._underlying.session_id)
-
-    def touch(self, replica: Replica) -> None:
-        """Tells the cache that the copy was used."""
-        self._cache.touch(replica)
 
     def open(self, session: object) -> None:
         """Notes that `session` uses the client's connections."""

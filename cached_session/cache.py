@@ -50,7 +50,6 @@ class ConversationCache:
         self._copies: Cache[Key, Replica] = (
             _Least(max_bytes, _size) if ttl is None else _Timed(max_bytes, ttl, getsizeof=_size)
         )
-        self._renew = ttl is not None
         # A copy that a session holds stays the only one of its conversation
         # even when its items were dropped: two would have two orders of writes.
         self._live: weakref.WeakValueDictionary[Key, Replica] = weakref.WeakValueDictionary()
@@ -86,10 +85,14 @@ class ConversationCache:
             return found
 
     def touch(self, replica: Replica) -> None:
-        """Notes that a copy was used."""
+        """Notes that a copy is about to be used; one whose time is over is dropped."""
         with self._lock:
-            if self._copies.get(replica.key) is not None and self._renew:
-                self._copies[replica.key] = replica
+            if isinstance(self._copies, _Timed):
+                self._copies.expire()
+                if replica.key in self._copies:
+                    self._copies[replica.key] = replica
+            else:
+                self._copies.get(replica.key)
 
     def _keep(self, replica: Replica) -> None:
         """Takes a copy in, or measures it anew. Its caller has the copy's turn."""
@@ -99,21 +102,23 @@ class ConversationCache:
             # A value is measured when it is set, and an old one is kept when
             # the new one is too large: take it out first.
             self._copies.pop(key, None)
-            if replica.history is None:
+            if replica.window.history is None:
                 return
             if _size(replica) > self._copies.maxsize:
-                replica.forget()
+                replica.window.forget()
             else:
                 self._copies[key] = replica
 
     def _doubt(self, key: Key, replica: Replica) -> None:
-        if replica.unsettled.active:
+        if replica.window.unsettled.active:
             self._doubtful[key] = replica
         else:
             self._doubtful.pop(key, None)
         if self._doubtful:
             now = time.monotonic()
-            for old in [old for old, kept in self._doubtful.items() if kept.unsettled.expired(now)]:
+            for old in [
+                old for old, kept in self._doubtful.items() if kept.window.unsettled.expired(now)
+            ]:
                 del self._doubtful[old]
 
 
@@ -123,7 +128,7 @@ def _size(replica: Replica) -> int:
 
 def _drop(replica: Replica) -> None:
     # One that is being worked on is taken in again when the work is done.
-    replica.turns.when_idle(replica.forget)
+    replica.turns.when_idle(replica.window.forget)
 
 
 class _Least(LRUCache[Key, Replica]):

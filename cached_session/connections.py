@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import ssl
 import threading
+import warnings
 import weakref
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
@@ -114,7 +115,12 @@ class Connections:
             # the loop shuts down. Nothing else runs at that moment in every
             # kind of program, and a pool that stays open then can never be
             # closed: its loop is gone.
-            await anext(closer)
+            with warnings.catch_warnings():
+                # `Runner.run_sync` shuts the generators of its loop down after
+                # every run and goes on with the loop. The loop then warns of
+                # each new one, and closes it at the end of the next run.
+                warnings.filterwarnings("ignore", "asynchronous generator", ResourceWarning)
+                await anext(closer)
             bound = _Bound(client.with_options(http_client=http), http, client.api_key, closer)
             with self._lock:
                 for other in [other for other in self._bound if other.is_closed()]:

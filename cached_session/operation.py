@@ -17,6 +17,10 @@ from cached_session.retrying import Retrier, RetryPolicy
 T = TypeVar("T")
 
 
+class Superseded(Exception):
+    """While an operation waited for its turn, its session went to another conversation."""
+
+
 class Operation:
     """Requests of one operation, repeated under one policy until one deadline.
 
@@ -26,6 +30,7 @@ class Operation:
         meter: Who counts them.
         conversation_id: The conversation.
         deadline: When the operation ends, on the running loop's clock.
+        superseded: Says whether the session has gone to another conversation.
     """
 
     def __init__(
@@ -34,14 +39,16 @@ class Operation:
         policy: RetryPolicy,
         meter: Meter,
         conversation_id: str,
-        deadline: float | None = None,
+        deadline: float,
+        superseded: Callable[[], bool],
     ) -> None:
         self.remote = remote
         self.policy = policy
         self.meter = meter
         self.conversation_id = conversation_id
         self._retrier = Retrier(policy, meter)
-        self.deadline = self._retrier.deadline() if deadline is None else deadline
+        self.deadline = deadline
+        self.superseded = superseded
 
     @staticmethod
     def now() -> float:
@@ -51,7 +58,14 @@ class Operation:
     def without_retries(self) -> Operation:
         """The same operation, with one attempt at each request."""
         policy = dataclasses.replace(self.policy, max_attempts=1)
-        return Operation(self.remote, policy, self.meter, self.conversation_id, self.deadline)
+        return Operation(
+            self.remote,
+            policy,
+            self.meter,
+            self.conversation_id,
+            self.deadline,
+            self.superseded,
+        )
 
     async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
         """Repeats an attempt; see `Retrier.run`."""

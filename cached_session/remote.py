@@ -1,7 +1,8 @@
 """The one module that talks to the openai client.
 
 Every request ends in one of three outcomes: applied, refused for certain, or
-unknown. Nothing here repeats a request, and nothing raises but a cancellation.
+unknown. Nothing here repeats a request, and once one may have left, nothing
+raises but a cancellation.
 
 The client's typed methods are not used: their request transforms cost ten
 times the request itself. Its public `get`, `post` and `delete` keep its
@@ -128,15 +129,17 @@ class Remote:
         if conversation_id is not None:
             root = f"{root}/{_segment(conversation_id)}"
         outcome: Outcome[Any]
+        # Outside of what may have sent something: a failure here sent nothing.
+        client = await self._connections.client(self._client)
         try:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
             async with asyncio.timeout(timeout):
-                response = await self._send(method, root + path, timeout, query, content)
+                response = await self._send(client, method, root + path, timeout, query, content)
         except Exception as error:
             outcome = classify(self._as_openai_error(error, method, root + path))
         else:
-            outcome = _understand(response, parse)
+            outcome = _understand(response, method, parse)
         self._meter.tell(
             RequestFinished(
                 operation,
@@ -163,13 +166,13 @@ class Remote:
 
     async def _send(
         self,
+        client: AsyncOpenAI,
         method: Literal["get", "post", "delete"],
         path: str,
         timeout: float,
         query: dict[str, object] | None,
         content: bytes | None,
     ) -> httpx2.Response:
-        client = await self._connections.client(self._client)
         options: Any = {
             # Two retry loops double each other's work, and only ours knows
             # the three outcomes.
@@ -202,8 +205,15 @@ def _phases(own: Any, timeout: float) -> httpx2.Timeout:
     )
 
 
-def _understand(response: httpx2.Response, parse: Any) -> Outcome[Any]:
+def _understand(response: httpx2.Response, method: str, parse: Any) -> Outcome[Any]:
     """Reads a 2xx answer. One that cannot be read says nothing about what was done."""
+    if response.request.method != method.upper():
+        # A 301, 302 or 303 turns a POST or DELETE into a GET, whose answer
+        # looks like that of an append. Repeating would end there again.
+        moved = APIResponseValidationError(
+            response, None, message="the request was redirected and became a GET; check base_url"
+        )
+        return Unknown(moved, retryable=False)
     try:
         return Applied(parse(json.loads(response.content)))
     except (ValueError, TypeError, KeyError, LookupError, RecursionError):
@@ -215,7 +225,9 @@ def _understand(response: httpx2.Response, parse: Any) -> Outcome[Any]:
 
 
 def _id(answer: Any) -> Any:
-    return _expect(answer["id"], str)
+    if not _expect(answer["id"], str):
+        raise ValueError
+    return answer["id"]
 
 
 def _page(answer: Any) -> Page:
@@ -228,8 +240,7 @@ def _items(answer: Any) -> tuple[Held, ...]:
 
 
 def _item(item: Any) -> Held:
-    _expect(item, dict)
-    _expect(item["id"], str)
+    _id(_expect(item, dict))
     return hold(item)
 
 

@@ -5,40 +5,32 @@ Whatever needs the network holds the replica's turn. Reads are done by the
 caller's own task and simply stop when it is cancelled. Writes run in a task of
 their own, so that a request in flight settles, in order, behind a caller who
 has left.
+
+Every operation raises `Superseded` if its session left the conversation while
+it waited for the turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
-
-from openai import NotFoundError
 
 from cached_session.appending import Append
 from cached_session.connections import Account
 from cached_session.core.history import History
-from cached_session.core.items import Held, Outgoing, copies, unhold
+from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.core.unsettled import Unsettled
 from cached_session.errors import UnexpectedAnswer
-from cached_session.events import AbandonedWriteFailed, LateCopyRemoved
-from cached_session.listing import CursorLost, extend, newest, rest
-from cached_session.operation import Operation, is_gone
-from cached_session.remote import PAGE
+from cached_session.events import AbandonedWriteFailed
+from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.turns import Turns
+from cached_session.window import Window
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
-
-# How many of the newest verified items a check recognises the conversation by.
-# One would do; more, because another writer may have deleted it.
-LANDMARKS = 64
-
-# What a check asks for beyond what this process added: other writers' items.
-SLACK = 20
 
 
 class Replica:
@@ -48,11 +40,7 @@ class Replica:
         conversation_id: The conversation.
         key: The account and the conversation, by which the cache knows it.
         turns: Who may work on it.
-        history: The window that is held, or None.
-        unsettled: Requests without an answer that may still be applied.
-        listings: How many listings were begun, numbered from 1.
-        checked: The number of the last one that confirmed the window.
-        checked_at: When the last of them was asked for, on the loops' clock.
+        window: What is held of it.
     """
 
     def __init__(self, conversation_id: str, key: Key, resized: Callable[[Replica], None]) -> None:
@@ -61,51 +49,27 @@ class Replica:
         self.key = key
         self._resized = resized
         self.turns = Turns()
-        self.history: History | None = None
-        self.unsettled = Unsettled()
-        self.listings = 0
-        self.checked = 0
-        self.checked_at = -math.inf
+        self.window = Window(conversation_id)
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
     def size(self) -> int:
-        """Bytes of memory that the window takes."""
-        history = self.history
+        """Bytes of memory that the held items take."""
+        history = self.window.history
         return 0 if history is None else history.size
-
-    def begin_empty(self, now: float) -> None:
-        """Notes that the conversation was just created: it is known to be empty."""
-        self.history = History(complete=True)
-        self.checked_at = now
-
-    def forget(self) -> None:
-        """Drops the window; the next read asks the server."""
-        self.history = None
 
     def served(
         self, limit: int | None, *, listing: int, since: float
     ) -> list[dict[str, Any]] | None:
-        """Answers a read from the window, if it may be trusted that far.
-
-        Args:
-            limit: How many of the newest items; None: all.
-            listing: The number of the first listing that counts as a check:
-                one that was begun before a read says nothing about it.
-            since: When the last check must have been asked for.
+        """Answers a read of the newest `limit` items (None: all) without waiting.
 
         Returns:
-            The caller's own copy, oldest first, or None: ask the server.
+            The caller's own copy, oldest first; None: ask the server, or wait
+            for whoever is doing so. What may be served is said by
+            `Window.trusted`, where the other arguments are explained.
         """
-        history = self.history
-        if (
-            history is None
-            or not history.covers(limit)
-            or self.checked < listing
-            or self.checked_at < since
-            or self.unsettled.active
-            or not self.turns.idle
-        ):
+        history = self.window.trusted(listing, since)
+        if history is None or not history.covers(limit) or not self.turns.idle:
             return None
         return copies(history.tail(limit))
 
@@ -114,22 +78,22 @@ class Replica:
     ) -> list[dict[str, Any]]:
         """Answers a read, with as few requests as it takes; arguments as in `served`."""
         async with self._turn(operation):
-            history = await self.fresh(operation, limit, listing, since)
+            history = await self.window.fresh(operation, limit, listing, since)
             return copies(history.tail(limit))
 
     async def settle(self, operation: Operation) -> None:
         """Waits for the writes before this call, and checks what is still in doubt."""
         async with self._turn(operation):
-            if self.unsettled.active:
-                await self.fresh(operation, 1, 0, -math.inf)
+            if self.window.unsettled.active:
+                await self.window.fresh(operation, 1, 0, -math.inf)
 
     async def pop(
         self, operation: Operation, *, listing: int, since: float
     ) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none."""
-        await self.turns.enter(operation.deadline, self.conversation_id)
+        await self._enter(operation)
         try:
-            history = await self.fresh(operation, 1, listing, since)
+            history = await self.window.fresh(operation, 1, listing, since)
         except BaseException:
             self._leave()
             raise
@@ -148,10 +112,10 @@ class Replica:
                 if any(item.id == last.id for item in history.items) or not (
                     len(history) or history.complete
                 ):
-                    self.forget()
+                    self.window.forget()
                 return unhold(last)
-            self.forget()
-            history = await self.fresh(operation, 1, 0, -math.inf)
+            self.window.forget()
+            history = await self.window.fresh(operation, 1, 0, -math.inf)
         raise UnexpectedAnswer(
             f"{self.conversation_id}: the newest item was gone at every attempt to remove it; "
             "nothing was removed",
@@ -163,34 +127,24 @@ class Replica:
         try:
             outcome = await operation.delete_item(item_id)
         except BaseException:  # the loop ends with the request in flight
-            self._doubt_removal(operation, item_id)
+            self.window.doubt_removal(operation, item_id)
             raise
         if isinstance(outcome, Applied):
             return True
         if is_gone(outcome):
             return False
         if isinstance(outcome, Unknown):
-            self._doubt_removal(operation, item_id)
+            self.window.doubt_removal(operation, item_id)
             outcome.error.add_note(
                 f"{self.conversation_id}: whether the item was removed is not known; "
                 "the next read shows it"
             )
         raise outcome.error
 
-    def _doubt_removal(self, operation: Operation, item_id: str) -> None:
-        history = self.history
-        assert history is not None  # only what is held is deleted
-        self.unsettled.begin(
-            [item for item in history.items if item.id != item_id], complete=history.complete
-        )
-        expires = operation.now() + operation.policy.deadline
-        self.unsettled.removing(item_id, expires=expires)
-        self.forget()
-
     async def refresh(self, operation: Operation) -> None:
         """Drops the window, in its turn: a write before this call settles first."""
         async with self._turn(operation):
-            self.forget()
+            self.window.forget()
 
     async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         """Deletes the conversation, and calls `deleted` in the moment that it is.
@@ -198,11 +152,11 @@ class Replica:
         Raises:
             openai.NotFoundError: Somebody else had deleted it.
         """
-        await self.turns.enter(operation.deadline, self.conversation_id)
+        await self._enter(operation)
         await self._write(operation, self._clear(operation, deleted))
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
-        self.forget()
+        self.window.forget()
         outcome = await operation.delete_conversation()
         if not isinstance(outcome, Applied):
             raise outcome.error
@@ -210,20 +164,26 @@ class Replica:
 
     async def append(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
-        await self.turns.enter(operation.deadline, self.conversation_id)
+        await self._enter(operation)
         try:
-            if self.history is None or self.unsettled.undecided:
+            if self.window.history is None or self.window.unsettled.undecided:
                 # The anchor: without it, two equal messages cannot be told
                 # apart after a lost answer.
-                await self.relist(operation, 1)
+                await self.window.relist(operation, 1)
         except BaseException:
             self._leave()
             raise
-        await self._write(operation, Append(self, operation, items).run())
+        await self._write(operation, Append(self.window, operation, items).run())
+
+    async def _enter(self, operation: Operation) -> None:
+        await self.turns.enter(operation.deadline, self.conversation_id)
+        if operation.superseded():
+            self.turns.leave()
+            raise Superseded
 
     @asynccontextmanager
     async def _turn(self, operation: Operation) -> AsyncIterator[None]:
-        await self.turns.enter(operation.deadline, self.conversation_id)
+        await self._enter(operation)
         try:
             yield
         finally:
@@ -257,110 +217,3 @@ class Replica:
         error = task.exception()
         if error is not None:
             operation.meter.tell(AbandonedWriteFailed(self.conversation_id, type(error).__name__))
-
-    async def fresh(
-        self, operation: Operation, limit: int | None, listing: int, since: float
-    ) -> History:
-        """Makes the window one that may answer; arguments as in `served`. Holds the turn."""
-        if (
-            self.history is None
-            or self.unsettled.active
-            or self.checked < listing
-            or self.checked_at < since
-        ):
-            await self.relist(operation, limit)
-        while self.unsettled.extra:
-            await self.remove_late_copies(operation)
-            # Other writers go on meanwhile; an answer shows one moment, not two.
-            await self.relist(operation, limit)
-        for _ in range(operation.policy.max_attempts):
-            history = self.history
-            assert history is not None  # relist has set it
-            if history.covers(limit):
-                return history
-            try:
-                if limit is None:
-                    older = await rest(operation, history.items)
-                    history.extend_back(older, complete=True)
-                else:
-                    await extend(operation, history, limit)
-            except CursorLost:
-                self.forget()
-                await self.relist(operation, limit)
-        raise self._no_cursors()
-
-    async def relist(self, operation: Operation, limit: int | None) -> int | None:
-        """Lists the newest part and puts it in the place of what is not verified.
-
-        Returns:
-            How many items of an undecided append the listing showed; None if
-            it cannot tell.
-        """
-        try:
-            return await self._relist(operation, limit)
-        except NotFoundError:
-            # The conversation is gone. Nothing of it may be served again.
-            self.forget()
-            self.unsettled.decided_lost()
-            raise
-
-    async def _relist(self, operation: Operation, limit: int | None) -> int | None:
-        unsettled = self.unsettled
-        for _ in range(operation.policy.max_attempts):
-            history = self.history
-            positions: dict[str, int] = {}
-            size = min(PAGE, limit or PAGE)
-            enough: int | None = limit or PAGE
-            if history is not None:
-                positions = history.landmarks(LANDMARKS, below=unsettled.anchors)
-                size = min(PAGE, len(history) - max(positions.values(), default=0) + SLACK)
-                enough = limit
-            until: Container[str] = positions
-            if unsettled.active:
-                # What is in doubt lies behind its anchor: list at least back to it.
-                until, enough = positions or unsettled.anchors, None
-            listed_at = operation.now()
-            self.listings += 1
-            number = self.listings
-            try:
-                listed = await newest(operation, size=size, until=until, enough=enough)
-            except CursorLost:
-                self.forget()
-                continue
-            self._take(listed.items, listed.found, listed.reached_start, positions)
-            self.checked = number
-            self.checked_at = listed_at
-            if not unsettled.active:
-                return 0
-            return unsettled.settle(
-                listed.items, reached_start=listed.reached_start, listed_at=listed_at
-            )
-        raise self._no_cursors()
-
-    def _take(
-        self, items: list[Held], found: int | None, reached_start: bool, positions: dict[str, int]
-    ) -> None:
-        position = None if found is None else positions.get(items[found].id)
-        if self.history is None or found is None or position is None:
-            self.history = History(items, complete=reached_start)
-        else:
-            self.history.replace_after(position, items[found + 1 :])
-
-    async def remove_late_copies(self, operation: Operation) -> None:
-        """Deletes the items that a late commit stored a second time."""
-        extra = self.unsettled.extra
-        while extra:
-            outcome = await operation.delete_item(extra[0])
-            if not (isinstance(outcome, Applied) or is_gone(outcome)):
-                raise outcome.error
-            item_id = extra.pop(0)
-            if self.history is not None:
-                self.history.remove(item_id)
-            operation.meter.tell(LateCopyRemoved(self.conversation_id, item_id))
-
-    def _no_cursors(self) -> UnexpectedAnswer:
-        return UnexpectedAnswer(
-            f"{self.conversation_id}: the server lost its place in every listing of more "
-            "than one page; nothing was changed",
-            conversation_id=self.conversation_id,
-        )

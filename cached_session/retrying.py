@@ -19,6 +19,13 @@ from cached_session.events import Meter, RetryScheduled
 T = TypeVar("T")
 
 
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number above 0")
+
+
 class RetryBudget:
     """A limit on how often a process repeats requests, so that an outage meets no storm.
 
@@ -31,12 +38,13 @@ class RetryBudget:
         refill: Tokens that come back a second.
 
     Raises:
-        ValueError: An argument is not positive.
+        TypeError: An argument is no number.
+        ValueError: An argument is not a finite number above 0.
     """
 
     def __init__(self, capacity: float = 100.0, refill: float = 10.0) -> None:
-        if capacity <= 0 or refill <= 0:
-            raise ValueError("capacity and refill must be positive")
+        _check_positive("capacity", capacity)
+        _check_positive("refill", refill)
         self._capacity = capacity
         self._refill = refill
         self._tokens = capacity
@@ -102,11 +110,11 @@ class RetryPolicy:
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
         for name in ("deadline", "attempt_timeout", "initial_delay", "max_delay"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number of seconds")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number of seconds above 0")
+            _check_positive(name, getattr(self, name))
+        if not isinstance(self.budget, RetryBudget):
+            raise TypeError("budget must be a RetryBudget")
+        if not callable(self.random):
+            raise TypeError("random must be callable")
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt (from 1) failed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -11,6 +9,13 @@ from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
 from openai import AsyncOpenAI
 
+from cached_session.arguments import (
+    check_id,
+    check_staleness,
+    check_type,
+    client_of,
+    resolve_limit,
+)
 from cached_session.binding import NEW, Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
@@ -66,16 +71,16 @@ class CachedSession(OpenAIConversationsSession):
         retry: RetryPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
-        _check_type("underlying_session", underlying_session, OpenAIConversationsSession)
-        _check_type("openai_client", openai_client, AsyncOpenAI)
-        _check_type("cache", cache, ConversationCache)
-        _check_type("retry", retry, RetryPolicy)
-        _check_type("session_settings", session_settings, SessionSettings, dict)
+        check_type("underlying_session", underlying_session, OpenAIConversationsSession)
+        check_type("openai_client", openai_client, AsyncOpenAI)
+        check_type("cache", cache, ConversationCache)
+        check_type("retry", retry, RetryPolicy)
+        check_type("session_settings", session_settings, SessionSettings, dict)
         if observer is not None and not callable(observer):
             raise TypeError(f"observer must be callable, not {type(observer).__name__}")
         if conversation_id is not None:
-            _check_id("conversation_id", conversation_id)
-        _check_staleness(max_staleness)
+            check_id("conversation_id", conversation_id)
+        check_staleness(max_staleness)
         if underlying_session is not None:
             for name, value in (
                 ("conversation_id", conversation_id),
@@ -83,7 +88,7 @@ class CachedSession(OpenAIConversationsSession):
             ):
                 if value is not None:
                     raise ValueError(f"{name} comes from underlying_session; pass one of the two")
-            openai_client = _client_of(underlying_session)
+            openai_client = client_of(underlying_session)
             if session_settings is None:
                 session_settings = underlying_session.session_settings
         super().__init__(
@@ -93,16 +98,16 @@ class CachedSession(OpenAIConversationsSession):
         )
         # Double underscores, so that no attribute of the base class, in this
         # release or another, can be the same as one of these.
-        self.__max_staleness = max_staleness
         self.__meter = Meter(observer)
         self.__closed = False
         self.__binding = Binding(
-            _client_of(self),
+            client_of(self),
             underlying_session,
             conversation_id,
             PROCESS_CACHE if cache is None else cache,
             RetryPolicy() if retry is None else retry,
             self.__meter,
+            max_staleness,
         )
         self.__binding.open(self)
 
@@ -126,14 +131,14 @@ class CachedSession(OpenAIConversationsSession):
     def session_id(self, value: str | None) -> None:
         # None as in the SDK: the next use makes a new conversation.
         if value is not None:
-            _check_id("session_id", value)
+            check_id("session_id", value)
         self.__binding.conversation_id = value
 
     @property
     def stats(self) -> Stats:
         """What this session did so far, and what is held of its conversation."""
         meter, replica = self.__meter, self.__binding.replica
-        history = None if replica is None else replica.history
+        history = None if replica is None else replica.window.history
         return Stats(
             hits=meter.hits,
             misses=meter.misses,
@@ -169,24 +174,24 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        limit = self.__limit(limit)
+        limit = resolve_limit(limit, self.session_settings)
         binding = self.__binding
-        replica = binding.bound()
-        if replica is not None and binding.opening is not None and self.__max_staleness is None:
-            # The common case, first and without a clock.
-            held = replica.served(limit, listing=binding.opening, since=-math.inf)
-            if held is not None:
-                return self.__hit(replica, held)
-        operation, replica = await binding.begin()
-        if limit == 0:
-            return []
-        listing, since = self.__trust(replica, operation)
-        held = replica.served(limit, listing=listing, since=since)
-        if held is not None:
-            return self.__hit(replica, held)
-        self.__meter.misses += 1
-        items = await replica.read(operation, limit, listing=listing, since=since)
-        return cast(list[TResponseInputItem], items)
+        held = binding.served(limit)
+        if held is None:
+
+            async def read(operation: Operation, replica: Replica) -> list[dict[str, Any]]:
+                # The conversation may have been made, or changed, just now.
+                if limit == 0:
+                    return []
+                held = binding.served(limit)
+                if held is not None:
+                    return held
+                self.__meter.misses += 1
+                listing, since = binding.trust(replica)
+                return await replica.read(operation, limit, listing=listing, since=since)
+
+            held = await binding.perform(read)
+        return cast(list[TResponseInputItem], held)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Appends items, each exactly once, in order, next to each other.
@@ -210,10 +215,10 @@ class CachedSession(OpenAIConversationsSession):
         """
         self.__check_open()
         outgoing = accept(items)
-        if not outgoing:
-            return
-        operation, replica = await self.__binding.begin()
-        await replica.append(operation, outgoing)
+        if outgoing:
+            await self.__binding.perform(
+                lambda operation, replica: replica.append(operation, outgoing)
+            )
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Removes the newest item and returns it.
@@ -229,10 +234,12 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        operation, replica = await self.__binding.begin()
-        listing, since = self.__trust(replica, operation)
-        item = await replica.pop(operation, listing=listing, since=since)
-        return cast(TResponseInputItem | None, item)
+
+        async def pop(operation: Operation, replica: Replica) -> dict[str, Any] | None:
+            listing, since = self.__binding.trust(replica)
+            return await replica.pop(operation, listing=listing, since=since)
+
+        return cast(TResponseInputItem | None, await self.__binding.perform(pop))
 
     async def clear_session(self) -> None:
         """Deletes the conversation; the next use makes a new one.
@@ -246,16 +253,15 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        conversation_id = self.__binding.conversation_id
-        if conversation_id is None:
-            return
-        replica = self.__binding.bind(conversation_id)
 
-        def deleted() -> None:
-            if self.__binding.conversation_id == conversation_id:
-                self.__binding.conversation_id = None
+        async def clear(operation: Operation, replica: Replica) -> None:
+            def deleted() -> None:
+                if not operation.superseded():
+                    self.__binding.conversation_id = None
 
-        await replica.clear(self.__binding.operation(conversation_id), deleted)
+            await replica.clear(operation, deleted)
+
+        await self.__binding.perform(clear, create=False)
 
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
@@ -265,10 +271,9 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        conversation_id = self.__binding.conversation_id
-        if conversation_id is not None:
-            replica = self.__binding.bind(conversation_id)
-            await replica.refresh(self.__binding.operation(conversation_id))
+        await self.__binding.perform(
+            lambda operation, replica: replica.refresh(operation), create=False
+        )
 
     async def flush(self) -> None:
         """Waits until every write before this call is on the server or has failed.
@@ -282,10 +287,9 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        conversation_id = self.__binding.conversation_id
-        if conversation_id is not None:
-            replica = self.__binding.bind(conversation_id)
-            await replica.settle(self.__binding.operation(conversation_id))
+        await self.__binding.perform(
+            lambda operation, replica: replica.settle(operation), create=False
+        )
 
     async def aclose(self) -> None:
         """Flushes, then lets go of the local copy and of the connections opened for it.
@@ -322,77 +326,3 @@ class CachedSession(OpenAIConversationsSession):
                 "the session is closed; make a new one",
                 conversation_id=self.__binding.conversation_id,
             )
-
-    def __limit(self, limit: int | None) -> int | None:
-        name = "limit"
-        if limit is None:
-            # The SDK takes a dict here, too, when it is set later.
-            settings: Any = self.session_settings
-            limit = (
-                settings.get("limit")
-                if isinstance(settings, dict)
-                else (getattr(settings, "limit", None))
-            )
-            name = "session_settings.limit"
-        if limit is None:
-            return None
-        try:
-            if isinstance(limit, bool):
-                raise TypeError
-            limit = operator.index(limit)
-        except TypeError:
-            raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
-        if limit < 0:
-            raise ValueError(f"{name} must not be negative")
-        return limit
-
-    def __hit(self, replica: Replica, held: list[dict[str, Any]]) -> list[TResponseInputItem]:
-        self.__meter.hits += 1
-        self.__binding.touch(replica)
-        return cast(list[TResponseInputItem], held)
-
-    def __trust(self, replica: Replica, operation: Operation) -> tuple[int, float]:
-        """Which listing on counts as a check, and since when it must have been asked for."""
-        binding = self.__binding
-        if binding.opening is None:
-            binding.opening = replica.listings + 1
-        if self.__max_staleness is None:
-            return binding.opening, -math.inf
-        if self.__max_staleness == 0:
-            # Not even a check that another caller makes while this one waits:
-            # our own writes may come between that and the answer.
-            return binding.opening, math.inf
-        return binding.opening, operation.now() - self.__max_staleness
-
-
-def _client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:
-    # The SDK has no public way to ask a session for its client. Looking for
-    # it by type relies on no name that a release may change.
-    for value in vars(session).values():
-        if isinstance(value, AsyncOpenAI):
-            return value
-    raise TypeError(f"underlying_session, a {type(session).__name__}, holds no AsyncOpenAI client")
-
-
-def _check_type(name: str, value: object, *kinds: type) -> None:
-    if value is not None and not isinstance(value, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} must be {expected} or None, not {type(value).__name__}")
-
-
-def _check_id(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    if not value or value in (".", "..") or not value.isprintable():
-        raise ValueError(f"{name} must be a conversation's id, not {value!r}")
-
-
-def _check_staleness(value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(
-            f"max_staleness must be a number of seconds or None, not {type(value).__name__}"
-        )
-    if math.isnan(value) or value < 0:
-        raise ValueError("max_staleness must not be negative or NaN")

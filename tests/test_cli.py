@@ -18,7 +18,7 @@ from agents import TResponseInputItem
 
 from cached_session import CachedSession
 from cached_session.cli import COMMANDS, main
-from cached_session.demo import command, loop
+from cached_session.demo import command
 from cached_session.demo.comparison import histories_differ, inputs_differ
 from cached_session.demo.loop import LoopResult
 from cached_session.emulator import Emulator
@@ -80,7 +80,6 @@ def test_demo_counts_what_the_server_sees(monkeypatch: pytest.MonkeyPatch) -> No
     begins = [at for at, sent in enumerate(paths) if sent == ("POST", "/v1/conversations")]
     # Two conversations to warm up with, then one for each loop. Each loop ends with a
     # listing of the 32 items (two pages) and the conversation's deletion.
-    assert [end - begin - 3 for begin, end in zip(begins[2:], [begins[3], len(paths)], strict=True)]
     assert begins[3] - begins[2] - 3 == SDK_REQUESTS
     assert len(paths) - begins[3] - 3 == OUR_REQUESTS
 
@@ -202,7 +201,7 @@ def test_live_demo_replays_the_real_model(
     assert rows["history on the server"] == ("21 items", "the same")
     assert rows["model inputs"] == ("6 calls", "the same")
     assert [call["model"] for call in calls] == ["some-model"] * 6
-    assert service.store.conversations() == [] if hasattr(service.store, "conversations") else True
+    assert service.store.ids() == ()
 
 
 def test_live_demo_needs_a_key(
@@ -292,20 +291,25 @@ def test_serve_is_the_emulator_with_its_options() -> None:
     with subprocess.Popen(
         [str(script), "serve", "--port", "0", "--trace"], stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        base_url = process.stdout.readline().strip()
-        answer = httpx2.post(f"{base_url}/conversations", json={}, trust_env=False)
-        assert answer.json()["object"] == "conversation"
-        assert "POST" in process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.stdout is not None
+            base_url = process.stdout.readline().strip()
+            answer = httpx2.post(
+                f"{base_url}/conversations",
+                json={},
+                headers={"Authorization": "Bearer any"},
+                trust_env=False,
+            )
+            assert answer.json()["object"] == "conversation"
+            assert "POST" in process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
 
 
-def test_clients_of_the_demo_leave_proxies_out_on_this_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_demo_takes_no_proxy_to_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy from the environment must not stand before the emulator."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert main(("demo", "--runs", "1", "--latency", "0")) == 0
-    assert loop.Place  # the seam where it is decided

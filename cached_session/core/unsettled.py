@@ -155,20 +155,22 @@ class Unsettled:
     def _attribute(self, behind: Sequence[Held], strangers: _Strangers) -> int:
         """Says of every new item which send it came from; returns how much landed.
 
-        The longest run first: a short one may be a piece of a long one. Where
-        two are equally long, the undecided send is the one that is waited for.
+        A send may have landed whole or, on some servers, in part: its first
+        items. The longest run first, since a short one may be a piece of a
+        long one. Where two are equally long, the undecided send is the one
+        that is waited for.
+
+        Another writer's item that equals the first one of an open send is
+        taken for a copy of ours. Nothing on the server tells them apart.
         """
         landed = 0
         while True:
-            # What is waited for may have landed in part. Of what nobody waits
-            # for, only a whole batch is taken for a late copy: half of one is
-            # more likely another writer's message than ours.
             start, count, late = 0, 0, None
             if self._undecided and not landed:
                 start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
             for send in self._sends:
                 found, length = longest_run(send.items, len(strangers), strangers.__getitem__)
-                if length == len(send.items) and length > count:
+                if length > count:
                     start, count, late = found, length, send
             if not count:
                 return landed

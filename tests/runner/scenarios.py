@@ -29,9 +29,9 @@ def scenario(play: Scenario) -> Scenario:
     return play
 
 
-def call(number: int, name: str = "add", **arguments: Any) -> Any:
+def call(number: int, tool: str = "add", /, **arguments: Any) -> Any:
     """A tool call as the model makes it."""
-    return function_call(name, arguments, call_id=f"call_{number}", item_id=f"fc_{number}")
+    return function_call(tool, arguments, call_id=f"call_{number}", item_id=f"fc_{number}")
 
 
 def reasoning(number: int, **fields: Any) -> ResponseReasoningItem:

@@ -42,8 +42,8 @@ async def test_hundred_runs_with_a_tool_call(emulator: Emulator, client: AsyncOp
         await Runner.run(agent, f"question {number}", session=session)
     assert requests(emulator) == {"POST": 301}
     assert len(emulator.items(session.session_id)) == 400
-    (last,) = model.calls[-1:]
-    assert len(last.input) == 399
+    assert model.last_call is not None
+    assert len(model.last_call.input) == 399
 
 
 async def test_run_on_a_known_conversation(emulator: Emulator, client: AsyncOpenAI) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
 
@@ -27,6 +28,9 @@ def default_loop() -> Iterator[asyncio.AbstractEventLoop]:
         loop.close()
 
 
+# `run_sync` shuts down its loop's generators after every run and goes on with the
+# loop; the HTTP client's own generators then make the loop warn, in every session.
+@pytest.mark.filterwarnings("ignore:asynchronous generator:ResourceWarning")
 def test_run_sync(emulator: Emulator) -> None:
     """Several `run_sync` calls on one session share its history, without a GET."""
     model = ScriptedModel([[assistant_message(text)] for text in ("b", "d", "f")])

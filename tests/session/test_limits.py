@@ -92,7 +92,9 @@ async def test_a_setting_does_not_limit_pop(
 ) -> None:
     """`pop_item` removes the newest item whatever the settings' limit is."""
     conversation = Elsewhere(emulator).conversation(*"abc")
-    session = kind(conversation_id=conversation, openai_client=client, session_settings={"limit": 0})
+    session = kind(
+        conversation_id=conversation, openai_client=client, session_settings={"limit": 0}
+    )
     assert texts([await session.pop_item()]) == ["c"]
     assert texts(emulator.items(conversation)) == ["a", "b"]
 

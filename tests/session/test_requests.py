@@ -34,9 +34,7 @@ async def test_reads_that_wait_for_one_another(emulator: Emulator, client: Async
     assert sent(emulator) == ["GET items"]
 
 
-async def test_limited_read_of_a_long_conversation(
-    emulator: Emulator, client: AsyncOpenAI
-) -> None:
+async def test_limited_read_of_a_long_conversation(emulator: Emulator, client: AsyncOpenAI) -> None:
     """A cold `get_items(20)` on a long conversation fetches one page of 20."""
     conversation = Elsewhere(emulator).conversation(*map(str, range(500)))
     session = CachedSession(conversation_id=conversation, openai_client=client)

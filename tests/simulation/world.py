@@ -42,6 +42,7 @@ class Setting:
         operations: How many operations the workers do together.
         workers: How many tasks work at the same time.
         foreign: Whether another writer is about.
+        filled: How many items the conversation holds at the start.
         habits: How the server differs from the real service.
     """
 
@@ -50,6 +51,7 @@ class Setting:
     operations: int
     workers: int
     foreign: bool
+    filled: int = 0
     habits: Habits = field(default_factory=Habits)
 
     @classmethod
@@ -62,6 +64,8 @@ class Setting:
             operations=rng.randint(15, 45),
             workers=rng.randint(1, 4),
             foreign=rng.random() < 0.4,
+            # More than a page, so that listings need cursors.
+            filled=rng.choice((0,) * 9 + (rng.randint(90, 320),)),
             habits=Habits(
                 unknown_cursor_ignored=rng.random() < 0.2,
                 has_more_on_full_last_page=rng.random() < 0.2,
@@ -133,6 +137,7 @@ class World:
         first = CachedSession(openai_client=self._client, cache=self._cache, retry=self._policy)
         await first.get_items()
         self._conversation_id = first.session_id
+        self._fill()
         self.network.committed = self._committed
         self._committed()
         self.network.plan = plan
@@ -151,6 +156,20 @@ class World:
         await asyncio.sleep(SETTLED)
         self.network.plan = lambda request: None
         await self._check_end()
+
+    def _fill(self) -> None:
+        items = [{"role": "user", "content": f"old {n}"} for n in range(self.setting.filled)]
+        for start in range(0, len(items), 20):
+            self._directly("POST", "", {"items": items[start : start + 20]})
+            texts = tuple(item["content"] for item in items[start : start + 20])
+            self.ledger.appended.append(Appended(texts, -2, start, len(texts), unknown=False))
+
+    def _directly(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        """A request that no network can lose."""
+        root = f"/v1/conversations/{self._conversation_id}/items"
+        headers = {"authorization": "Bearer direct"}
+        content = b"" if body is None else json.dumps(body).encode()
+        self.network.service.handle(Request(method, root + path, (), headers, content))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -184,21 +203,16 @@ class World:
         `docs/guarantees.md` says so.
         """
         rng = random.Random(f"{self.setting.seed}:foreign")
-        root = f"/v1/conversations/{self._conversation_id}/items"
-        headers = {"authorization": "Bearer foreign"}
         for number in range(100):
             await asyncio.sleep(rng.expovariate(1.0))
             items = self.network.service.items(self._conversation_id)
             own = items and text_of(items[-1]).startswith("foreign")
             if rng.random() < 0.7 or not own:
-                body = {"items": [{"role": "user", "content": f"foreign {number}"}]}
-                request = Request("POST", root, (), headers, json.dumps(body).encode())
-                self.ledger.appended.append(
-                    Appended((f"foreign {number}",), -1, number, landed=1, unknown=False)
-                )
+                text = f"foreign {number}"
+                self._directly("POST", "", {"items": [{"role": "user", "content": text}]})
+                self.ledger.appended.append(Appended((text,), -1, number, landed=1, unknown=False))
             else:
-                request = Request("DELETE", f"{root}/{items[-1]['id']}", (), headers)
-            self.network.service.handle(request)
+                self._directly("DELETE", f"/{items[-1]['id']}")
             self._committed()
 
     async def _work(self, worker: int) -> None:
@@ -214,15 +228,17 @@ class World:
             limited = rng.random() < 0.15
             number += 1
             started = self._now()
-            match rng.choices(("append", "read", "pop", "refresh"), (5, 5, 1.5, 0.3))[0]:
+            match rng.choices(("append", "read", "pop", "refresh", "clear"), (50, 50, 15, 3, 3))[0]:
                 case "append":
                     action = self._append(session, rng, worker, number)
                 case "read":
                     action = self._read(session, rng, strict=session is sessions[1])
                 case "pop":
                     action = self._pop(session)
-                case _:
+                case "refresh":
                     action = self._refresh(session)
+                case _:
+                    action, limited = self._clear(), False
             self.tally["operations"] += 1
             try:
                 async with asyncio.timeout(rng.uniform(0.0, 0.3) if limited else None):
@@ -231,7 +247,9 @@ class World:
                 if not limited and not isinstance(error, CachedSessionError):
                     raise
                 self.tally["cancelled"] += 1
-            if self._now() - started > self._policy.deadline + 0.1:
+            # A clear's flow has four operations, and one makes two requests of its own.
+            operations = 4 if action.__name__ == "_clear" else 1
+            if self._now() - started > operations * self._policy.deadline + 0.1:
                 raise Violation(f"an operation took {self._now() - started:.1f} s")
 
     async def _append(
@@ -291,6 +309,23 @@ class World:
         if item is not None:
             self.tally["popped"] += 1
             self.ledger.popped[text_of(item)] += 1  # type: ignore[arg-type]
+
+    async def _clear(self) -> None:
+        """A conversation of its own: filled, cleared, used again. Never half of it is left."""
+        session = CachedSession(openai_client=self._client, cache=self._cache, retry=self._policy)
+        words: list[Any] = [{"role": "user", "content": text} for text in ("a", "b", "c")]
+        try:
+            await session.add_items(words)
+            cleared = session.session_id
+            await session.clear_session()
+            await session.add_items(words[:1])
+            items = [text_of(dict(item)) for item in await session.get_items()]
+        except (OpenAIError, CachedSessionError):
+            self.tally["clear failed"] += 1
+            return
+        self.tally["cleared"] += 1
+        if items != ["a"] or session.session_id == cleared:
+            raise Violation(f"after a clear and an append of one item: {items}")
 
     async def _refresh(self, session: CachedSession) -> None:
         try:

@@ -1,0 +1,80 @@
+"""What a caller may pass, and what is said to one who passes something else."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from agents import OpenAIConversationsSession
+from openai import AsyncOpenAI
+
+
+def resolve_limit(limit: int | None, settings: Any) -> int | None:
+    """How many items a read returns at most.
+
+    Args:
+        limit: The call's own limit; None: the one of `settings`.
+        settings: `SessionSettings`, a dict like them (which the SDK takes,
+            too, when it is set later), or None.
+
+    Raises:
+        TypeError: The limit is no int.
+        ValueError: The limit is negative.
+    """
+    name = "limit"
+    if limit is None:
+        name = "session_settings.limit"
+        limit = (
+            settings.get("limit")
+            if isinstance(settings, dict)
+            else getattr(settings, "limit", None)
+        )
+        if limit is None:
+            return None
+    try:
+        if isinstance(limit, bool):
+            raise TypeError
+        limit = operator.index(limit)
+    except TypeError:
+        raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
+    if limit < 0:
+        raise ValueError(f"{name} must not be negative")
+    return limit
+
+
+def client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:
+    """The client that a session of the SDK uses."""
+    # The SDK has no public way to ask a session for its client. Looking for
+    # it by type relies on no name that a release may change.
+    for value in vars(session).values():
+        if isinstance(value, AsyncOpenAI):
+            return value
+    raise TypeError(f"underlying_session, a {type(session).__name__}, holds no AsyncOpenAI client")
+
+
+def check_type(name: str, value: object, *kinds: type) -> None:
+    """Refuses what is neither None nor one of `kinds`."""
+    if value is not None and not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be {expected} or None, not {type(value).__name__}")
+
+
+def check_id(name: str, value: object) -> None:
+    """Refuses what cannot be a conversation's id."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value or value in (".", "..") or not value.isprintable():
+        raise ValueError(f"{name} must be a conversation's id, not {value!r}")
+
+
+def check_staleness(value: object) -> None:
+    """Refuses what `max_staleness` cannot be."""
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(
+            f"max_staleness must be a number of seconds or None, not {type(value).__name__}"
+        )
+    if math.isnan(value) or value < 0:
+        raise ValueError("max_staleness must not be negative or NaN")

@@ -1,0 +1,188 @@
+"""The held window of one conversation, and how it is brought up to date.
+
+Whoever calls what awaits here holds the conversation's turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+
+from openai import NotFoundError
+
+from cached_session.core.history import History
+from cached_session.core.outcomes import Applied
+from cached_session.core.unsettled import Unsettled
+from cached_session.errors import UnexpectedAnswer
+from cached_session.events import LateCopyRemoved
+from cached_session.listing import CursorLost, Newest, extend, newest, rest
+from cached_session.operation import Operation, is_gone
+from cached_session.remote import PAGE
+
+# How many of the newest verified items a check recognises the conversation by.
+# One would do; more, because another writer may have deleted it.
+LANDMARKS = 64
+
+# What a check asks for beyond what this process added: other writers' items.
+SLACK = 20
+
+
+class Window:
+    """What is held of one conversation, and what is known about it.
+
+    Attributes:
+        conversation_id: The conversation.
+        history: The items, or None if nothing is held.
+        unsettled: Requests without an answer that may still be applied.
+        listings: How many listings were begun, numbered from 1.
+    """
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        self.history: History | None = None
+        self.unsettled = Unsettled()
+        self.listings = 0
+        # The number of the last listing that confirmed the items, and when it
+        # was asked for, on the loops' clock.
+        self._checked = 0
+        self._checked_at = -math.inf
+
+    def begin_empty(self, now: float) -> None:
+        """Notes that the conversation was just created: it is known to be empty."""
+        self.history = History(complete=True)
+        self._checked_at = now
+
+    def forget(self) -> None:
+        """Drops the items; the next read asks the server."""
+        self.history = None
+
+    def trusted(self, listing: int, since: float) -> History | None:
+        """The items, if they may be served without asking.
+
+        Args:
+            listing: The number of the first listing that counts as a check:
+                one that was begun before a read says nothing about it.
+            since: When the last check must have been asked for.
+        """
+        if self._checked < listing or self._checked_at < since or self.unsettled.active:
+            return None
+        return self.history
+
+    def doubt_removal(self, operation: Operation, item_id: str) -> None:
+        """Notes a delete that may still be applied; drops the items."""
+        history = self.history
+        assert history is not None  # only what is held is deleted
+        self.unsettled.begin(
+            [item for item in history.items if item.id != item_id], complete=history.complete
+        )
+        expires = operation.now() + operation.policy.deadline
+        self.unsettled.removing(item_id, expires=expires)
+        self.forget()
+
+    async def fresh(
+        self, operation: Operation, limit: int | None, listing: int, since: float
+    ) -> History:
+        """Makes the window one that may answer a read of `limit` items; see `trusted`."""
+        if self.trusted(listing, since) is None:
+            await self.relist(operation, limit)
+        while self.unsettled.extra:
+            await self.remove_late_copies(operation)
+            # Other writers go on meanwhile; an answer shows one moment, not two.
+            await self.relist(operation, limit)
+        for _ in range(operation.policy.max_attempts):
+            history = self.history
+            assert history is not None  # relist has set it
+            if history.covers(limit):
+                return history
+            try:
+                if limit is None:
+                    older = await rest(operation, history.items)
+                    history.extend_back(older, complete=True)
+                else:
+                    await extend(operation, history, limit)
+            except CursorLost:
+                self.forget()
+                await self.relist(operation, limit)
+        raise self._no_cursors()
+
+    async def relist(self, operation: Operation, limit: int | None) -> int | None:
+        """Lists the newest part and puts it in the place of what is not verified.
+
+        Returns:
+            How many items of an undecided append the listing showed; None if
+            it cannot tell.
+        """
+        try:
+            return await self._relist(operation, limit)
+        except NotFoundError:
+            # The conversation is gone. Nothing of it may be served again.
+            self.forget()
+            self.unsettled.decided_lost()
+            raise
+
+    async def _relist(self, operation: Operation, limit: int | None) -> int | None:
+        unsettled = self.unsettled
+        for _ in range(operation.policy.max_attempts):
+            history = self.history
+            positions: dict[str, int] = {}
+            size = min(PAGE, limit or PAGE)
+            enough: int | None = limit or PAGE
+            if history is not None:
+                positions = history.landmarks(LANDMARKS, below=unsettled.anchors)
+                size = min(PAGE, len(history) - max(positions.values(), default=0) + SLACK)
+                enough = limit
+            until: Container[str] = positions
+            if unsettled.active:
+                # What is in doubt lies behind its anchor: list at least back to it.
+                until, enough = positions or unsettled.anchors, None
+            listed_at = operation.now()
+            self.listings += 1
+            number = self.listings
+            try:
+                listed = await newest(operation, size=size, until=until, enough=enough)
+            except CursorLost:
+                self.forget()
+                continue
+            self._take(listed, positions)
+            self._checked = number
+            self._checked_at = listed_at
+            if not unsettled.active:
+                return 0
+            return unsettled.settle(
+                listed.items, reached_start=listed.reached_start, listed_at=listed_at
+            )
+        raise self._no_cursors()
+
+    def _take(self, listed: Newest, positions: dict[str, int]) -> None:
+        items, found = listed.items, listed.found
+        position = None if found is None else positions.get(items[found].id)
+        if self.history is None or found is None or position is None:
+            self.history = History(items, complete=listed.reached_start)
+            return
+        overlap = min(found, position)
+        held = self.history.items[position - overlap : position]
+        if [item.id for item in held] == [item.id for item in items[found - overlap : found]]:
+            self.history.replace_after(position, items[found + 1 :])
+        else:
+            # Another writer removed something further back. How far back its
+            # changes go is not known: keep only what was just listed.
+            self.history = History(items, complete=listed.reached_start)
+
+    async def remove_late_copies(self, operation: Operation) -> None:
+        """Deletes the items that a late commit stored a second time."""
+        extra = self.unsettled.extra
+        while extra:
+            outcome = await operation.delete_item(extra[0])
+            if not (isinstance(outcome, Applied) or is_gone(outcome)):
+                raise outcome.error
+            item_id = extra.pop(0)
+            if self.history is not None:
+                self.history.remove(item_id)
+            operation.meter.tell(LateCopyRemoved(self.conversation_id, item_id))
+
+    def _no_cursors(self) -> UnexpectedAnswer:
+        return UnexpectedAnswer(
+            f"{self.conversation_id}: the server lost its place in every listing of more "
+            "than one page; nothing was changed",
+            conversation_id=self.conversation_id,
+        )

@@ -1,0 +1,1 @@
+"""Campaigns over real sockets: random operations, all fault kinds, and the account of them."""

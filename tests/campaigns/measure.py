@@ -1,0 +1,243 @@
+"""One operation under one fault over real sockets, told in a fixed phrase."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from agents import OpenAIConversationsSession
+from openai import AsyncOpenAI
+
+from cached_session import CachedSession, ConversationCache, RetryBudget, RetryPolicy
+from cached_session.emulator import (
+    ConversationStore,
+    Emulator,
+    Fault,
+    FaultKind,
+    FaultPlan,
+    Request,
+    Service,
+    random_ids,
+)
+from tests.campaigns.setting import Kind
+from tests.campaigns.witness import KEY, Witness
+from tests.servers import eventually
+from tests.simulation.ledger import text_of
+
+Operation = Literal["create", "append", "read", "pop", "clear"]
+
+OPERATIONS: Final[tuple[Operation, ...]] = ("create", "append", "read", "pop", "clear")
+
+ATTEMPT: Final = 0.5
+"""Seconds that a request may take, with either session."""
+
+FAULTS: Final = {
+    # Well before the SDK's client tries again, which waits 0.375 s at least (measured).
+    FaultKind.LATE_COMMIT: Fault(FaultKind.LATE_COMMIT, delay=0.2),
+    FaultKind.SLOW: Fault(FaultKind.SLOW, delay=3 * ATTEMPT),
+    FaultKind.REFUSED: Fault(FaultKind.REFUSED, delay=0.03),
+    FaultKind.RATE_LIMITED: Fault(FaultKind.RATE_LIMITED, retry_after=0.05),
+    FaultKind.WRONG_SHAPE: Fault(FaultKind.WRONG_SHAPE, variant=3),
+}
+"""What is drawn for a kind, where it is not the default."""
+
+BATCH: Final = ("first", "second", "third")
+BEFORE: Final = {"append": 2, "read": 130, "pop": 3, "clear": 3}
+CANNOT: Final = "cannot happen"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table.
+
+    Attributes:
+        operation: What the caller does.
+        fault: What goes wrong.
+        throughout: Whether it befalls every request until the call has ended;
+            otherwise the operation's own request, once.
+        kind: Which session is used.
+    """
+
+    operation: Operation
+    fault: FaultKind
+    throughout: bool
+    kind: Kind
+
+    @property
+    def possible(self) -> bool:
+        """Whether a request of the operation can suffer the fault."""
+        match self.fault:
+            case FaultKind.PARTIAL_BATCH:
+                return self.operation == "append"
+            case FaultKind.CURSOR_REFUSED | FaultKind.CURSOR_IGNORED:
+                return self.operation == "read"
+            case FaultKind.LATE_COMMIT:
+                return self.operation != "read"
+            case _:
+                return True
+
+    def plan(self) -> FaultPlan:
+        """The plan that makes the fault happen."""
+        fault = FAULTS.get(self.fault, Fault(self.fault))
+        left = itertools.repeat(fault) if self.throughout else iter([fault])
+
+        def decide(request: Request) -> Fault | None:
+            meant = self.throughout or _operation(request) == self.operation
+            return next(left, None) if meant and _can_suffer(request, self.fault) else None
+
+        return decide
+
+
+def _operation(request: Request) -> Operation | None:
+    parts = request.path.count("/")
+    names: dict[tuple[str, int], Operation] = {
+        ("POST", 2): "create",
+        ("POST", 4): "append",
+        ("GET", 4): "read",
+        ("DELETE", 5): "pop",
+        ("DELETE", 3): "clear",
+    }
+    return names.get((request.method, parts))
+
+
+def _can_suffer(request: Request, fault: FaultKind) -> bool:
+    match fault:
+        case FaultKind.PARTIAL_BATCH:
+            return _operation(request) == "append"
+        case FaultKind.CURSOR_REFUSED | FaultKind.CURSOR_IGNORED:
+            return request.parameter("after") is not None
+        case FaultKind.LATE_COMMIT:
+            return request.method != "GET"
+        case _:
+            return True
+
+
+async def measure(case: Case) -> str:
+    """Makes one call under a fault, on a server of its own.
+
+    The server is looked at when every commit has come in and the session has
+    read once more.
+
+    Returns:
+        What the caller saw and what the server holds, in a fixed phrase.
+    """
+    if not case.possible:
+        return CANNOT
+    witness = Witness(Service(ConversationStore(new_id=random_ids())))
+    conversation = None if case.operation == "create" else _prepare(witness, case.operation)
+    async with _open(witness, case, conversation) as (emulator, session):
+        if case.operation in ("append", "pop", "clear"):
+            await session.get_items()
+        emulator.faults = witness.planned(case.plan(), lambda fault: None)
+        seen = await _call(session, case.operation)
+        emulator.faults = None
+        await asyncio.to_thread(eventually, witness.settled)
+        if case.operation in ("append", "pop"):
+            await session.get_items()
+        if case.operation == "read":
+            return seen
+        return f"{seen}; {_left_behind(witness, case.operation, conversation)}"
+
+
+@contextlib.asynccontextmanager
+async def _open(
+    witness: Witness, case: Case, conversation: str | None
+) -> AsyncIterator[tuple[Emulator, Any]]:
+    with Emulator(service=witness) as emulator:  # type: ignore[arg-type]
+        async with AsyncOpenAI(
+            base_url=emulator.base_url, api_key="key", timeout=ATTEMPT
+        ) as client:
+            if case.kind == "sdk":
+                yield (
+                    emulator,
+                    OpenAIConversationsSession(conversation_id=conversation, openai_client=client),
+                )
+                return
+            policy = RetryPolicy(
+                max_attempts=4,
+                deadline=4.0,
+                attempt_timeout=ATTEMPT,
+                initial_delay=0.1,
+                max_delay=0.4,
+                budget=RetryBudget(1000, 100),
+            )
+            session = CachedSession(
+                conversation_id=conversation,
+                openai_client=client,
+                cache=ConversationCache(),
+                retry=policy,
+            )
+            yield emulator, session
+            await session.aclose()
+
+
+def _prepare(witness: Witness, operation: str) -> str:
+    """Makes a conversation with the items that the operation needs; returns its id."""
+    made = witness.handle(Request("POST", "/v1/conversations", (), KEY, b"{}")).json()
+    path = f"/v1/conversations/{made['id']}/items"
+    for text in map(str, range(BEFORE[operation])):
+        body = json.dumps({"items": [{"role": "user", "content": text}]}).encode()
+        witness.handle(Request("POST", path, (), KEY, body))
+    return str(made["id"])
+
+
+async def _call(session: Any, operation: Operation) -> str:
+    try:
+        match operation:
+            case "create":
+                await session.get_items()
+            case "append":
+                await session.add_items([{"role": "user", "content": text} for text in BATCH])
+            case "read":
+                return _read([text_of(item) for item in await session.get_items()])
+            case "pop":
+                item = await session.pop_item()
+                right = item is not None and text_of(item) == str(BEFORE["pop"] - 1)
+                return "returns the item" if right else "returns no item"
+            case "clear":
+                await session.clear_session()
+    # Whatever it is: the table names it.
+    except Exception as error:
+        return f"raises {type(error).__name__}"
+    return "returns"
+
+
+def _read(texts: list[str]) -> str:
+    expected = list(map(str, range(BEFORE["read"])))
+    if texts == expected:
+        return "returns all items"
+    if not texts:
+        return "returns nothing"
+    counts = Counter(texts)
+    if max(counts.values()) > 1:
+        return "returns items twice"
+    return "returns a part" if len(texts) < len(expected) else "returns another history"
+
+
+def _left_behind(witness: Witness, operation: Operation, conversation: str | None) -> str:
+    if operation == "create":
+        made = len(witness.made)
+        return f"{_NUMBERS[made]} conversation{'' if made == 1 else 's'}"
+    assert conversation is not None  # only a create begins without one
+    try:
+        texts = [text_of(item) for item in witness.items(conversation)]
+    except LookupError:
+        return "deleted"
+    if operation == "clear":
+        return "not deleted"
+    if operation == "pop":
+        return f"{_NUMBERS[BEFORE['pop'] - len(texts)]} removed"
+    first, *others = (texts.count(text) for text in BATCH)
+    if set(others) == {first}:
+        return f"stored {_TIMES[first]}" if first else "not stored"
+    return f"first item stored {_TIMES[first]}, the others {_TIMES[others[0]]}"
+
+
+_NUMBERS: Final = ("none", "one", "two", "three", "four", "five")
+_TIMES: Final = ("never", "once", "twice", "three times", "four times", "five times")

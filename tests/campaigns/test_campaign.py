@@ -1,0 +1,83 @@
+"""Random operations under all fault kinds over real sockets, on three arrangements."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.campaigns.campaign import run, total
+from tests.campaigns.counting import Count, count
+from tests.campaigns.setting import Kind, Setting
+
+EMULATED_SEEDS = 12
+FORWARDED_SEEDS = 8
+COMPARED_SEEDS = 8
+
+
+def _fresh(seeds: int) -> list[Setting]:
+    start = secrets.randbelow(1 << 40)
+    return [Setting.draw(seed) for seed in range(start, start + seeds)]
+
+
+def _show(
+    capsys: pytest.CaptureFixture[str], name: str, settings: list[Setting], text: str
+) -> None:
+    with capsys.disabled():
+        seeds = f"seeds {settings[0].seed} to {settings[-1].seed}"
+        sys.stdout.write(f"\n{name}, {seeds}: {text}\n")
+
+
+def _summary(tally: Counter[str]) -> str:
+    return (
+        f"{tally['operations']} operations, {tally['requests']} requests, {tally['faults']} faults"
+    )
+
+
+async def test_emulator(capsys: pytest.CaptureFixture[str]) -> None:
+    """Over real sockets nothing is lost or doubled, and every read shows what the server held."""
+    settings = _fresh(EMULATED_SEEDS)
+    tally = total(await run(settings))
+    _show(capsys, "campaign", settings, _summary(tally))
+    assert tally["append applied"] > 0.2 * tally["operations"]
+    assert tally["read answered"] > 0.2 * tally["operations"]
+
+
+async def test_agentic_api(agentic_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same holds before a server written by others, behind a proxy that makes the faults."""
+    settings = _fresh(FORWARDED_SEEDS)
+    tally = total(await run(settings, agentic_server))
+    _show(capsys, "campaign on agentic-api", settings, _summary(tally))
+    assert tally["append applied"] > 0.2 * tally["operations"]
+    assert tally["read answered"] > 0.2 * tally["operations"]
+
+
+async def test_beside_the_sdk(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the same plan and operations the SDK's session doubles items, this one none."""
+    start = secrets.randbelow(1 << 40)
+
+    def setting(seed: int, kind: Kind) -> Setting:
+        return Setting(
+            seed=seed, rate=0.3, operations=30, workers=1, foreign=False, kind=kind, repeats=False
+        )
+
+    counts: dict[Kind, Count] = {}
+    for kind in ("cached", "sdk"):
+        settings = [setting(seed, kind) for seed in range(start, start + COMPARED_SEEDS)]
+        worlds = await run(settings, at_once=COMPARED_SEEDS)
+        tally = total(worlds)
+        counts[kind] = sum(map(count, worlds), Count(0, 0, 0))
+        found = counts[kind]
+        _show(
+            capsys,
+            f"comparison, {kind} session",
+            settings,
+            f"{_summary(tally)}; of {found.sent} items {found.lost} lost, {found.doubled} doubled; "
+            f"{tally['append failed'] + tally['append unknown']} appends and "
+            f"{tally['read failed']} reads raised, {tally['read wrong']} reads wrong",
+        )
+    assert counts["cached"].sent > 0
+    assert (counts["cached"].lost, counts["cached"].doubled) == (0, 0)
+    assert counts["sdk"].doubled > 0

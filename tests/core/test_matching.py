@@ -1,0 +1,182 @@
+"""Whether a listed item is the one that was sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from cached_session.core.matching import longest_run, same
+from cached_session.emulator import Habits
+from tests.core.strategies import habits, items, listed, message, messages, reordered, words
+from tests.emulator.samples import INPUT_TYPES, OUTPUT_TYPES, sample
+
+
+@given(items, habits)
+def test_what_a_server_makes_of_an_item(item: dict[str, Any], server: Habits) -> None:
+    """An item is the same as what a server lists of it, whatever it adds, changes or leaves out."""
+    (shown,) = listed([item], server)
+    assert same(item, shown)
+    assert same(item, reordered(shown))
+    assert same(reordered(item), shown)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["least", "whole"])
+@pytest.mark.parametrize(
+    "annotation",
+    [kind for kind in [*INPUT_TYPES, *OUTPUT_TYPES] if kind.__name__ != "ItemReference"],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_type(annotation: Any, whole: bool) -> None:
+    """An item of any type of the openai package is the same as what a listing shows of it."""
+    item: dict[str, Any] = sample(annotation, whole=whole)
+    item.pop("id", None)
+    if item.get("role") == "unknown":
+        item["role"] = "developer" if item["type"] == "additional_tools" else "user"
+    (shown,) = listed([item])
+    assert same(item, shown)
+
+
+@given(items, st.sampled_from(["created_at", "created_by", "status", "id", "new_field"]), words)
+def test_fields_that_only_the_server_has(item: dict[str, Any], name: str, value: str) -> None:
+    """A field that the server adds or sets does not tell an item from itself."""
+    (shown,) = listed([item])
+    assert same(item, {**shown, name: value})
+
+
+@given(words, words, st.booleans())
+def test_other_text(one: str, two: str, as_parts: bool) -> None:
+    """Messages with different texts differ, and with the same text are the same."""
+    part = {"type": "input_text", "text": one}
+    sent = {"role": "user", "content": [part] if as_parts else one}
+    (shown,) = listed([message(two)])
+    assert same(sent, shown) == (one == two)
+
+
+@given(messages, st.sampled_from(["user", "assistant", "system", "developer"]))
+def test_other_role(item: dict[str, Any], role: str) -> None:
+    """Messages of different roles differ, whatever they say."""
+    (shown,) = listed([item])
+    assert same(item, {**shown, "role": role}) == (item["role"] == role)
+
+
+@given(st.lists(words, min_size=1, max_size=4), st.integers(0, 3))
+def test_other_number_of_parts(contents: list[str], dropped: int) -> None:
+    """A message that lacks a part, or has one more, is another message."""
+    assume(dropped < len(contents))
+    content = [{"type": "input_text", "text": text} for text in contents]
+    sent = {"role": "user", "content": content}
+    (shown,) = listed([sent])
+    fewer = [part for place, part in enumerate(shown["content"]) if place != dropped]
+    assert not same(sent, {**shown, "content": fewer})
+    assert not same(sent, {**shown, "content": [*shown["content"], content[0]]})
+
+
+@given(items, items)
+def test_other_type(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Items of different types differ, with the same call id too."""
+    assume(one.get("type", "message") != two.get("type", "message"))
+    (shown,) = listed([two])
+    assert not same(one, shown)
+
+
+@given(items, items)
+def test_tool_items_go_by_call_id(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Calls are the same by their call id, and so are outputs, whatever else they hold."""
+    assume("call_id" in one and one["type"] == two.get("type"))
+    (shown,) = listed([two])
+    assert same(one, shown) == (one["call_id"] == two["call_id"])
+
+
+def test_call_and_output_differ() -> None:
+    """A call and its output have one call id and are two items."""
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "{}"}
+    shown_call, shown_output = listed([call, output])
+    assert same(call, shown_call)
+    assert same(output, shown_output)
+    assert not same(call, shown_output)
+    assert not same(output, shown_call)
+
+
+def test_images_and_files_by_what_is_shown() -> None:
+    """Images whose address a listing leaves out are compared by the rest, files by their name."""
+    image = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
+    (shown,) = listed([{"role": "user", "content": [image]}])
+    assert "image_url" not in shown["content"][0]
+    assert same({"role": "user", "content": [image]}, shown)
+    assert not same({"role": "user", "content": [{**image, "detail": "high"}]}, shown)
+    one, two = ({"type": "input_file", "filename": name, "file_data": "x"} for name in "ab")
+    (shown,) = listed([{"role": "user", "content": [one]}])
+    assert same({"role": "user", "content": [one]}, shown)
+    assert not same({"role": "user", "content": [two]}, shown)
+
+
+def test_reasoning_without_its_encrypted_content() -> None:
+    """Reasoning is recognised although a listing leaves its encrypted content out."""
+    summary = [{"type": "summary_text", "text": "hm"}]
+    sent = {"type": "reasoning", "summary": summary, "encrypted_content": "sealed"}
+    (shown,) = listed([sent])
+    assert "encrypted_content" not in shown
+    assert same(sent, shown)
+    other = [{"type": "summary_text", "text": "oh"}]
+    assert not same({**sent, "summary": other}, shown)
+
+
+def test_own_id_counts_before_everything() -> None:
+    """An item under an id of its own is the same, though the server shows another content."""
+    (shown,) = listed([{"id": "msg_1", **message("the original")}])
+    assert same({"id": "msg_1", **message("sent later")}, shown)
+    assert not same({"id": "msg_2", **message("sent later")}, shown)
+    assert same({"type": "item_reference", "id": "msg_1"}, shown)
+    assert not same({"type": "item_reference", "id": "msg_2"}, shown)
+
+
+letters = st.lists(st.sampled_from("abc"), max_size=8)
+
+
+def _run(wanted: list[str], standing: list[str | None]) -> tuple[int, int]:
+    shown = [None if text is None else listed([message(text)])[0] for text in standing]
+    return longest_run([message(text) for text in wanted], len(shown), shown.__getitem__)
+
+
+@given(letters, st.lists(st.sampled_from([*"abc", None]), max_size=10))
+@example(list("ab"), list("aab"))
+@example(list("aa"), ["a", None, "a", "a"])
+def test_longest_run(wanted: list[str], standing: list[str | None]) -> None:
+    """The run that is found is the longest beginning that stands together, and the first such."""
+    start, count = _run(wanted, standing)
+    fits = {
+        (begin, length)
+        for length in range(1, len(wanted) + 1)
+        for begin in range(len(standing) - length + 1)
+        if standing[begin : begin + length] == wanted[:length]
+    }
+    if not fits:
+        assert count == 0
+    else:
+        longest = max(length for _, length in fits)
+        assert (start, count) == (min(begin for begin, size in fits if size == longest), longest)
+
+
+@given(letters, st.lists(st.sampled_from("xyz"), max_size=3), st.lists(st.sampled_from("xyz")))
+def test_among_other_writers(wanted: list[str], before: list[str], after: list[str]) -> None:
+    """A batch is found whole between other writers' items."""
+    start, count = _run(wanted, [*before, *wanted, *after])
+    assert count == len(wanted)
+    assert start == (len(before) if wanted else 0)
+
+
+@given(letters, st.integers(0, 8), st.lists(st.sampled_from("xyz"), max_size=3))
+def test_applied_in_part(wanted: list[str], landed: int, after: list[str]) -> None:
+    """Of a batch that was applied in part, the first items are found."""
+    landed = min(landed, len(wanted))
+    assert _run(wanted, [*wanted[:landed], *after])[1] == landed
+
+
+@given(letters)
+def test_known_items_are_no_part_of_it(wanted: list[str]) -> None:
+    """Items that are known to be others' are never taken for ours, however equal."""
+    assert _run(wanted, [None] * len(wanted))[1] == 0

@@ -1,0 +1,1 @@
+"""What the library does under every kind of fault, one fault at a time."""

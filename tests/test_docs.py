@@ -1,0 +1,249 @@
+"""What the pages say is so: blocks run, commands exist, tables and links are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cached_session import CachedSession, ConversationCache, RetryPolicy
+from cached_session.cli import COMMANDS, main
+from cached_session.emulator import Emulator, FaultKind, Habits
+from tests.answers import answer_as_model
+from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
+
+README = ROOT / "README.md"
+EMULATOR_PAGE = ROOT / "docs" / "emulator.md"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PATIENCE = 120.0
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@pytest.fixture(name="environment")
+def _environment() -> Iterator[dict[str, str]]:
+    """The environment of a reader whose service is on this machine."""
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    with Emulator() as emulator:
+        answer_as_model(emulator)
+        yield kept | {
+            "OPENAI_BASE_URL": emulator.base_url,
+            "OPENAI_API_KEY": "sk-stand-in",
+            "OPENAI_AGENTS_DISABLE_TRACING": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+
+def succeed(arguments: list[str], environment: dict[str, str], directory: Path) -> str:
+    """Runs Python with warnings as errors, and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        env=environment,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """Every Python block of a page runs as it is written, from top to bottom, without a warning."""
+    succeed(["-m", "tests.pages", str(page)], environment, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("agent_with_tools", "6 items, 6 requests, none of them to read"),
+        ("lost_answers", "CachedSession"),
+        ("two_workers", "refresh() forgets the copy: one, two, three (1 requests)"),
+    ],
+)
+def test_examples_run(name: str, shown: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Every example runs alone, without a warning, and shows what it is there for."""
+    environment.pop("OPENAI_API_KEY")
+    output = succeed([str(ROOT / "examples" / f"{name}.py")], environment, tmp_path)
+    assert shown in output
+    if name == "lost_answers":
+        theirs, ours = re.findall(r"items on the server: (\d+), different ones: (\d+)", output)
+        assert int(theirs[0]) > int(theirs[1]) == 40
+        assert ours == ("40", "40")
+        assert "an answer was lost" in output
+
+
+def test_every_example_is_tested() -> None:
+    """The examples above are all that there are."""
+    tested: Any = next(mark for mark in test_examples_run.pytestmark if mark.name == "parametrize")
+    assert [example.stem for example in EXAMPLES] == [name for name, _ in tested.args[1]]
+
+
+@each_page
+def test_blocks_have_a_known_language(page: Path) -> None:
+    """No block escapes the tests by a language that they do not know."""
+    assert {block.language for block in blocks(page)} <= {"python", "sh", "text"}
+
+
+@each_page
+def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of a shell block exists, with the options that it is given."""
+    for block in blocks(page, "sh"):
+        for line in block.text.splitlines():
+            check_command(shlex.split(line), capsys)
+
+
+def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if a command does not exist, or does not know one of its options."""
+    match words:
+        case ["make", target, *variables]:
+            assert target in make_targets()
+            assert all(variable.startswith("ARGS=") for variable in variables)
+        case ["cached-session", command, *options]:
+            assert command in COMMANDS
+            assert_known(options, help_of([command], capsys))
+        case [("python" | "python3.12"), "-m", "cached_session.emulator", *options]:
+            assert_known(options, help_of(["serve"], capsys))
+        case [("python" | "python3.12"), "-m", module, *_]:
+            assert importlib.util.find_spec(module) is not None
+        case ["pip", "install", what]:
+            assert set(re.findall(r"\[(.+)\]", what)) <= set(project()["optional-dependencies"])
+        case _:
+            pytest.fail(f"the tests do not know the command {words}")
+
+
+def assert_known(options: list[str], text: str) -> None:
+    """Fails if an option, or a word that only a list of choices knows, is not in a help text."""
+    for option in options:
+        if option.startswith("--"):
+            assert re.search(rf"{option}\b", text), f"{option} is not an option"
+        elif re.fullmatch("[a-z_]+", option):
+            assert option in text, f"{option} is not a choice"
+
+
+def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says about itself."""
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    return capsys.readouterr().out
+
+
+def make_targets() -> set[str]:
+    """The targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert phony is not None
+    return set(phony[1].split())
+
+
+def project() -> dict[str, Any]:
+    """The project's table of pyproject.toml."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return found["project"]  # type: ignore[no-any-return]
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link within the project names a file that exists, and a heading that exists."""
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), link
+        if anchor:
+            assert anchor in headings(path), link
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "callable_"),
+    [
+        (README, "### Arguments", CachedSession),
+        (README, "### RetryPolicy", RetryPolicy),
+        (README, "### ConversationCache", ConversationCache),
+        (EMULATOR_PAGE, "## In a test", Emulator),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_tables_of_arguments_agree_with_the_code(page: Path, heading: str, callable_: type) -> None:
+    """A table of arguments has every argument, in order, with its default."""
+    written = table_below(page, heading)
+    parameters = inspect.signature(callable_).parameters
+    assert list(written) == list(parameters)
+    for name, parameter in parameters.items():
+        if isinstance(parameter.default, int | float | None):
+            assert written[name] == repr(parameter.default), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("## Faults", [str(kind) for kind in FaultKind]),
+        ("## Habits", [field.name for field in dataclasses.fields(Habits)]),
+    ],
+    ids=["faults", "habits"],
+)
+def test_tables_of_the_emulator_are_complete(heading: str, names: list[str]) -> None:
+    """Every fault and every habit has its row, and no row is left over."""
+    assert sorted(table_below(EMULATOR_PAGE, heading)) == sorted(names)
+
+
+def test_errors_in_the_readme_are_those_of_the_package() -> None:
+    """The README's table of errors names every error, and the list of events every event."""
+    from cached_session import errors, events
+
+    own = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.CachedSessionError)
+    }
+    assert set(table_below(README, "## Errors")) == own - {"CachedSessionError"}
+    source = README.read_text(encoding="utf-8")
+    for event in events.Event.__args__:  # type: ignore[attr-defined]  # a union's members
+        assert f"`{event.__name__}`" in source
+
+
+def test_demo_in_the_readme_is_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the README shows of the demo is what the demo prints, times aside."""
+    [shown] = blocks(README, "text")
+    assert main(["demo", "--latency", "0"]) == 0
+    # The times were taken with latency, and are right-aligned.
+    time = re.compile(r" *\d+\.\d\d s")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "╭│├╰"]
+    assert [time.sub(" T", line) for line in shown.text.splitlines()] == [
+        time.sub(" T", line) for line in printed
+    ]
+
+
+def test_readme_names_the_lowest_versions() -> None:
+    """The versions in the README are those that pyproject.toml asks for."""
+    source = README.read_text(encoding="utf-8")
+    for requirement in project()["dependencies"]:
+        found = re.match(r"(openai(?:-agents)?)>=([0-9.]+)", requirement)
+        if found:
+            assert f"`{found[1]}` {found[2]} or later" in source
+    assert project()["requires-python"] == ">=3.11"
+    assert "Python 3.11 or later" in source
+
+
+def test_pages_name_no_machine() -> None:
+    """No page names a path of the machine that it was written on."""
+    for page in [*PAGES, *EXAMPLES, ROOT / "Makefile"]:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work)/", text), page.name
