@@ -40,7 +40,21 @@ class Append:
             self._rest, self._resent = batch, False
             await self._send_batch()
 
+    async def anchor(self) -> None:
+        """Makes sure that it is known what stands before the next batch.
+
+        Without it, two equal messages could not be told apart after a lost
+        answer. Costs one request of one item where nothing is held.
+        """
+        if self._window.history is None or self._window.unsettled.undecided:
+            try:
+                await self._window.relist(self._operation, 1)
+            except Exception as error:
+                self._say_how_many(error)
+                raise
+
     async def _send_batch(self) -> None:
+        await self.anchor()
         outcome = await self._operation.run(self._attempt)
         if isinstance(outcome, Applied):
             await self._look_for_late_commits()
@@ -48,21 +62,28 @@ class Append:
         if self._in_doubt:
             try:
                 await self._reconcile()
+            except AppendOutcomeUnknown:
+                raise
             except Exception as error:
                 self._window.forget()
                 raise self._unknown() from error
             if not self._rest:
                 return
-        outcome.error.add_note(
+        self._say_how_many(outcome.error)
+        raise outcome.error
+
+    def _say_how_many(self, error: Exception) -> None:
+        error.add_note(
             f"{self._operation.conversation_id}: the first {self._landed} of "
             f"{len(self._items)} items are on the server, the others are not"
         )
-        raise outcome.error
 
     async def _attempt(self, seconds: float) -> Outcome[None]:
         if self._in_doubt:
             try:
                 await self._reconcile()
+            except AppendOutcomeUnknown:
+                raise
             except Exception as error:
                 return Unknown(error, retryable=False)
             if not self._rest:
@@ -118,6 +139,7 @@ class Append:
         landed = await self._window.relist(operation, 1)
         if landed is None:
             # Another writer removed every item that stood before the batch.
+            self._window.forget()
             raise self._unknown()
         self._in_doubt = False
         self._landed += landed

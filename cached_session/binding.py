@@ -12,9 +12,8 @@ from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
 from cached_session.cache import ConversationCache
-from cached_session.classify import classify
 from cached_session.connections import account, connections
-from cached_session.core.outcomes import Applied, Outcome
+from cached_session.core.outcomes import Applied
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
 from cached_session.remote import Remote
@@ -197,26 +196,23 @@ class Binding:
     async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
         # No request could tell it from the one that is made next.
-        outcome = await self._retrier.run(self._attempt, deadline=deadline, conversation_id=None)
+        outcome = await self._retrier.run(
+            lambda seconds: self._remote.create(timeout=seconds),
+            deadline=deadline,
+            conversation_id=None,
+        )
         if not isinstance(outcome, Applied):
             raise outcome.error
         if self._underlying is None:
             self.conversation_id = outcome.value
             self.bind(outcome.value).window.begin_empty(Operation.now())
             self._opening = 0
-
-    async def _attempt(self, seconds: float) -> Outcome[str]:
-        if self._underlying is None:
-            return await self._remote.create(timeout=seconds)
-        self._meter.requests += 1
-        try:
-            async with asyncio.timeout(seconds):
-                # Its own way of making a conversation, under its own lock, so
-                # that a first call to it at the same time finds the same one.
-                await self._underlying.get_items(limit=0)
-        except Exception as error:
-            return classify(error)
-        return Applied(self._underlying.session_id)
+            return
+        if self.conversation_id is None:
+            self.conversation_id = outcome.value
+        # The wrapped session may be making one, too, at this moment. This
+        # sends nothing, but waits until it has: then both mean the same one.
+        await self._underlying.get_items(limit=0)
 
     def open(self, session: object) -> None:
         """Notes that `session` uses the client's connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -115,11 +116,19 @@ class ConversationCache:
         else:
             self._doubtful.pop(key, None)
         if self._doubtful:
-            now = time.monotonic()
+            now = _now()
             for old in [
                 old for old, kept in self._doubtful.items() if kept.window.unsettled.expired(now)
             ]:
                 del self._doubtful[old]
+
+
+def _now() -> float:
+    """The clock on which requests expire: the running loop's."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:  # a coroutine that is closed after its loop
+        return time.monotonic()
 
 
 def _size(replica: Replica) -> int:

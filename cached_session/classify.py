@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from openai import APIConnectionError, APIError, APIStatusError, OpenAIError
+import httpx2
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, OpenAIError
 
 from cached_session.core.outcomes import Refused, Unknown
 
@@ -27,6 +28,23 @@ _NEVER_SENT = frozenset(
 # Statuses worth repeating, as the openai client has them (measured). 425 is
 # "too early": the server asks for exactly that.
 _RETRYABLE = frozenset({408, 409, 425, 429})
+
+
+def as_openai_error(error: Exception, method: str, url: str) -> Exception:
+    """Gives a caller who handles the client's exceptions one of those.
+
+    A timeout around the client, and what a transport raises that the client
+    does not know, become `APITimeoutError` and `APIConnectionError`.
+    """
+    wrapped: Exception
+    if isinstance(error, TimeoutError):
+        wrapped = APITimeoutError(request=httpx2.Request(method, url))
+    elif isinstance(error, OSError | RuntimeError | httpx2.HTTPError):
+        wrapped = APIConnectionError(request=httpx2.Request(method, url))
+    else:
+        return error
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def classify(error: Exception) -> Refused | Unknown:
@@ -47,9 +65,8 @@ def classify(error: Exception) -> Refused | Unknown:
     if isinstance(error, OpenAIError) and not isinstance(error, APIError):
         # The client itself gave up before sending: no credentials, say.
         return Refused(error, retryable=False)
-    # A timeout around the client; or a bug, or an exception that nobody
-    # expected. The request may have left.
-    return Unknown(error, retryable=isinstance(error, TimeoutError))
+    # A bug, or an exception that nobody expected: the request may have left.
+    return Unknown(error, retryable=False)
 
 
 def _by_status(error: APIStatusError) -> Refused | Unknown:

@@ -20,14 +20,9 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
-from openai import (
-    APIConnectionError,
-    APIResponseValidationError,
-    APITimeoutError,
-    AsyncOpenAI,
-)
+from openai import APIResponseValidationError, AsyncOpenAI
 
-from cached_session.classify import classify
+from cached_session.classify import as_openai_error, classify
 from cached_session.connections import Connections, connections
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome, Unknown
@@ -137,7 +132,9 @@ class Remote:
             async with asyncio.timeout(timeout):
                 response = await self._send(client, method, root + path, timeout, query, content)
         except Exception as error:
-            outcome = classify(self._as_openai_error(error, method, root + path))
+            outcome = classify(
+                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
+            )
         else:
             outcome = _understand(response, method, parse)
         self._meter.tell(
@@ -150,19 +147,6 @@ class Remote:
             )
         )
         return outcome
-
-    def _as_openai_error(self, error: Exception, method: str, path: str) -> Exception:
-        """Gives a caller who handles the client's exceptions one of those."""
-        request = httpx2.Request(method, f"{str(self._client.base_url).rstrip('/')}{path}")
-        wrapped: Exception
-        if isinstance(error, TimeoutError):
-            wrapped = APITimeoutError(request=request)
-        elif isinstance(error, OSError | RuntimeError | httpx2.HTTPError):
-            wrapped = APIConnectionError(request=request)
-        else:
-            return error
-        wrapped.__cause__ = error
-        return wrapped
 
     async def _send(
         self,

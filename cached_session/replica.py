@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
+from openai import NotFoundError
+
 from cached_session.appending import Append
 from cached_session.connections import Account
 from cached_session.core.history import History
@@ -85,7 +87,12 @@ class Replica:
         """Waits for the writes before this call, and checks what is still in doubt."""
         async with self._turn(operation):
             if self.window.unsettled.active:
-                await self.window.fresh(operation, 1, 0, -math.inf)
+                try:
+                    await self.window.fresh(operation, 1, 0, -math.inf)
+                except NotFoundError:
+                    # A clear that was given up on came through: nothing is left in doubt.
+                    if not self.window.unsettled.may_be_cleared:
+                        raise
 
     async def pop(
         self, operation: Operation, *, listing: int, since: float
@@ -156,24 +163,33 @@ class Replica:
         await self._write(operation, self._clear(operation, deleted))
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        try:
+            outcome = await operation.delete_conversation()
+        except BaseException:  # the loop ends with the request in flight
+            self.window.doubt_clear(operation)
+            raise
+        applied = isinstance(outcome, Applied) or (
+            # An earlier clear that was given up on came through after all.
+            is_gone(outcome) and self.window.unsettled.may_be_cleared
+        )
+        if isinstance(outcome, Unknown):
+            self.window.doubt_clear(operation)
         self.window.forget()
-        outcome = await operation.delete_conversation()
-        if not isinstance(outcome, Applied):
+        if not isinstance(outcome, Applied) and not applied:
             raise outcome.error
         deleted()
 
     async def append(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
+        append = Append(self.window, operation, items)
         await self._enter(operation)
         try:
-            if self.window.history is None or self.window.unsettled.undecided:
-                # The anchor: without it, two equal messages cannot be told
-                # apart after a lost answer.
-                await self.window.relist(operation, 1)
+            # Nothing is sent yet: a caller who is cancelled here sends nothing.
+            await append.anchor()
         except BaseException:
             self._leave()
             raise
-        await self._write(operation, Append(self.window, operation, items).run())
+        await self._write(operation, append.run())
 
     async def _enter(self, operation: Operation) -> None:
         await self.turns.enter(operation.deadline, self.conversation_id)

@@ -68,6 +68,13 @@ class Window:
             return None
         return self.history
 
+    def doubt_clear(self, operation: Operation) -> None:
+        """Notes a delete of the conversation that may still be applied; drops the items."""
+        history = self.history or History(complete=False)
+        self.unsettled.begin(history.items, complete=history.complete)
+        self.unsettled.clearing(expires=operation.now() + operation.policy.deadline)
+        self.forget()
+
     def doubt_removal(self, operation: Operation, item_id: str) -> None:
         """Notes a delete that may still be applied; drops the items."""
         history = self.history
@@ -156,7 +163,7 @@ class Window:
     def _take(self, listed: Newest, positions: dict[str, int]) -> None:
         items, found = listed.items, listed.found
         position = None if found is None else positions.get(items[found].id)
-        if self.history is None or found is None or position is None:
+        if self.history is None or found is None or position is None or listed.reached_start:
             self.history = History(items, complete=listed.reached_start)
             return
         overlap = min(found, position)

@@ -20,6 +20,10 @@ from cached_session.core.matching import longest_run
 # enough until another writer deletes it.
 ANCHORS = 32
 
+# Stands among the ids of items that may be removed for the conversation as a
+# whole. No item has an empty id.
+_CONVERSATION = ""
+
 Sent: TypeAlias = tuple[Mapping[str, Any], ...]
 _Strangers: TypeAlias = list[Mapping[str, Any] | None]
 
@@ -54,9 +58,9 @@ class Unsettled:
         return bool(self._sends or self._removals or self.extra)
 
     def expired(self, now: float) -> bool:
-        """Whether none of the open requests can be alive any more."""
-        expiries = [send.expires for send in self._sends]
-        return all(expires <= now for expires in (*expiries, *self._removals.values()))
+        """Whether no open request can be alive any more, and no late copy waits to be deleted."""
+        expiries = [*(send.expires for send in self._sends), *self._removals.values()]
+        return not self.extra and all(expires <= now for expires in expiries)
 
     @property
     def undecided(self) -> bool:
@@ -88,11 +92,21 @@ class Unsettled:
 
     def reopen(self, items: Sent) -> None:
         """Asks the next listing again how much of `items` landed, after a sign that some did."""
-        self._undecided = items
+        if self.active:
+            self._undecided = items
 
     def removing(self, item_id: str, *, expires: float) -> None:
         """Notes a delete without an answer that was given up on."""
         self._removals[item_id] = expires
+
+    def clearing(self, *, expires: float) -> None:
+        """Notes a delete of the conversation without an answer that was given up on."""
+        self._removals[_CONVERSATION] = expires
+
+    @property
+    def may_be_cleared(self) -> bool:
+        """Whether such a delete may have been applied, or still be."""
+        return _CONVERSATION in self._removals
 
     def acknowledged(self, ids: Iterable[str]) -> None:
         """Notes items that an answer has shown: they are wanted."""

@@ -7,12 +7,12 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
 
 from cached_session import CachedSession, ConversationCache, RetryBudget, RetryPolicy
 from cached_session.emulator import (
@@ -34,12 +34,18 @@ Operation = Literal["create", "append", "read", "pop", "clear"]
 
 OPERATIONS: Final[tuple[Operation, ...]] = ("create", "append", "read", "pop", "clear")
 
-ATTEMPT: Final = 0.5
-"""Seconds that a request may take, with either session."""
+ATTEMPT: Final = 1.0
+"""Seconds that a request may take, with either session, where the fault is that it takes long."""
+
+AMPLE: Final = 10.0
+"""Seconds that a request may take otherwise, so that a busy machine adds no fault of its own."""
+
+ENDLESS: Final = 100
+"""Requests after which a call is taken for one without an end. Every other one makes fewer."""
 
 FAULTS: Final = {
     # Well before the SDK's client tries again, which waits 0.375 s at least (measured).
-    FaultKind.LATE_COMMIT: Fault(FaultKind.LATE_COMMIT, delay=0.2),
+    FaultKind.LATE_COMMIT: Fault(FaultKind.LATE_COMMIT, delay=0.15),
     FaultKind.SLOW: Fault(FaultKind.SLOW, delay=3 * ATTEMPT),
     FaultKind.REFUSED: Fault(FaultKind.REFUSED, delay=0.03),
     FaultKind.RATE_LIMITED: Fault(FaultKind.RATE_LIMITED, retry_after=0.05),
@@ -81,6 +87,11 @@ class Case:
                 return self.operation != "read"
             case _:
                 return True
+
+    @property
+    def long(self) -> bool:
+        """Whether the fault is that an answer takes long."""
+        return self.fault in (FaultKind.SLOW, FaultKind.HANG)
 
     def plan(self) -> FaultPlan:
         """The plan that makes the fault happen."""
@@ -135,7 +146,7 @@ async def measure(case: Case) -> str:
         if case.operation in ("append", "pop", "clear"):
             await session.get_items()
         emulator.faults = witness.planned(case.plan(), lambda fault: None)
-        seen = await _call(session, case.operation)
+        seen = await _ended(_call(session, case.operation), emulator)
         emulator.faults = None
         await asyncio.to_thread(eventually, witness.settled)
         if case.operation in ("append", "pop"):
@@ -150,8 +161,9 @@ async def _open(
     witness: Witness, case: Case, conversation: str | None
 ) -> AsyncIterator[tuple[Emulator, Any]]:
     with Emulator(service=witness) as emulator:  # type: ignore[arg-type]
+        attempt = ATTEMPT if case.long else AMPLE
         async with AsyncOpenAI(
-            base_url=emulator.base_url, api_key="key", timeout=ATTEMPT
+            base_url=emulator.base_url, api_key="key", timeout=attempt
         ) as client:
             if case.kind == "sdk":
                 yield (
@@ -160,9 +172,9 @@ async def _open(
                 )
                 return
             policy = RetryPolicy(
-                max_attempts=4,
-                deadline=4.0,
-                attempt_timeout=ATTEMPT,
+                max_attempts=3 if case.long else 4,
+                deadline=6 * attempt,
+                attempt_timeout=attempt,
                 initial_delay=0.1,
                 max_delay=0.4,
                 budget=RetryBudget(1000, 100),
@@ -174,17 +186,32 @@ async def _open(
                 retry=policy,
             )
             yield emulator, session
-            await session.aclose()
+            # The look that closing makes may find the conversation deleted.
+            with contextlib.suppress(OpenAIError):
+                await session.aclose()
 
 
 def _prepare(witness: Witness, operation: str) -> str:
     """Makes a conversation with the items that the operation needs; returns its id."""
     made = witness.handle(Request("POST", "/v1/conversations", (), KEY, b"{}")).json()
     path = f"/v1/conversations/{made['id']}/items"
-    for text in map(str, range(BEFORE[operation])):
-        body = json.dumps({"items": [{"role": "user", "content": text}]}).encode()
-        witness.handle(Request("POST", path, (), KEY, body))
+    for start in range(0, BEFORE[operation], 20):
+        texts = map(str, range(start, min(start + 20, BEFORE[operation])))
+        body = json.dumps({"items": [{"role": "user", "content": text} for text in texts]})
+        witness.handle(Request("POST", path, (), KEY, body.encode()))
     return str(made["id"])
+
+
+async def _ended(call: Coroutine[Any, Any, str], emulator: Emulator) -> str:
+    """What the call comes to, also if it never would."""
+    task = asyncio.create_task(call)
+    while not task.done():
+        await asyncio.wait({task}, timeout=0.05)
+        if len(emulator.requests) > ENDLESS:
+            task.cancel()
+            await asyncio.wait({task})
+            return "does not end"
+    return task.result()
 
 
 async def _call(session: Any, operation: Operation) -> str:
@@ -232,12 +259,12 @@ def _left_behind(witness: Witness, operation: Operation, conversation: str | Non
     if operation == "clear":
         return "not deleted"
     if operation == "pop":
-        return f"{_NUMBERS[BEFORE['pop'] - len(texts)]} removed"
+        return f"{_NUMBERS[BEFORE['pop'] - len(texts)]} item removed"
     first, *others = (texts.count(text) for text in BATCH)
     if set(others) == {first}:
         return f"stored {_TIMES[first]}" if first else "not stored"
     return f"first item stored {_TIMES[first]}, the others {_TIMES[others[0]]}"
 
 
-_NUMBERS: Final = ("none", "one", "two", "three", "four", "five")
+_NUMBERS: Final = ("no", "one", "two", "three", "four", "five")
 _TIMES: Final = ("never", "once", "twice", "three times", "four times", "five times")

@@ -60,7 +60,7 @@ async def test_beside_the_sdk(capsys: pytest.CaptureFixture[str]) -> None:
 
     def setting(seed: int, kind: Kind) -> Setting:
         return Setting(
-            seed=seed, rate=0.3, operations=30, workers=1, foreign=False, kind=kind, repeats=False
+            seed=seed, rate=0.4, operations=40, workers=1, foreign=False, kind=kind, repeats=False
         )
 
     counts: dict[Kind, Count] = {}

@@ -154,7 +154,7 @@ class World:
             self.tally[f"event {type(event).__name__}"] += 1
 
     async def _foreign(self) -> None:
-        """Another process, on a good network: appends items, removes the newest if it is its own."""
+        """Another process, on a good network: appends, and removes the newest item if it is its."""
         rng = random.Random(f"{self.setting.seed}:foreign")
         root = f"/v1/conversations/{self._conversation_id}/items"
         number = 0

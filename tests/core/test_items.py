@@ -73,7 +73,7 @@ def test_what_json_cannot_carry(value: Any, bad: Any, into: Any, index: int) -> 
 @pytest.mark.parametrize("items", [None, 1, "text", b"bytes", {}, {"role": "user"}, iter([]), {1}])
 def test_what_is_no_list(items: object) -> None:
     """Anything but a list or a tuple is refused, under the name that the caller knows."""
-    with pytest.raises(TypeError, match="^messages must be a list"):
+    with pytest.raises(TypeError, match=r"^messages must be a list"):
         accept(items, argument="messages")
 
 

@@ -12,6 +12,7 @@ import httpx2
 
 from cached_session import CachedSession, ConversationCache, RetryBudget, RetryPolicy
 from cached_session.emulator import Fault, FaultKind, Habits, Request
+from cached_session.emulator.faults import applies
 from cached_session.emulator.requests import is_append, is_create, is_item_delete, is_listing
 from tests.faults.virtual import now
 from tests.session.support import KEY, users
@@ -108,7 +109,10 @@ class Line(Network):
         self.openai = self.client()
 
     def on(self, kind: Kind, *reactions: Reaction | None) -> None:
-        """Decides about the next requests of a kind; then nothing goes wrong any more."""
+        """Decides about the next requests of a kind; then nothing goes wrong any more.
+
+        A fault that its request cannot suffer leaves that request alone.
+        """
         self._scripts.append((kind, iter(reactions)))
 
     def always(self, kind: Kind, reaction: Reaction) -> None:
@@ -194,7 +198,8 @@ class Line(Network):
             if reaction.late is not None:
                 asyncio.get_running_loop().call_later(reaction.late, self.service.handle, request)
             raise _Said(reaction) if isinstance(reaction, Say) else reaction.error
-        return Fault(reaction) if isinstance(reaction, FaultKind) else reaction
+        fault = Fault(reaction) if isinstance(reaction, FaultKind) else reaction
+        return fault if fault is not None and applies(fault.kind, request) else None
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         content = json.dumps({} if body is None else body).encode()

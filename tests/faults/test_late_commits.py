@@ -145,7 +145,7 @@ async def test_every_attempt_comes_late(sends: int) -> None:
 
 
 async def test_given_up_on_and_applied_late() -> None:
-    """Of an append that failed, nothing may turn up later: the caller was told that it is not there."""
+    """Of an append that failed nothing turns up later: the caller was told so."""
     line, session, conversation = await opened("before", retry=policy(max_attempts=2))
     line.on(is_append, late(10.0), late(20.0))
     with pytest.raises(openai.APIConnectionError):

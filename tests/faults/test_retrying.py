@@ -172,7 +172,7 @@ async def test_the_clients_own_retries_are_off() -> None:
 
 @pytest.mark.parametrize("kind", [FaultKind.HANG, FaultKind.ERROR_BEFORE_COMMIT, FaultKind.LOCKED])
 async def test_the_deadline_bounds_the_operation(kind: FaultKind) -> None:
-    """However it fails, no operation takes longer than its deadline, and no request starts after."""
+    """However it fails, an operation ends by its deadline, and no request starts after it."""
     line = Line(latency=0.05)
     session = line.session(retry=policy(max_attempts=1000, deadline=30.0, attempt_timeout=7.0))
     session.session_id = line.conversation("before")

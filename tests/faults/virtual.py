@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -76,6 +77,20 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def sweep() -> None:
-    """Collects garbage, so that tasks whose exception nobody retrieved say so."""
-    gc.collect()
+def at_every_step(trial: Callable[[int], Coroutine[Any, Any, bool]]) -> int:
+    """Runs a trial for 0, 1, 2, ... steps until it says that it was not interrupted.
+
+    Returns:
+        How many steps it took. Garbage is collected at the end, so that a task
+        whose exception nobody retrieved says so.
+    """
+    # What is there already need not be looked through each time.
+    gc.freeze()
+    try:
+        for steps in itertools.count():
+            if not run(trial(steps)):
+                gc.collect()
+                return steps
+        raise AssertionError("it never ends")
+    finally:
+        gc.unfreeze()

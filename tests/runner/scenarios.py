@@ -6,12 +6,9 @@ from typing import Any
 
 from agents import (
     Agent,
-    GuardrailFunctionOutput,
     RunConfig,
     function_tool,
     handoff,
-    input_guardrail,
-    output_guardrail,
 )
 from agents.handoffs import HandoffInputData
 from agents.memory import SessionSettings
@@ -40,7 +37,8 @@ def reasoning(number: int, **fields: Any) -> ResponseReasoningItem:
     return ResponseReasoningItem(id=f"rs_{number}", type="reasoning", summary=summary, **fields)
 
 
-async def _talk(stage: Stage, agent: Agent[Any], *messages: str, **options: Any) -> None:
+async def talk(stage: Stage, agent: Agent[Any], *messages: str, **options: Any) -> None:
+    """One run for each message, answered without tools."""
     for message in messages:
         stage.says(assistant_message(f"about {message}"))
         await stage.run(agent, message, **options)
@@ -49,7 +47,7 @@ async def _talk(stage: Stage, agent: Agent[Any], *messages: str, **options: Any)
 @scenario
 async def plain_talk(stage: Stage) -> None:
     """Runs without tools, one after the other."""
-    await _talk(stage, stage.agent(), "a", "b", "c")
+    await talk(stage, stage.agent(), "a", "b", "c")
     await stage.read()
 
 
@@ -65,7 +63,7 @@ async def equal_messages(stage: Stage) -> None:
 async def existing_conversation(stage: Stage) -> None:
     """A conversation that is there already, longer than a page."""
     stage.begin_with(*map(str, range(130)))
-    await _talk(stage, stage.agent(), "a", "b")
+    await talk(stage, stage.agent(), "a", "b")
 
 
 @scenario
@@ -85,7 +83,7 @@ async def failing_tool(stage: Stage) -> None:
     """A tool that raises, and one that is given nonsense."""
     stage.says(call(1, "fail"), call(2, a="no number"), assistant_message("it failed"))
     await stage.run(stage.agent(), "a")
-    await _talk(stage, stage.agent(), "b")
+    await talk(stage, stage.agent(), "b")
 
 
 @scenario
@@ -124,8 +122,8 @@ async def handoffs(stage: Stage) -> None:
         assistant_message("a poem"),
     )
     await stage.run(clerk, "write a poem")
-    await _talk(stage, clerk, "thanks")
-    await _talk(stage, poet, "another")
+    await talk(stage, clerk, "thanks")
+    await talk(stage, poet, "another")
 
 
 @scenario
@@ -138,45 +136,10 @@ async def filtered_handoff(stage: Stage) -> None:
 
     poet = stage.agent("poet")
     clerk = stage.agent("clerk", handoffs=[handoff(poet, input_filter=newest)])
-    await _talk(stage, clerk, "a", "b")
+    await talk(stage, clerk, "a", "b")
     stage.says(call(1, "transfer_to_poet"), assistant_message("a poem"))
     await stage.run(clerk, "write a poem")
-    await _talk(stage, clerk, "thanks")
-
-
-def _trips(given: Any) -> GuardrailFunctionOutput:
-    return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in str(given))
-
-
-@input_guardrail(run_in_parallel=False)
-async def _input_guard(_context: Any, _agent: Any, given: Any) -> GuardrailFunctionOutput:
-    last = given[-1] if isinstance(given, list) else given
-    return _trips(last)
-
-
-@output_guardrail
-async def _output_guard(_context: Any, _agent: Any, output: Any) -> GuardrailFunctionOutput:
-    return _trips(output)
-
-
-@scenario
-async def input_guardrail_trips(stage: Stage) -> None:
-    """A guardrail stops a run before its model call; the runs around it go on."""
-    agent = stage.agent(input_guardrails=[_input_guard])
-    await _talk(stage, agent, "a")
-    await stage.run(agent, "forbidden")
-    await stage.read()
-    await _talk(stage, agent, "b")
-
-
-@scenario
-async def output_guardrail_trips(stage: Stage) -> None:
-    """A guardrail stops a run after its tool calls and its answer; the next run goes on."""
-    agent = stage.agent(output_guardrails=[_output_guard])
-    stage.says(call(1, a=1, b=2), assistant_message("forbidden"))
-    await stage.run(agent, "a")
-    await stage.read()
-    await _talk(stage, agent, "b")
+    await talk(stage, clerk, "thanks")
 
 
 @scenario
@@ -191,7 +154,7 @@ async def input_callback(stage: Stage) -> None:
         return [item for item in history if item.get("role") != "assistant"] + new
 
     for callback in (newest_first, without_answers, newest_first):
-        await _talk(
+        await talk(
             stage, stage.agent(), "a", "b", run_config=RunConfig(session_input_callback=callback)
         )
 
@@ -203,7 +166,7 @@ async def limits_per_run(stage: Stage) -> None:
     await stage.run(stage.agent(), "with a tool")
     for limit in (2, 3, 0, 100, 1):
         settings = SessionSettings(limit=limit)
-        await _talk(
+        await talk(
             stage, stage.agent(), f"limit {limit}", run_config=RunConfig(session_settings=settings)
         )
 
@@ -212,9 +175,9 @@ async def limits_per_run(stage: Stage) -> None:
 async def limit_of_the_session(stage: Stage) -> None:
     """A limit of the session's own, and one of the run before it."""
     stage.session.session_settings = SessionSettings(limit=3)
-    await _talk(stage, stage.agent(), "a", "b", "c")
+    await talk(stage, stage.agent(), "a", "b", "c")
     wider = RunConfig(session_settings=SessionSettings(limit=5))
-    await _talk(stage, stage.agent(), "d", run_config=wider)
+    await talk(stage, stage.agent(), "d", run_config=wider)
 
 
 @scenario
@@ -232,60 +195,7 @@ async def input_items(stage: Stage) -> None:
         ],
     )
     await stage.run(stage.agent(), [{"role": "user", "content": [text, document]}])
-    await _talk(stage, stage.agent(), "go on")
-
-
-@scenario
-async def failing_model(stage: Stage) -> None:
-    """A model that fails at once, and one that fails after a tool ran; the next run goes on."""
-    stage.model.extend([RuntimeError("no model")])
-    await stage.run(stage.agent(), "a")
-    stage.says(call(1, a=1, b=2))
-    stage.model.extend([RuntimeError("no model")])
-    await stage.run(stage.agent(), "b")
-    await stage.read()
-    await _talk(stage, stage.agent(), "c")
-
-
-@scenario
-async def too_many_turns(stage: Stage) -> None:
-    """A run that is ended because it takes too many turns; the next one goes on."""
-    stage.says(call(1, a=1, b=1), call(2, a=2, b=2))
-    await stage.run(stage.agent(), "a", max_turns=2)
-    await stage.read()
-    await _talk(stage, stage.agent(), "b")
-
-
-@scenario
-async def taking_back(stage: Stage) -> None:
-    """Pops between runs, as for a user who corrects a question."""
-    await _talk(stage, stage.agent(), "a", "b")
-    await stage.pop()
-    await stage.pop()
-    await _talk(stage, stage.agent(), "b, corrected")
-    for _ in range(5):
-        await stage.pop()
-    await _talk(stage, stage.agent(), "from the start")
-
-
-@scenario
-async def clearing(stage: Stage) -> None:
-    """A clear between runs: the next one is on a new conversation."""
-    await _talk(stage, stage.agent(), "a")
-    await stage.session.clear_session()
-    await _talk(stage, stage.agent(), "b")
-    await stage.read()
-
-
-@scenario
-async def restarts(stage: Stage) -> None:
-    """New session objects between runs, and another process that writes in the meantime."""
-    await _talk(stage, stage.agent(), "a")
-    stage.reopen()
-    await _talk(stage, stage.agent(), "b")
-    stage.write_elsewhere("from elsewhere")
-    stage.reopen()
-    await _talk(stage, stage.agent(), "c")
+    await talk(stage, stage.agent(), "go on")
 
 
 @scenario
@@ -295,7 +205,7 @@ async def agent_as_tool(stage: Stage) -> None:
     clerk = stage.agent("clerk", tools=[poet.as_tool("poem", "Writes a poem.")])
     stage.says(call(1, "poem", input="roses"), assistant_message("a poem"), assistant_message("ok"))
     await stage.run(clerk, "a poem, please")
-    await _talk(stage, clerk, "thanks")
+    await talk(stage, clerk, "thanks")
 
 
 @scenario
@@ -303,7 +213,7 @@ async def large_turn(stage: Stage) -> None:
     """More tool calls in one answer than an append request may hold items."""
     stage.says([call(number, a=number, b=1) for number in range(25)], assistant_message("done"))
     await stage.run(stage.agent(), "many calls")
-    await _talk(stage, stage.agent(), "next")
+    await talk(stage, stage.agent(), "next")
 
 
 @scenario
@@ -319,4 +229,4 @@ async def tool_that_returns_parts(stage: Stage) -> None:
     agent = stage.agent(tools=[picture])
     stage.says(call(1, "picture"), assistant_message("nice"))
     await stage.run(agent, "draw")
-    await _talk(stage, agent, "again")
+    await talk(stage, agent, "again")

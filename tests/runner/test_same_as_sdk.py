@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import tests.runner.approvals  # noqa: F401  # adds its scenarios
+# Each adds its scenarios.
+import tests.runner.approvals
+import tests.runner.interruptions  # noqa: F401
 from tests.runner.scenarios import SCENARIOS
 from tests.runner.stage import OpenSession, Record, cached, checking, play, sdk, wrapping
 

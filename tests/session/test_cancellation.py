@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from agents import Agent, Runner, set_tracing_disabled
-from agents.testing import ScriptedModel, assistant_message
 from openai import AsyncOpenAI
 
 from cached_session import AbandonedWriteFailed, CachedSession, ConversationCache
@@ -291,23 +289,3 @@ async def test_cancelled_at_every_step(gate: Gate, emulator: Emulator, client: A
         assert pairs[::2] == ["x"] * len(pairs[::2]), (name, step)
         if pairs and len(pairs) % 2:
             await session.pop_item()
-
-
-@pytest.mark.parametrize("skip", range(4))
-async def test_run_cancelled_while_saving(
-    skip: int, gate: Gate, emulator: Emulator, client: AsyncOpenAI
-) -> None:
-    """A run that is cancelled while it saves leaves whole messages, and the next run goes on."""
-    set_tracing_disabled(True)
-    session = await opened(emulator, client)
-    model = ScriptedModel([[assistant_message("b")], [assistant_message("d")]])
-    agent = Agent(name="assistant", model=model)
-    await cancelled_in_flight(gate, skip, Runner.run(agent, "a", session=session))
-    gate.open()
-    saved = texts(await session.get_items())
-    assert saved == texts(emulator.items(session.session_id))
-    assert saved == (["a"] if skip < 2 else ["a", "b"])
-    answer = "b" if skip < 2 else "d"
-    await Runner.run(agent, "c", session=session)
-    assert texts(emulator.items(session.session_id)) == [*saved, "c", answer]
-    assert await session.get_items() == emulator.items(session.session_id)

@@ -166,6 +166,23 @@ async def test_calls_behind_a_clear(kind: Any, emulator: Emulator, client: Async
     assert texts(emulator.items(session.session_id)) == ["b", "d"]
 
 
+@pytest.mark.parametrize("kind", [OpenAIConversationsSession, CachedSession])
+async def test_calls_behind_another_id(kind: Any, emulator: Emulator, client: AsyncOpenAI) -> None:
+    """Calls that wait while the id is set go to the new id, as with the SDK's session."""
+    elsewhere = Elsewhere(emulator)
+    first, second = elsewhere.conversation("a"), elsewhere.conversation("b")
+    session = kind(conversation_id=first, openai_client=client)
+    await session.get_items()
+    calls = [session.add_items(users("c")), session.add_items(users("d")), session.get_items()]
+    tasks = [asyncio.create_task(call) for call in calls]
+    await asyncio.sleep(0)
+    session.session_id = second
+    await asyncio.gather(*tasks)
+    assert texts(emulator.items(first)) == ["a", "c"]
+    assert texts(emulator.items(second)) == texts(await session.get_items()) == ["b", "d"]
+    assert texts(tasks[2].result()) == ["b", "d"]
+
+
 async def test_first_calls_of_many_tasks(emulator: Emulator, client: AsyncOpenAI) -> None:
     """Forty first calls at once make one conversation and keep every item."""
     session = CachedSession(openai_client=client)

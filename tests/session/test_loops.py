@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache
@@ -44,6 +45,19 @@ def test_operations_on_loops_of_their_own(emulator: Emulator) -> None:
     asyncio.run(session.aclose())
 
 
+def test_wrapping_session_on_several_loops(emulator: Emulator) -> None:
+    """A session that wraps makes a conversation on whatever loop it is first used."""
+    wrapped = OpenAIConversationsSession(openai_client=new_client(emulator))
+    session = CachedSession(wrapped)
+    made = []
+    for text in "abc":
+        asyncio.run(session.add_items(users(text)))  # type: ignore[arg-type]
+        assert texts(asyncio.run(session.get_items())) == [text]  # type: ignore[arg-type]
+        made.append(wrapped.session_id)
+        asyncio.run(session.clear_session())
+    assert len(set(made)) == 3
+
+
 def test_module_level_client_and_session(emulator: Emulator) -> None:
     """Two `asyncio.run` with a client that outlives both leave no warning and nothing open."""
 
@@ -56,6 +70,7 @@ def test_module_level_client_and_session(emulator: Emulator) -> None:
         asyncio.run(main("a"), debug=True)
         asyncio.run(main("b"), debug=True)
 
+    gc.collect()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         program()
@@ -176,6 +191,7 @@ def test_a_client_is_dropped_while_its_loop_runs(emulator: Emulator) -> None:
         gc.collect()
         await use_and_drop()
 
+    gc.collect()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         asyncio.run(main())

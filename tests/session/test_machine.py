@@ -184,7 +184,7 @@ def test_machine(emulator: Emulator) -> None:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             Machine,
             settings=settings(
-                max_examples=40, stateful_step_count=25, deadline=None, print_blob=True
+                max_examples=30, stateful_step_count=20, deadline=None, print_blob=True
             ),
         )
         runner.run(client.close())

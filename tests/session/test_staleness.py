@@ -163,6 +163,8 @@ def test_an_append_is_no_check(emulator: Emulator) -> None:
         pytest.param([], ["x"], "abcdx", id="appended"),
         pytest.param([3], [], "abc", id="newest removed"),
         pytest.param([3, 2], ["x"], "abx", id="newest removed, then appended"),
+        pytest.param([1], [], "acd", id="an older one removed"),
+        pytest.param([0], ["x"], "bcdx", id="the oldest removed, then appended"),
         pytest.param([3, 2, 1, 0], [], "", id="all removed"),
         pytest.param([3, 2, 1, 0], ["x", "y"], "xy", id="all replaced"),
         pytest.param([], list(map(str, range(150))), None, id="more than a page appended"),
@@ -176,7 +178,7 @@ async def test_check_sees_what_others_did(
     emulator: Emulator,
     client: AsyncOpenAI,
 ) -> None:
-    """A check shows what another writer appended, and what it removed from the newest end."""
+    """A check shows what another writer appended, and what it removed close to the end."""
     elsewhere = Elsewhere(emulator)
     conversation = elsewhere.conversation(*"abcd")
     first = CachedSession(

@@ -1,0 +1,79 @@
+"""Bars on what the package costs without doing anything: memory held, and its import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from cached_session.bench.bars.table import Bar
+from cached_session.bench.holding import hold_conversations
+from cached_session.bench.sites import Site
+from cached_session.bench.timing import percentile
+
+_IMPORTS = """
+import time
+began = time.perf_counter()
+import agents
+between = time.perf_counter()
+import cached_session
+print(between - began, time.perf_counter() - between)
+"""
+
+
+async def memory_held(site: Site, *, conversations: int = 200, size: int = 50) -> list[Bar]:
+    """The two bars on memory."""
+    held = await hold_conversations(site, conversations=conversations, size=size)
+    how = (
+        f"{conversations} conversations of {size} items, traced by tracemalloc: "
+        f"{held.traced / 1e6:.2f} MB for {held.json / 1e6:.2f} MB of JSON"
+    )
+    # Counting too little and counting too much are the same mistake.
+    off = max(held.counted / held.traced, held.traced / held.counted) - 1
+    return [
+        Bar(
+            "bytes of memory per byte of JSON held",
+            "at most 4",
+            4.0,
+            held.traced / held.json,
+            "",
+            how,
+        ),
+        Bar(
+            "bytes as the cache counts them, against those bytes of memory",
+            "within 25 %",
+            25.0,
+            off * 100,
+            "%",
+            f"{how}; counted: {held.counted / 1e6:.2f} MB",
+        ),
+    ]
+
+
+def import_seconds(times: int) -> list[tuple[float, float]]:
+    """Seconds of `import agents`, and of `import cached_session` after it, in new processes."""
+    taken = []
+    for _ in range(times):
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=True
+        )
+        first, second = map(float, done.stdout.split())
+        taken.append((first, second))
+    return taken
+
+
+async def imports(*, times: int = 9) -> list[Bar]:
+    """The bar on the import."""
+    # One that nobody counts: it writes the compiled modules.
+    taken = import_seconds(times + 1)[1:]
+    agents, own = (percentile(column, 50) * 1e3 for column in zip(*taken, strict=True))
+    return [
+        Bar(
+            "`import cached_session` beyond `import agents`",
+            "at most 80 ms",
+            80.0,
+            own,
+            "ms",
+            f"p50 of {times} new processes, compiled modules present; `import agents` itself "
+            f"takes {agents:.0f} ms",
+        )
+    ]

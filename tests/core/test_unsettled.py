@@ -1,0 +1,197 @@
+"""Sends without an answer: what landed, what came late, and what is left in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cached_session.core.items import Held
+from cached_session.core.unsettled import ANCHORS, Unsettled
+from tests.core.strategies import held, message
+
+EXPIRES = 100.0
+
+
+class Server:
+    """A list of items that sends end up on, now, later, in part, or never."""
+
+    def __init__(self, before: int) -> None:
+        self.items: list[Held] = []
+        self.texts: dict[str, str] = {}
+        self.store([f"before {number}" for number in range(before)])
+
+    def store(self, texts: list[str]) -> list[Held]:
+        added = []
+        for text in texts:
+            item_id = f"msg_{len(self.texts)}"
+            self.texts[item_id] = text
+            added.append(held(item_id, text))
+        self.items += added
+        return added
+
+    def delete(self, item_id: str) -> None:
+        self.items = [item for item in self.items if item.id != item_id]
+
+    def shown(self) -> list[str]:
+        return [self.texts[item.id] for item in self.items]
+
+
+def settle(unsettled: Unsettled, server: Server, *, now: float = 1.0) -> int:
+    """Lists, settles, and deletes what came late, as the copy of a conversation does."""
+    landed = unsettled.settle(server.items, reached_start=True, listed_at=now)
+    while unsettled.extra:
+        server.delete(unsettled.extra.pop(0))
+    assert landed is not None
+    return landed
+
+
+attempts = st.lists(
+    st.tuples(
+        st.sampled_from(["never", "whole", "part", "late"]),
+        st.lists(st.sampled_from(["other 1", "other 2"]), max_size=2),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    before=st.integers(0, 3),
+    batch=st.lists(st.sampled_from(["x", "y", "z"]), min_size=1, max_size=4),
+    attempts=attempts,
+    data=st.data(),
+)
+def test_every_item_once(
+    before: int, batch: list[str], attempts: list[Any], data: st.DataObject
+) -> None:
+    """However the attempts end, in the end the batch stands there once, and all else is kept."""
+    server, unsettled = Server(before), Unsettled()
+    rest, late, others = batch, [], 0
+    unsettled.begin(server.items, complete=True)
+
+    def elsewhere(texts: list[str]) -> None:
+        server.store(texts)
+        nonlocal others
+        others += len(texts)
+
+    for fate, foreign in attempts:
+        if not rest:
+            break
+        elsewhere(foreign[:1])
+        unsettled.begin(server.items, complete=True)
+        if fate == "whole":
+            server.store(rest)
+        elif fate == "part":
+            server.store(rest[: data.draw(st.integers(1, len(rest)))])
+        elif fate == "late":
+            late.append(rest)
+        unsettled.sent(tuple(map(message, rest)), expires=EXPIRES)
+        if late and data.draw(st.booleans()):
+            server.store(late.pop(0))
+        elsewhere(foreign[1:])
+        rest = rest[settle(unsettled, server) :]
+    if rest:
+        unsettled.acknowledged(item.id for item in server.store(rest))
+    for came in late:
+        server.store(came)
+        settle(unsettled, server)
+    settle(unsettled, server, now=EXPIRES)
+    assert not unsettled.active
+    shown = server.shown()
+    assert [text for text in shown if text in "xyz"] == batch
+    assert len(shown) == before + others + len(batch)
+
+
+@given(st.lists(st.sampled_from("xy"), min_size=1, max_size=3), st.integers(0, 3))
+def test_equal_messages_on_purpose(batch: list[str], equal: int) -> None:
+    """Equal messages that an answer has shown are wanted, and never taken for late copies."""
+    server, unsettled = Server(1), Unsettled()
+    unsettled.begin(server.items, complete=True)
+    unsettled.sent(tuple(map(message, batch)), expires=EXPIRES)
+    assert settle(unsettled, server) == 0
+    unsettled.acknowledged(item.id for item in server.store(batch))
+    for _ in range(equal):
+        unsettled.acknowledged(item.id for item in server.store(batch))
+    settle(unsettled, server, now=2.0)
+    assert server.shown()[1:] == batch * (1 + equal)
+    server.store(batch)
+    settle(unsettled, server, now=3.0)
+    assert server.shown()[1:] == batch * (1 + equal)
+
+
+def test_nothing_open_says_nothing() -> None:
+    """With no open request, a listing decides nothing and removes nothing."""
+    server, unsettled = Server(3), Unsettled()
+    assert not unsettled.active
+    assert unsettled.anchors == ()
+    assert settle(unsettled, server) == 0
+    assert len(server.items) == 3
+
+
+def test_it_stays_open_until_it_expires() -> None:
+    """A send that did not land is watched until its request can no longer be alive."""
+    server, unsettled = Server(1), Unsettled()
+    unsettled.begin(server.items, complete=True)
+    unsettled.sent((message("x"),), expires=EXPIRES)
+    assert unsettled.undecided
+    assert settle(unsettled, server, now=EXPIRES - 1) == 0
+    assert unsettled.active
+    assert not unsettled.undecided
+    assert not unsettled.expired(EXPIRES - 1)
+    assert unsettled.expired(EXPIRES)
+    settle(unsettled, server, now=EXPIRES)
+    assert not unsettled.active
+
+
+def test_a_landed_send_is_no_longer_open() -> None:
+    """A send that a listing has shown whole is settled: an equal message later is another."""
+    server, unsettled = Server(1), Unsettled()
+    unsettled.begin(server.items, complete=True)
+    unsettled.sent((message("x"),), expires=EXPIRES)
+    server.store(["x"])
+    assert settle(unsettled, server) == 1
+    assert not unsettled.active
+
+
+def test_removals_are_watched() -> None:
+    """A delete without an answer keeps the copy in doubt until it expires, and no longer."""
+    server, unsettled = Server(3), Unsettled()
+    gone = server.items[-1]
+    unsettled.begin(server.items[:-1], complete=True)
+    unsettled.removing(gone.id, expires=EXPIRES)
+    assert unsettled.active
+    settle(unsettled, server)
+    assert unsettled.active
+    assert gone.id not in unsettled.anchors
+    server.delete(gone.id)
+    settle(unsettled, server, now=EXPIRES)
+    assert not unsettled.active
+
+
+@given(st.integers(0, 3 * ANCHORS), st.integers(0, 3 * ANCHORS))
+def test_anchors(before: int, gone: int) -> None:
+    """Anchors are the newest items before the first open send; any one of them is enough."""
+    server, unsettled = Server(before), Unsettled()
+    unsettled.begin(server.items, complete=True)
+    unsettled.sent((message("x"),), expires=EXPIRES)
+    assert unsettled.anchors == tuple(item.id for item in reversed(server.items[-ANCHORS:]))
+    for item in server.items[max(0, before - gone) :]:
+        server.delete(item.id)
+    server.store(["x"])
+    assert settle(unsettled, server) == 1
+
+
+@pytest.mark.parametrize("reached_start", [False, True])
+def test_old_items_are_not_taken_for_ours(reached_start: bool) -> None:
+    """Where every anchor is gone and the window did not begin at the start, nothing is guessed."""
+    server, unsettled = Server(0), Unsettled()
+    server.store(["x"])
+    unknown = server.items
+    unsettled.begin([held("msg_gone")], complete=False)
+    unsettled.sent((message("x"),), expires=EXPIRES)
+    landed = unsettled.settle(unknown, reached_start=reached_start, listed_at=1.0)
+    assert landed is None
+    assert unsettled.extra == []

@@ -1,0 +1,223 @@
+"""Servers that differ from the real one: nothing is lost, doubled, or asked for without end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from cached_session import UnexpectedAnswer
+from cached_session.emulator import Fault, FaultKind, Faults, Habits
+from cached_session.emulator.requests import is_append, is_item_delete, is_listing
+from tests.faults.line import CUT, LOST, Do, Line, agrees, policy, words
+from tests.session.support import numbered, users
+
+NAMES = Habits.names()
+EACH = [Habits(**{name: True}) for name in NAMES]
+TOGETHER = Habits(**dict.fromkeys(NAMES, True))
+HABITS = pytest.mark.parametrize("habits", [*EACH, TOGETHER], ids=[*NAMES, "together"])
+
+
+@HABITS
+@pytest.mark.parametrize("size", [0, 1, 20, 99, 100, 101, 200, 250])
+async def test_reading_all_of_it(habits: Habits, size: int) -> None:
+    """A whole conversation is read as it is, in a bounded number of requests."""
+    line = Line(habits=habits)
+    conversation = line.conversation()
+    for start in range(0, size, 20):
+        line.append(conversation, *map(str, range(start, min(start + 20, size))))
+    session = line.session(conversation)
+    await agrees(session, line, conversation)
+    # Two ends, and an empty page where the server says that more follow.
+    assert len(line.asked()) <= size // 100 + 3
+    for limit in (1, 5, 50, 150):
+        read = await line.session(conversation).get_items(limit)
+        assert read == line.service.items(conversation)[-limit:]
+
+
+@HABITS
+async def test_a_session_from_its_beginning(habits: Habits) -> None:
+    """A conversation that the session makes holds exactly what was added, in order."""
+    line = Line(habits=habits)
+    session = line.session()
+    assert await session.get_items() == []
+    await session.add_items(numbered(0, 45))
+    await agrees(session, line, session.session_id)
+    assert line.texts(session.session_id) == [str(number) for number in range(45)]
+    popped = await session.pop_item()
+    assert popped is not None
+    assert words(popped) == "44"
+    await session.clear_session()
+    assert await session.get_items() == []
+
+
+@HABITS
+@pytest.mark.parametrize(
+    "fault",
+    [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=2), Fault(FaultKind.LATE_COMMIT, delay=5.0)],
+    ids=lambda fault: getattr(fault, "kind", fault),
+)
+async def test_a_lost_answer(habits: Habits, fault: Any) -> None:
+    """An append whose answer is lost lands once, string content and rewritten ids or not."""
+    line = Line(habits=habits)
+    conversation = line.conversation("yes")
+    session = line.session(conversation)
+    await session.get_items()
+    line.on(is_append, fault, None, fault)
+    reply = {
+        "id": f"msg_{1:048x}",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "reply", "annotations": []}],
+    }
+    call = {"type": "function_call", "call_id": "call_1", "name": "tool", "arguments": "{}"}
+    await session.add_items([*users("yes"), reply, call])
+    await session.add_items(users("yes"))
+    await session.add_items(users("yes", "no", "no"))
+    await line.past(6.0)
+    await agrees(session, line, conversation)
+    expected = ["yes", "yes", "reply", "function_call call_1", "yes", "yes", "no", "no"]
+    assert line.texts(conversation) == expected
+
+
+@HABITS
+async def test_pops_to_the_end(habits: Habits) -> None:
+    """Every item is popped once, though answers are lost and a missing item is deleted happily."""
+    line = Line(habits=habits)
+    conversation = line.conversation(*"abcdef")
+    session = line.session(conversation)
+    line.on(is_item_delete, LOST, None, CUT, None, LOST)
+    found = [await session.pop_item() for _ in range(7)]
+    assert [None if item is None else words(item) for item in found] == [*"fedcba", None]
+    assert line.texts(conversation) == []
+
+
+@HABITS
+async def test_another_writer_removes_the_cursor(habits: Habits) -> None:
+    """A cursor that is gone between two pages, refused or ignored, costs a new listing at most."""
+    line = Line(habits=habits)
+    conversation = line.conversation(*map(str, range(20)))
+    for start in range(20, 320, 20):
+        line.append(conversation, *map(str, range(start, start + 20)))
+
+    def remove_cursor() -> None:
+        after = line.requests[-1].parameter("after")
+        if after is not None:
+            line._call("DELETE", f"/v1/conversations/{conversation}/items/{after}")
+
+    line.on(is_listing, None, None, Do(remove_cursor), None, Do(remove_cursor))
+    await agrees(line.session(conversation), line, conversation)
+
+
+@HABITS
+async def test_another_writer_under_a_checking_session(habits: Habits) -> None:
+    """A session that checks at every read agrees with the server, whatever another writer does."""
+    line = Line(habits=habits)
+    conversation = line.conversation("0", "1", "2")
+    session = line.session(conversation, max_staleness=0)
+    draw = random.Random(7)
+    for number in range(3, 60):
+        match draw.randrange(4):
+            case 0:
+                line.append(conversation, str(number))
+            case 1:
+                there = line.texts(conversation)
+                line.remove(conversation, *draw.sample(there, min(2, len(there))))
+            case 2:
+                await session.add_items(users(str(number)))
+            case _:
+                await session.pop_item()
+        await agrees(session, line, conversation)
+
+
+async def test_every_cursor_is_ignored() -> None:
+    """A server that starts every listing anew cannot be read: said so, not asked for ever."""
+    line = Line()
+    conversation = line.conversation()
+    for start in range(0, 240, 20):
+        line.append(conversation, *map(str, range(start, start + 20)))
+    line.always(is_listing, FaultKind.CURSOR_IGNORED)
+    session = line.session(conversation, retry=policy(max_attempts=3))
+    for limit in (None, 150):
+        with pytest.raises(UnexpectedAnswer) as caught:
+            await session.get_items(limit)
+        assert caught.value.conversation_id == conversation
+        assert len(line.asked()) < 20
+    # What fits on one page needs no cursor.
+    assert len(await session.get_items(50)) == 50
+    await session.add_items(users("new"))
+    assert line.texts(conversation)[-1] == "new"
+    popped = await session.pop_item()
+    assert popped is not None
+    assert words(popped) == "new"
+
+
+async def test_every_cursor_is_refused() -> None:
+    """A server that knows none of its own cursors ends in the same way."""
+    line = Line()
+    conversation = line.conversation(*map(str, range(20)))
+    for _ in range(6):
+        line.append(conversation, *map(str, range(20)))
+    line.always(is_listing, FaultKind.CURSOR_REFUSED)
+    session = line.session(conversation, retry=policy(max_attempts=3))
+    with pytest.raises(UnexpectedAnswer):
+        await session.get_items()
+    assert len(line.asked()) < 20
+    assert len(await session.get_items(100)) == 100
+
+
+async def test_a_cursor_that_is_lost_once() -> None:
+    """A listing that breaks once, refused or ignored, is made again from its beginning."""
+    for kind in (FaultKind.CURSOR_REFUSED, FaultKind.CURSOR_IGNORED):
+        for which in range(6):
+            line = Line()
+            conversation = line.conversation()
+            for start in range(0, 500, 20):
+                line.append(conversation, *map(str, range(start, start + 20)))
+            line.on(is_listing, *[None] * which, kind)
+            await agrees(line.session(conversation), line, conversation)
+            assert len(line.asked()) <= 14
+
+
+async def test_a_conversation_that_grows_while_it_is_read() -> None:
+    """Another writer who appends between the pages does not keep a read from its end."""
+    line = Line()
+    conversation = line.conversation()
+    for start in range(0, 400, 20):
+        line.append(conversation, *map(str, range(start, start + 20)))
+    line.always(is_listing, Do(lambda: line.append(conversation, "more")))
+    read = await line.session(conversation).get_items()
+    assert len(line.asked()) <= 14
+    texts = [words(item) for item in read]
+    assert texts[:400] == [str(number) for number in range(400)]
+    assert set(texts[400:]) <= {"more"}
+
+
+@HABITS
+@pytest.mark.parametrize("seed", range(3))
+async def test_all_faults_on_all_habits(habits: Habits, seed: int) -> None:
+    """A short campaign: whatever goes wrong, every habit leaves each item once and in order."""
+    line = Line(latency=0.01, habits=habits)
+    kinds = [kind for kind in FaultKind if kind is not FaultKind.RATE_LIMITED_QUOTA]
+    faults = Faults(seed, dict.fromkeys(kinds, 0.3 / len(kinds)))
+    session = line.session(retry=policy(deadline=600.0, max_attempts=50, attempt_timeout=5.0))
+    await session.get_items()
+    line.plan = faults
+    said: list[str] = []
+    for number in range(40):
+        batch = [str(number), "yes", "yes"][: 1 + number % 3]
+        await session.add_items(users(*batch))
+        said.extend(batch)
+        if number % 5 == 4:
+            popped = await session.pop_item()
+            assert popped is not None
+            assert words(popped) == said.pop()
+        if number % 3 == 0:
+            read = [words(item) for item in await session.get_items()]
+            assert read == said
+    line.plan = lambda request: None
+    await asyncio.sleep(700)
+    await agrees(session, line, session.session_id)
+    assert line.texts(session.session_id) == said
