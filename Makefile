@@ -7,7 +7,7 @@ SIMULATION = .venv-simulation
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = bin/python -m pytest
 
-.PHONY: help demo test lint format test-oldest test-simulation clean
+.PHONY: help demo test lint format test-oldest test-simulation bench bench-bars bench-guard clean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +17,9 @@ help:
 	@echo "make format           let ruff put the code in order"
 	@echo "make test-oldest      the tests on the oldest supported versions"
 	@echo "make test-simulation  the fault campaign; needs Python 3.12 or later"
+	@echo "make bench            all benchmarks, into benchmarks/results"
+	@echo "make bench-bars       the table of what has to be reached"
+	@echo "make bench-guard      ratios that a change must not make worse"
 	@echo "make clean            remove what the others made"
 
 demo: $(VENV)/.demo
@@ -35,9 +38,12 @@ format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Before openai-agents 0.24 the SDK's own session sends more than 20 items in one
+# request, which is refused, and keeps no order among calls. The tests that hold
+# it beside ours in these points are left out here.
 test-oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pip list | grep -i -E '^(openai|openai-agents|cachetools|tenacity) '
-	$(OLDEST)/$(PYTEST) --ignore=tests/simulation $(ARGS)
+	@cat $(OLDEST)/lowest.txt
+	$(OLDEST)/$(PYTEST) --ignore=tests/simulation @.ci/oldest-deselect.txt $(ARGS)
 
 # simloop, the deterministic event loop, needs Python 3.12.
 test-simulation:
@@ -47,6 +53,15 @@ test-simulation:
 	else \
 		echo "no Python 3.12 or later was found: tests/simulation is not run"; \
 	fi
+
+bench: $(VENV)/.bench
+	$(VENV)/bin/cached-session bench all --output benchmarks/results $(ARGS)
+
+bench-bars: $(VENV)/.bench
+	$(VENV)/bin/cached-session bench bars --output benchmarks/results $(ARGS)
+
+bench-guard: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks.guard
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist
@@ -62,8 +77,12 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[test]"
 	@touch $@
 
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) --editable ".[bench]"
+	@touch $@
+
 $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[cli,lint]"
+	$(VENV)/$(INSTALL) --editable ".[bench,lint]"
 	@touch $@
 
 $(OLDEST)/.test: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python

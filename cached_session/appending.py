@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from openai import NotFoundError
@@ -91,14 +90,10 @@ class Append:
             seconds = min(seconds, self._operation.deadline - self._operation.now())
             if seconds <= 0:
                 return Refused(too_late(self._operation.conversation_id), retryable=False)
-        try:
+        with self._window.doubting(self._doubt):
             outcome = await self._operation.remote.append(
                 self._operation.conversation_id, self._rest, timeout=seconds
             )
-        except asyncio.CancelledError:  # the loop ends with the request in flight
-            self._doubt()
-            self._window.forget()
-            raise
         if isinstance(outcome, Applied):
             self._applied(outcome.value)
             return Applied(None)

@@ -19,7 +19,7 @@ from cached_session.operation import Operation, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
-from cached_session.turns import Turns
+from cached_session.turns import Turn, Turns
 
 T = TypeVar("T")
 
@@ -169,9 +169,9 @@ class Binding:
 
     async def _ensure(self, deadline: float) -> None:
         """Makes the conversation, once, whoever calls first."""
-        await self._creating.enter(deadline, NEW)
+        turn = await self._creating.enter(deadline, NEW)
         if self.conversation_id is not None:
-            self._creating.leave()
+            turn.end()
             return
         # In a task of its own: a caller who is cancelled must not leave
         # behind a conversation that the next caller does not know.
@@ -180,16 +180,16 @@ class Binding:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            task.add_done_callback(self._abandoned)
+            task.add_done_callback(lambda task: self._abandoned(task, turn))
             raise
         self._creations.discard(task)
         # From here on without waiting: whoever came first goes first.
-        self._creating.leave()
+        turn.end()
         task.result()
 
-    def _abandoned(self, task: asyncio.Task[None]) -> None:
+    def _abandoned(self, task: asyncio.Task[None], turn: Turn) -> None:
         self._creations.discard(task)
-        self._creating.leave()
+        turn.end()
         if not task.cancelled():
             task.exception()  # nobody else retrieves it
 

@@ -41,6 +41,12 @@ COMMANDS = {
         "emulator",
         ("starlette", "uvicorn"),
     ),
+    "bench": Command(
+        "time, requests, CPU and memory, side by side with other sessions",
+        "cached_session.bench.command",
+        "bench",
+        ("rich", "starlette", "uvicorn"),
+    ),
 }
 
 

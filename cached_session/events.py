@@ -129,6 +129,11 @@ class Meter:
         self._observer = observer
         self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
 
+    @property
+    def listening(self) -> bool:
+        """Whether anybody would hear of an event; frequent ones are not even made if not."""
+        return self._observer is not None or logger.isEnabledFor(logging.DEBUG)
+
     def tell(self, event: Event) -> None:
         """Passes an event on. An observer's failure is logged and goes no further."""
         logger.debug("%s", event)

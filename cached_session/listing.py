@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 from openai import NotFoundError
 
@@ -22,24 +22,37 @@ class CursorLost(Exception):
     """
 
 
-@dataclass(slots=True)
 class _Lane:
-    """A listing in one direction, page by page."""
+    """A listing in one direction, page by page.
 
-    operation: Operation
-    order: str
-    items: list[Held] = field(default_factory=list)
-    ended: bool = False
+    Attributes:
+        items: In the order of the listing.
+        places: The last place of each id in `items`.
+        ended: Whether nothing follows.
+    """
+
+    def __init__(self, operation: Operation, order: str, items: Sequence[Held] = ()) -> None:
+        self._operation = operation
+        self._order = order
+        self.items: list[Held] = []
+        self.places: dict[str, int] = {}
+        self.ended = False
+        self._add(items)
 
     async def more(self, limit: int = PAGE) -> None:
         """Fetches the next page behind what is there."""
         after = self.items[-1].id if self.items else None
-        page = await _page(self.operation, self.order, limit, after)
-        if after is not None and _starts_again(page, after, {item.id for item in self.items}):
+        page = await _page(self._operation, self._order, limit, after)
+        if after is not None and _starts_again(page, after, self.places):
             raise CursorLost
-        self.items.extend(page.items)
+        self._add(page.items)
         # An exactly full last page may say that more follow; the next one is empty.
         self.ended = not page.has_more or not page.items
+
+    def _add(self, items: Sequence[Held]) -> None:
+        for place, item in enumerate(items, len(self.items)):
+            self.places[item.id] = place
+        self.items.extend(items)
 
 
 async def _page(operation: Operation, order: str, limit: int, after: str | None) -> Page:
@@ -147,7 +160,7 @@ async def rest(operation: Operation, window: list[Held]) -> list[Held]:
     Raises:
         CursorLost: The two ends do not fit together.
     """
-    back = _Lane(operation, "desc", items=window[::-1])
+    back = _Lane(operation, "desc", window[::-1])
     forth = _Lane(operation, "asc")
     while True:
         results = await asyncio.gather(back.more(), forth.more(), return_exceptions=True)
@@ -156,8 +169,7 @@ async def rest(operation: Operation, window: list[Held]) -> list[Held]:
                 raise result
         if back.ended:
             return back.items[len(window) :][::-1]
-        seen = {item.id: position for position, item in enumerate(forth.items)}
-        meeting = seen.get(back.items[-1].id)
+        meeting = forth.places.get(back.items[-1].id)
         if meeting is not None:
             whole = _joined(forth.items, meeting, back.items[::-1])
             return whole[: len(whole) - len(window)]

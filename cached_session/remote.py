@@ -137,15 +137,17 @@ class Remote:
             )
         else:
             outcome = _understand(response, method, parse)
-        self._meter.tell(
-            RequestFinished(
-                operation,
-                conversation_id,
-                type(outcome).__name__.lower(),
-                clock() - started,
-                None if isinstance(outcome, Applied) else type(outcome.error).__name__,
+        if self._meter.listening:
+            error = None if isinstance(outcome, Applied) else type(outcome.error).__name__
+            self._meter.tell(
+                RequestFinished(
+                    operation,
+                    conversation_id,
+                    type(outcome).__name__.lower(),
+                    clock() - started,
+                    error,
+                )
             )
-        )
         return outcome
 
     async def _send(

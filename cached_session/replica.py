@@ -13,6 +13,7 @@ it waited for the turn.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from cached_session.core.outcomes import Applied, Unknown
 from cached_session.errors import UnexpectedAnswer
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
-from cached_session.turns import Turns
+from cached_session.turns import Turn, Turns
 from cached_session.window import Window
 
 T = TypeVar("T")
@@ -98,13 +99,13 @@ class Replica:
         self, operation: Operation, *, listing: int, since: float
     ) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none."""
-        await self._enter(operation)
+        turn = await self._enter(operation)
         try:
             history = await self.window.fresh(operation, 1, listing, since)
         except BaseException:
-            self._leave()
+            self._leave(turn)
             raise
-        return await self._write(operation, self._pop(operation, history))
+        return await self._write(operation, turn, self._pop(operation, history))
 
     async def _pop(self, operation: Operation, history: History) -> dict[str, Any] | None:
         # Each round that another writer was faster ends with a new listing.
@@ -131,17 +132,15 @@ class Replica:
 
     async def _delete(self, operation: Operation, item_id: str) -> bool:
         """Deletes an item; False if somebody else had."""
-        try:
+        doubt = functools.partial(self.window.doubt_removal, operation, item_id)
+        with self.window.doubting(doubt):
             outcome = await operation.delete_item(item_id)
-        except BaseException:  # the loop ends with the request in flight
-            self.window.doubt_removal(operation, item_id)
-            raise
         if isinstance(outcome, Applied):
             return True
         if is_gone(outcome):
             return False
         if isinstance(outcome, Unknown):
-            self.window.doubt_removal(operation, item_id)
+            doubt()
             outcome.error.add_note(
                 f"{self.conversation_id}: whether the item was removed is not known; "
                 "the next read shows it"
@@ -159,21 +158,19 @@ class Replica:
         Raises:
             openai.NotFoundError: Somebody else had deleted it.
         """
-        await self._enter(operation)
-        await self._write(operation, self._clear(operation, deleted))
+        turn = await self._enter(operation)
+        await self._write(operation, turn, self._clear(operation, deleted))
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
-        try:
+        doubt = functools.partial(self.window.doubt_clear, operation)
+        with self.window.doubting(doubt):
             outcome = await operation.delete_conversation()
-        except BaseException:  # the loop ends with the request in flight
-            self.window.doubt_clear(operation)
-            raise
         applied = isinstance(outcome, Applied) or (
             # An earlier clear that was given up on came through after all.
             is_gone(outcome) and self.window.unsettled.may_be_cleared
         )
         if isinstance(outcome, Unknown):
-            self.window.doubt_clear(operation)
+            doubt()
         self.window.forget()
         if not isinstance(outcome, Applied) and not applied:
             raise outcome.error
@@ -182,40 +179,44 @@ class Replica:
     async def append(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
         append = Append(self.window, operation, items)
-        await self._enter(operation)
+        turn = await self._enter(operation)
         try:
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await append.anchor()
         except BaseException:
-            self._leave()
+            self._leave(turn)
             raise
-        await self._write(operation, append.run())
+        await self._write(operation, turn, append.run())
 
-    async def _enter(self, operation: Operation) -> None:
-        await self.turns.enter(operation.deadline, self.conversation_id)
+    async def _enter(self, operation: Operation) -> Turn:
+        turn = await self.turns.enter(operation.deadline, self.conversation_id)
+        if turn.taken_over:
+            self.window.abandon()
         if operation.superseded():
-            self.turns.leave()
+            turn.end()
             raise Superseded
+        return turn
 
     @asynccontextmanager
     async def _turn(self, operation: Operation) -> AsyncIterator[None]:
-        await self._enter(operation)
+        turn = await self._enter(operation)
         try:
             yield
         finally:
-            self._leave()
+            self._leave(turn)
 
-    def _leave(self) -> None:
-        self._resized(self)
-        self.turns.leave()
+    def _leave(self, turn: Turn) -> None:
+        if turn.current:
+            self._resized(self)
+            turn.end()
 
-    async def _write(self, operation: Operation, write: Coroutine[Any, Any, T]) -> T:
+    async def _write(self, operation: Operation, turn: Turn, write: Coroutine[Any, Any, T]) -> T:
         """Runs a write that holds the turn, to its end, whatever becomes of the caller."""
         task = asyncio.get_running_loop().create_task(write)
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before
         # its first step runs neither.
-        task.add_done_callback(self._written)
+        task.add_done_callback(lambda task: self._written(task, turn))
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
@@ -223,9 +224,9 @@ class Replica:
             raise
         return task.result()
 
-    def _written(self, task: asyncio.Task[Any]) -> None:
+    def _written(self, task: asyncio.Task[Any], turn: Turn) -> None:
         self._writes.discard(task)
-        self._leave()
+        self._leave(turn)
 
     def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
         if task.cancelled():

@@ -164,6 +164,16 @@ class Retrier:
                 policy.budget.give_back()
             return outcome
 
+        first: Outcome[T] | None = await once()
+        assert first is not None
+        if isinstance(first, Applied) or not first.retryable:
+            return first  # the common case, without what repeating needs
+
+        async def next_one() -> Outcome[T]:
+            nonlocal first
+            outcome, first = first, None
+            return await once() if outcome is None else outcome
+
         def again(state: RetryCallState) -> bool:
             failure = _failure(state)
             return failure is not None and failure.retryable
@@ -212,7 +222,7 @@ class Retrier:
             before_sleep=announce,
             retry_error_callback=give_up,
         )
-        outcome: Outcome[T] = await retrying(once)
+        outcome: Outcome[T] = await retrying(next_one)
         return outcome
 
 

@@ -14,12 +14,45 @@ from collections.abc import Callable
 from cached_session.errors import DeadlineExceeded
 
 
+class Turn:
+    """One caller's turn. Ends once; a second end, or a late one, does nothing.
+
+    Attributes:
+        taken_over: Whether the one who had it before was lost with its event
+            loop and never gave it back.
+    """
+
+    __slots__ = ("_loop", "_turns", "taken_over")
+
+    def __init__(
+        self, turns: Turns, loop: asyncio.AbstractEventLoop, *, taken_over: bool = False
+    ) -> None:
+        self._turns = turns
+        self._loop = loop
+        self.taken_over = taken_over
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody can end it any more: its loop was closed with its tasks left lying."""
+        return self._loop.is_closed()
+
+    @property
+    def current(self) -> bool:
+        """Whether it has not ended, and nobody took it over."""
+        return self._turns.current is self
+
+    def end(self) -> None:
+        """Gives the turn to whoever waited longest."""
+        self._turns.leave(self)
+
+
 class _Waiter:
-    __slots__ = ("future", "loop")
+    __slots__ = ("future", "loop", "turn")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
+        self.turn: Turn | None = None
 
 
 class Turns:
@@ -28,14 +61,15 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
-        self._holder: asyncio.AbstractEventLoop | None = None
+        self.current: Turn | None = None
+        """Whose turn it is."""
 
     @property
     def idle(self) -> bool:
         """Whether nobody works on the conversation and nobody waits to."""
-        return self._holder is None and not self._waiters
+        return self.current is None and not self._waiters
 
-    async def enter(self, deadline: float, conversation_id: str) -> None:
+    async def enter(self, deadline: float, conversation_id: str) -> Turn:
         """Waits for the turn.
 
         Args:
@@ -47,11 +81,10 @@ class Turns:
         """
         loop = asyncio.get_running_loop()
         with self._lock:
-            if self._holder is None or self._holder.is_closed():
-                # A loop that was closed with its tasks left lying does not
-                # give the turn back; whoever comes next takes it.
-                self._holder = loop
-                return
+            if self.current is None or self.current.lost:
+                turn = Turn(self, loop, taken_over=self.current is not None)
+                self.current = turn
+                return turn
             waiter = _Waiter(loop)
             self._waiters.append(waiter)
         try:
@@ -59,11 +92,10 @@ class Turns:
                 await waiter.future
         except BaseException as error:
             with self._lock:
-                granted = waiter not in self._waiters
-                if not granted:
+                if waiter.turn is None:
                     self._waiters.remove(waiter)
-            if granted:
-                self.leave()
+            if waiter.turn is not None:
+                waiter.turn.end()
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"{conversation_id}: the operations before this one took until its "
@@ -71,19 +103,25 @@ class Turns:
                     conversation_id=conversation_id,
                 ) from None
             raise
+        assert waiter.turn is not None  # that is what was waited for
+        return waiter.turn
 
-    def leave(self) -> None:
-        """Gives the turn to whoever waited longest."""
+    def leave(self, turn: Turn) -> None:
+        """Ends `turn`, if it is the current one."""
         with self._lock:
+            if self.current is not turn:
+                return
             while self._waiters:
                 waiter = self._waiters.popleft()
+                # Before the other thread is told: it may be done with its
+                # turn by the time this one goes on.
+                self.current = waiter.turn = Turn(self, waiter.loop)
                 try:
                     waiter.loop.call_soon_threadsafe(_grant, waiter.future)
                 except RuntimeError:  # its loop is closed: nobody waits there any more
                     continue
-                self._holder = waiter.loop
                 return
-            self._holder = None
+            self.current = None
 
     def when_idle(self, action: Callable[[], None]) -> bool:
         """Runs `action`, which must not wait, if nobody has the turn; says whether it did."""

@@ -6,7 +6,8 @@ Whoever calls what awaits here holds the conversation's turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 
 from openai import NotFoundError
 
@@ -45,6 +46,7 @@ class Window:
         # The number of the last listing that confirmed the items, and when it
         # was asked for, on the loops' clock.
         self._checked = 0
+        self._in_flight: Callable[[], None] | None = None
         self._checked_at = -math.inf
 
     def begin_empty(self, now: float) -> None:
@@ -67,6 +69,31 @@ class Window:
         if self._checked < listing or self._checked_at < since or self.unsettled.active:
             return None
         return self.history
+
+    @contextmanager
+    def doubting(self, note: Callable[[], None]) -> Iterator[None]:
+        """Around a request that changes something: `note` is called if its answer is lost here.
+
+        That is when the task that waits for it is torn down with its event
+        loop, or is left lying by a loop that was closed.
+        """
+        self._in_flight = note
+        try:
+            yield
+        except BaseException:
+            if self._in_flight is note:
+                self.abandon()
+            raise
+        finally:
+            if self._in_flight is note:
+                self._in_flight = None
+
+    def abandon(self) -> None:
+        """Notes that nobody will say how the request in flight ended; drops the items."""
+        note, self._in_flight = self._in_flight, None
+        if note is not None:
+            note()
+        self.forget()
 
     def doubt_clear(self, operation: Operation) -> None:
         """Notes a delete of the conversation that may still be applied; drops the items."""

@@ -57,14 +57,15 @@ class Kind:
     Attributes:
         name: What figures call it.
         option: What the command line calls it.
-        remote: Whether it keeps its items on the server, behind the latency.
+        session: Makes one on a client, for the kinds that keep their items on
+            the server; None for the others.
         shelf: Opens what its sessions share and puts all of them away at the
             end; inside, each call makes a new session.
     """
 
     name: str
     option: str
-    remote: bool
+    session: MakeSession | None
     shelf: Shelf
 
 
@@ -161,11 +162,11 @@ async def _in_redis(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
 
 
 KINDS = (
-    Kind(SDK, "sdk", True, _remote(sdk_session)),
-    Kind(OURS, "cached", True, _remote(cached_session)),
-    Kind(MEMORY, "sqlite-memory", False, _in_memory),
-    Kind(FILE, "sqlite-file", False, _in_a_file),
-    Kind(REDIS, "redis", False, _in_redis),
+    Kind(SDK, "sdk", sdk_session, _remote(sdk_session)),
+    Kind(OURS, "cached", cached_session, _remote(cached_session)),
+    Kind(MEMORY, "sqlite-memory", None, _in_memory),
+    Kind(FILE, "sqlite-file", None, _in_a_file),
+    Kind(REDIS, "redis", None, _in_redis),
 )
 
 

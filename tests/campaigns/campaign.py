@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from cached_session.emulator import ConversationStore, Service, random_ids
-from tests.campaigns.setting import Setting
+from tests.campaigns.setting import Kind, Setting
 from tests.campaigns.witness import Forwarding, Handler
 from tests.campaigns.world import World
 from tests.servers import agentic_server
@@ -27,8 +28,11 @@ class Failure(AssertionError):
     """A seed that breaks an invariant, with the command that replays its plan."""
 
     def __init__(self, world: World, error: BaseException, *, forwarded: bool) -> None:
-        seed = world.setting.seed
+        setting = world.setting
+        seed = setting.seed
         option = " --agentic" if forwarded else ""
+        if setting == Setting.compared(seed, setting.kind):
+            option += f" --compared {setting.kind}"
         super().__init__(
             f"seed {seed}: {error!r}\nreplay (the same plan and operations, other timing): "
             f"python -m tests.campaigns.campaign --start {seed} --seeds 1{option}"
@@ -92,16 +96,23 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--start", type=int, default=random.randrange(1 << 40))
     parser.add_argument("--agentic", action="store_true", help="behind the faults is agentic-api")
+    parser.add_argument(
+        "--compared", choices=get_args(Kind), help="the runs of the comparison, with this session"
+    )
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     arguments = parser.parse_args()
     seeds = range(arguments.start, arguments.start + arguments.seeds)
+    settings = [
+        Setting.compared(seed, arguments.compared) if arguments.compared else Setting.draw(seed)
+        for seed in seeds
+    ]
     with ExitStack() as stack:
         upstream = None
         if arguments.agentic:
             directory = Path(stack.enter_context(TemporaryDirectory()))
             upstream = stack.enter_context(agentic_server(directory))
         try:
-            worlds = asyncio.run(run(map(Setting.draw, seeds), upstream))
+            worlds = asyncio.run(run(settings, upstream))
         except Failure as failure:
             sys.stderr.write(f"{failure}\n")
             if arguments.trace:

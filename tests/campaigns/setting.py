@@ -64,3 +64,10 @@ class Setting:
             foreign=rng.random() < 0.4,
             history=rng.choice((0, 0, 130)),
         )
+
+    @classmethod
+    def compared(cls, seed: int, kind: Kind) -> Setting:
+        """A setting in which the items of every kind of session can be counted."""
+        return cls(
+            seed=seed, rate=0.4, operations=40, workers=1, foreign=False, kind=kind, repeats=False
+        )

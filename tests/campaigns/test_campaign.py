@@ -57,15 +57,9 @@ async def test_agentic_api(agentic_server: str, capsys: pytest.CaptureFixture[st
 async def test_beside_the_sdk(capsys: pytest.CaptureFixture[str]) -> None:
     """Under the same plan and operations the SDK's session doubles items, this one none."""
     start = secrets.randbelow(1 << 40)
-
-    def setting(seed: int, kind: Kind) -> Setting:
-        return Setting(
-            seed=seed, rate=0.4, operations=40, workers=1, foreign=False, kind=kind, repeats=False
-        )
-
     counts: dict[Kind, Count] = {}
     for kind in ("cached", "sdk"):
-        settings = [setting(seed, kind) for seed in range(start, start + COMPARED_SEEDS)]
+        settings = [Setting.compared(seed, kind) for seed in range(start, start + COMPARED_SEEDS)]
         worlds = await run(settings, at_once=COMPARED_SEEDS)
         tally = total(worlds)
         counts[kind] = sum(map(count, worlds), Count(0, 0, 0))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import httpx2
+import pytest
 
 from cached_session import CachedSession, ConversationCache, RetryBudget, RetryPolicy
 from cached_session.emulator import Fault, FaultKind, Habits, Request
@@ -17,6 +18,9 @@ from cached_session.emulator.requests import is_append, is_create, is_item_delet
 from tests.faults.virtual import now
 from tests.session.support import KEY, users
 from tests.simulation.network import Network
+
+ENOUGH = 3000
+"""Requests after which a test is taken to go on without end."""
 
 LOST = FaultKind.RESET_AFTER_COMMIT
 CUT = FaultKind.RESET_BEFORE_COMMIT
@@ -170,6 +174,8 @@ class Line(Network):
         self.sent.append(next(name for name, kind in _NAMES.items() if kind(plain)))
         self.times.append(now())
         self.requests.append(plain)
+        if len(self.sent) > ENOUGH:
+            pytest.fail("there is no end of requests")
         try:
             async with asyncio.timeout(request.extensions["timeout"]["read"]):
                 return await super().handle_async_request(request)
@@ -240,3 +246,12 @@ async def opened(*texts: str, **options: Any) -> tuple[Line, Any, str]:
 async def agrees(session: Any, line: Line, conversation: str) -> None:
     """The next read shows what the server has."""
     assert await session.get_items() == line.service.items(conversation)
+
+
+def label(value: Any) -> str:
+    """A short name of a fault, an operation or an answer, for the name of a test."""
+    if isinstance(value, Fault):
+        return f"{value.kind} {'silent ' * value.silent}{value.delay:g}/{value.items}"
+    if isinstance(value, Say):
+        return str(value.status)
+    return getattr(value, "__name__", None) or str(value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cached_session.emulator.requests import is_append
-from tests.faults.line import LOST, any_request, words
+from tests.faults.line import LOST, any_request, label, words
 from tests.faults.trial import (
     BEFORE,
     FAULTS,
@@ -44,7 +44,7 @@ def under_faults(*operations: Operation) -> Any:
     return pytest.mark.parametrize(
         ("operation", "fault"),
         [
-            pytest.param(operation, fault, id=f"{operation.__name__}-{fault}")
+            pytest.param(operation, fault, id=f"{operation.__name__}-{label(fault)}")
             for operation in operations
             for fault in (FEW if operation is add_long else FAULTS)
         ],
@@ -113,8 +113,8 @@ def test_those_who_wait_go_on(operation: Operation, fault: Any) -> None:
     at_every_step(trial)
 
 
-@pytest.mark.parametrize("fault", [None, LOST], ids=str)
-@pytest.mark.parametrize("operation", [add_two, pop, get_all], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", [None, LOST], ids=label)
+@pytest.mark.parametrize("operation", [add_two, pop, get_all], ids=label)
 def test_waiting_for_the_turn(operation: Operation, fault: Any) -> None:
     """Whoever is cancelled while waiting for the turn has done nothing and blocks nobody."""
 

@@ -12,7 +12,7 @@ from agents.testing import ScriptedModel, assistant_message
 from cached_session import SessionClosed
 from cached_session.emulator import FaultKind
 from cached_session.emulator.requests import is_append
-from tests.faults.line import LOST, agrees, any_request, policy, words
+from tests.faults.line import LOST, agrees, any_request, label, policy, words
 from tests.faults.trial import (
     BEFORE,
     FAULTS,
@@ -31,9 +31,9 @@ from tests.session.support import users
 QUICK = RunConfig(tracing_disabled=True)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("fault", FAULTS, ids=label)
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
-@pytest.mark.parametrize("operation", [get_all, add_two, pop], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("operation", [get_all, add_two, pop], ids=label)
 def test_making_a_conversation(operation: Operation, wrapped: bool, fault: Any) -> None:
     """A caller cancelled while the conversation is made leaves no second one behind."""
 
@@ -52,7 +52,7 @@ def test_making_a_conversation(operation: Operation, wrapped: bool, fault: Any) 
     at_every_step(trial)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("fault", FAULTS, ids=label)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 def test_clearing(warm: bool, fault: Any) -> None:
     """A cancelled clear has deleted the conversation or not; the session knows which."""
@@ -73,7 +73,7 @@ def test_clearing(warm: bool, fault: Any) -> None:
     at_every_step(trial)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("fault", FAULTS, ids=label)
 def test_closing(fault: Any) -> None:
     """A cancelled close leaves the session closed or open, and what was written is there."""
 
@@ -97,7 +97,7 @@ def test_closing(fault: Any) -> None:
     at_every_step(trial)
 
 
-@pytest.mark.parametrize("operation", [get_all, add_two, pop, refresh], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("operation", [get_all, add_two, pop, refresh], ids=label)
 def test_cancelled_twice(operation: Operation) -> None:
     """A second cancellation, some steps after the first, changes nothing."""
 
@@ -117,7 +117,7 @@ def test_cancelled_twice(operation: Operation) -> None:
     at_every_step(trial)
 
 
-@pytest.mark.parametrize("fault", [None, LOST, FaultKind.HANG], ids=str)
+@pytest.mark.parametrize("fault", [None, LOST, FaultKind.HANG], ids=label)
 async def test_a_timeout_around_it(fault: Any) -> None:
     """`asyncio.timeout` ends an append on time; what was in flight lands whole or not at all."""
     for tenths in range(1, 30):
@@ -173,7 +173,7 @@ async def test_a_task_group_that_fails() -> None:
 
 # The SDK leaves a coroutine of its own lying when it is cancelled before the first turn.
 @pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited:RuntimeWarning")
-@pytest.mark.parametrize("fault", [None, LOST, FaultKind.HANG], ids=str)
+@pytest.mark.parametrize("fault", [None, LOST, FaultKind.HANG], ids=label)
 def test_a_run_that_is_cancelled(fault: Any) -> None:
     """`Runner.run` cancelled anywhere leaves whole saves, and the next run goes on from there."""
 

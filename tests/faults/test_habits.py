@@ -11,7 +11,7 @@ import pytest
 from cached_session import UnexpectedAnswer
 from cached_session.emulator import Fault, FaultKind, Faults, Habits
 from cached_session.emulator.requests import is_append, is_item_delete, is_listing
-from tests.faults.line import CUT, LOST, Do, Line, agrees, policy, words
+from tests.faults.line import CUT, LOST, Do, Line, agrees, label, policy, words
 from tests.session.support import numbered, users
 
 NAMES = Habits.names()
@@ -57,7 +57,7 @@ async def test_a_session_from_its_beginning(habits: Habits) -> None:
 @pytest.mark.parametrize(
     "fault",
     [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=2), Fault(FaultKind.LATE_COMMIT, delay=5.0)],
-    ids=lambda fault: getattr(fault, "kind", fault),
+    ids=label,
 )
 async def test_a_lost_answer(habits: Habits, fault: Any) -> None:
     """An append whose answer is lost lands once, string content and rewritten ids or not."""

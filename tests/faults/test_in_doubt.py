@@ -10,7 +10,19 @@ import pytest
 from cached_session import AppendOutcomeUnknown
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_listing
-from tests.faults.line import CUT, LOST, Do, Fail, agrees, error, notes, opened, policy, words
+from tests.faults.line import (
+    CUT,
+    LOST,
+    Do,
+    Fail,
+    agrees,
+    error,
+    label,
+    notes,
+    opened,
+    policy,
+    words,
+)
 from tests.session.support import numbered, users
 
 
@@ -30,7 +42,7 @@ async def test_attempts_run_out(landed: int) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=label)
 async def test_down_at_the_question(lost: Any) -> None:
     """With the server down after the send the outcome is unknown; the next read shows it."""
     line, session, conversation = await opened("before", retry=policy(max_attempts=3))

@@ -12,7 +12,7 @@ import pytest
 from cached_session import ConversationCache, LateCopyRemoved
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_item_delete, is_listing
-from tests.faults.line import CUT, Do, Line, agrees, error, opened, policy, words
+from tests.faults.line import CUT, Do, Line, agrees, error, label, opened, policy, words
 from tests.faults.virtual import now
 from tests.session.support import numbered, users
 
@@ -213,7 +213,7 @@ async def test_reads_ask_while_the_watch_is_on() -> None:
     assert line.asked() == []
 
 
-@pytest.mark.parametrize("failure", [error(503), CUT, FaultKind.HANG], ids=str)
+@pytest.mark.parametrize("failure", [error(503), CUT, FaultKind.HANG], ids=label)
 async def test_the_removal_fails(failure: Any) -> None:
     """A copy that cannot be removed now is never shown, and removed as soon as that works."""
     line, session, conversation = await opened(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Emulator, FaultKind
 from cached_session.emulator.requests import is_append
 from tests.faults import virtual
-from tests.faults.line import LOST, Line, agrees, policy
+from tests.faults.line import LOST, Line, agrees, label, policy
 from tests.faults.trial import BEFORE, Operation, add_two, clear, pop
 from tests.faults.virtual import VirtualLoop
 from tests.session.support import Elsewhere, Gate, new_client, texts, users
@@ -56,6 +56,13 @@ ENDS = pytest.mark.parametrize(
         ),
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def _swept() -> Iterator[None]:
+    """What a test left lying is collected before the next one begins."""
+    yield
+    gc.collect()
 
 
 class Shop:
@@ -132,9 +139,9 @@ def test_a_clear_in_flight(end: End) -> None:
     assert shop.conversation not in shop.line.service.store.ids()
 
 
-@pytest.mark.parametrize("fault", [None, LOST], ids=str)
+@pytest.mark.parametrize("fault", [None, LOST], ids=label)
 @ENDS
-@pytest.mark.parametrize("operation", [add_two, pop], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("operation", [add_two, pop], ids=label)
 def test_at_every_moment(operation: Operation, end: End, fault: Any) -> None:
     """Whenever the loop ends, the next one reads the truth and its writes stand behind it."""
     for steps in range(30):

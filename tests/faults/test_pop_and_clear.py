@@ -19,6 +19,7 @@ from tests.faults.line import (
     agrees,
     error,
     is_conversation_delete,
+    label,
     notes,
     opened,
     policy,
@@ -40,7 +41,7 @@ async def popped(session: Any) -> str | None:
     return None if item is None else words(item)
 
 
-@pytest.mark.parametrize("fault", EVERY, ids=str)
+@pytest.mark.parametrize("fault", EVERY, ids=label)
 async def test_one_pop_one_item(fault: Any) -> None:
     """Whatever becomes of the delete's answer, one pop removes one item and returns it."""
     line, session, conversation = await opened("a", "b", "c")
@@ -51,7 +52,7 @@ async def test_one_pop_one_item(fault: Any) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("fault", EVERY, ids=str)
+@pytest.mark.parametrize("fault", EVERY, ids=label)
 async def test_popping_everything(fault: Any) -> None:
     """Pops down to the empty conversation return every item once, in order, then None."""
     line, session, conversation = await opened("a", "b", "b", "c")
@@ -201,7 +202,7 @@ async def test_an_append_in_doubt_then_a_pop() -> None:
     assert await popped(session) is None
 
 
-@pytest.mark.parametrize("fault", EVERY, ids=str)
+@pytest.mark.parametrize("fault", EVERY, ids=label)
 async def test_clear(fault: Any) -> None:
     """Whatever becomes of its answer, a clear deletes once, and the next use makes a new one."""
     line, session, conversation = await opened("a", "b")
@@ -252,6 +253,18 @@ async def test_a_clear_in_doubt_that_was_applied() -> None:
     assert session.session_id == conversation
     with pytest.raises(openai.NotFoundError):
         await session.get_items()
+
+
+async def test_a_clear_again_after_one_in_doubt() -> None:
+    """The 404 to a clear after one in doubt says that the first was applied: it has succeeded."""
+    line, session, conversation = await opened("a", retry=policy(max_attempts=1))
+    line.on(is_conversation_delete, LOST)
+    with pytest.raises(openai.APIConnectionError):
+        await session.clear_session()
+    await session.clear_session()
+    await session.add_items(users("new"))
+    assert session.session_id != conversation
+    assert line.texts(session.session_id) == ["new"]
 
 
 async def test_a_clear_applied_late() -> None:

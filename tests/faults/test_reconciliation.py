@@ -11,7 +11,7 @@ import pytest
 from cached_session import AppendOutcomeUnknown
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_listing
-from tests.faults.line import CUT, LOST, Do, Line, agrees, notes, opened, words
+from tests.faults.line import CUT, LOST, Do, Line, agrees, label, notes, opened, words
 from tests.session.support import numbered, user, users
 
 
@@ -46,7 +46,7 @@ async def test_landed_piece_by_piece(landed: int) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=7)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=7)], ids=label)
 @pytest.mark.parametrize("which", range(3))
 async def test_batch_after_batch(lost: Any, which: int) -> None:
     """In a long append any batch may lose its answer; the others are not sent again."""
@@ -57,7 +57,7 @@ async def test_batch_after_batch(lost: Any, which: int) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=label)
 @pytest.mark.parametrize("held", [(), ("yes",), ("yes", "yes")], ids=len)
 async def test_the_same_words_again(lost: Any, held: tuple[str, ...]) -> None:
     """Equal messages, in one append and before it, are as many as were asked for."""
@@ -70,7 +70,7 @@ async def test_the_same_words_again(lost: Any, held: tuple[str, ...]) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=label)
 async def test_a_call_id_used_again(lost: Any) -> None:
     """Tool items are told apart by their calls; an earlier call of the same name is another."""
     line, session, conversation = await opened()
@@ -95,7 +95,7 @@ def reply(number: int) -> dict[str, Any]:
     return {"id": f"msg_{number:048x}", "type": "message", "role": "assistant", "content": content}
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=label)
 async def test_items_with_ids(lost: Any) -> None:
     """Reasoning and messages that carry an id of their own land once, under that id."""
     line, session, conversation = await opened("before")
@@ -130,7 +130,7 @@ async def test_ids_that_were_there_before() -> None:
     assert line.texts(conversation) == ["before", "same"]
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST, Fault(FaultKind.PARTIAL_BATCH, items=1)], ids=label)
 async def test_pictures(lost: Any) -> None:
     """Contents that a listing leaves out do not make an item another one."""
     line, session, conversation = await opened("before")
@@ -202,7 +202,7 @@ async def test_one_anchor_of_several_is_deleted() -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize("lost", [CUT, LOST], ids=str)
+@pytest.mark.parametrize("lost", [CUT, LOST], ids=label)
 async def test_every_anchor_is_deleted(lost: FaultKind) -> None:
     """Without a trace of what stood before, nobody can tell: said so, and nothing is doubled."""
     line = Line()

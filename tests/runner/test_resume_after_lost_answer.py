@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -84,6 +85,11 @@ async def pause(emulator: Emulator, session: OpenAIConversationsSession) -> Paus
     return Paused(emulator, session, model, agent, state)
 
 
+needs_pending_writes = pytest.mark.skipif(
+    tuple(map(int, version("openai-agents").split(".")[:2])) < (0, 24),
+    reason="a Runner before 0.24 does not remember a save that failed",
+)
+
 LOST = pytest.mark.parametrize(
     "fault",
     [FaultKind.RESET_AFTER_COMMIT, FaultKind.ERROR_AFTER_COMMIT, FaultKind.TRUNCATED],
@@ -103,6 +109,7 @@ async def test_cached_session_ends_right(
     run.check_end()
 
 
+@needs_pending_writes
 @LOST
 async def test_sdk_session_cannot_reconcile(
     emulator: Emulator, client: AsyncOpenAI, fault: FaultKind
@@ -142,6 +149,7 @@ def outage(fault: FaultKind) -> FaultPlan:
     return decide
 
 
+@needs_pending_writes
 async def test_unknown_and_not_stored(emulator: Emulator, client: AsyncOpenAI) -> None:
     """If the outcome stayed unknown and nothing was stored, resuming again ends right."""
     run = await pause(emulator, cached(client))
@@ -153,6 +161,7 @@ async def test_unknown_and_not_stored(emulator: Emulator, client: AsyncOpenAI) -
     run.check_end()
 
 
+@needs_pending_writes
 async def test_unknown_and_stored(emulator: Emulator, client: AsyncOpenAI) -> None:
     """If the output was stored, the Runner cannot reconcile until a pop has taken it away.
 

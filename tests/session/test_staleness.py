@@ -199,9 +199,10 @@ async def test_check_sees_what_others_did(
     assert await first.get_items() == await session.get_items() == emulator.items(conversation)
 
 
+@pytest.mark.parametrize("count", [1, 45, 130])
 @NEW_OR_CHECKING
 async def test_check_sees_what_stands_between(
-    max_staleness: int | None, emulator: Emulator, client: AsyncOpenAI
+    max_staleness: int | None, count: int, emulator: Emulator, client: AsyncOpenAI
 ) -> None:
     """A check finds another writer's items between what was read and what was appended since."""
     elsewhere = Elsewhere(emulator)
@@ -211,14 +212,15 @@ async def test_check_sees_what_stands_between(
     )
     await first.get_items()
     elsewhere.append(conversation, "from elsewhere")
-    await first.add_items(users("b"))
+    added = [str(number) for number in range(count)]
+    await first.add_items(users(*added))
     session = (
         CachedSession(conversation_id=conversation, openai_client=client)
         if max_staleness is None
         else first
     )
-    assert texts(await session.get_items()) == ["a", "from elsewhere", "b"]
-    assert texts(await first.get_items()) == ["a", "from elsewhere", "b"]
+    assert texts(await session.get_items()) == ["a", "from elsewhere", *added]
+    assert texts(await first.get_items()) == ["a", "from elsewhere", *added]
 
 
 async def test_first_read_checks_even_where_another_session_reads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,11 @@ def no_late_commit_watch(patch: pytest.MonkeyPatch) -> None:
 def no_shielding(patch: pytest.MonkeyPatch) -> None:
     """A caller's cancellation reaches the request in flight."""
 
-    async def write(self: Any, operation: Any, coroutine: Any) -> Any:
+    async def write(self: Any, operation: Any, turn: turns.Turn, coroutine: Any) -> Any:
         try:
             return await coroutine
         finally:
-            self._leave()
+            self._leave(turn)
 
     patch.setattr(replica.Replica, "_write", write)
 
@@ -75,8 +76,8 @@ def no_shielding(patch: pytest.MonkeyPatch) -> None:
 def no_ordering(patch: pytest.MonkeyPatch) -> None:
     """Everyone works on the conversation at the same time."""
 
-    async def enter(self: Any, deadline: float, conversation_id: str) -> None:
-        return
+    async def enter(self: Any, deadline: float, conversation_id: str) -> turns.Turn:
+        return turns.Turn(self, asyncio.get_running_loop())
 
     patch.setattr(turns.Turns, "enter", enter)
 

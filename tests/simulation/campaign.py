@@ -33,9 +33,10 @@ def run_seed(seed: int, setting: Setting | None = None) -> Counter[str]:
     Raises:
         Failure: An invariant does not hold.
     """
-    # The loop collects garbage at the end of every run, to see what is left
-    # over. What was there before the run need not be looked at again.
-    gc.freeze()
+    if not gc.get_freeze_count():
+        # The loop collects garbage at the end of every run, to see what is
+        # left over. What was there before the first need not be looked at.
+        gc.freeze()
     setting = Setting.draw(seed) if setting is None else setting
     loop = SimLoop(seed)
     # The loop raises what a callback raised when it stops: nothing is lost.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import argparse
+from collections.abc import Awaitable, Callable
+
+from rich.console import Console
 
 from cached_session.bench.bars.footprint import imports, memory_held
 from cached_session.bench.bars.loops import late_runs, loop_against_memory
 from cached_session.bench.bars.reads import held_reads
-from cached_session.bench.bars.table import Bar
+from cached_session.bench.bars.table import Bar, bars_markdown, bars_table
 from cached_session.bench.bars.wire import cold_reads, long_appends
+from cached_session.bench.display import Display
+from cached_session.bench.results import write_json
 from cached_session.bench.sites import Sites
 
+# Seconds between request and answer where the table says so.
 LATENCY = 0.05
 
-# Those that ask for a latency get an emulator with one, the others one without.
 BARS: dict[str, Callable[[Sites], Awaitable[list[Bar]]]] = {
     "reads": lambda sites: held_reads(sites.at()),
     "cold": lambda sites: cold_reads(sites.at(LATENCY), latency=LATENCY),
@@ -25,7 +30,22 @@ BARS: dict[str, Callable[[Sites], Awaitable[list[Bar]]]] = {
 }
 
 
-async def measure(sites: Sites, names: list[str]) -> AsyncIterator[tuple[str, list[Bar]]]:
-    """Measures groups of bars one after the other; yields each when it is done."""
-    for name in names:
-        yield name, await BARS[name](sites)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `bars`."""
+    parser.add_argument(
+        "--only", choices=BARS, action="append", help="these lines only; may be given again"
+    )
+
+
+async def run(
+    console: Console, display: Display, sites: Sites, options: argparse.Namespace
+) -> None:
+    """Measures the bars, one group after the other, and prints the table."""
+    bars: list[Bar] = []
+    for name in options.only or BARS:
+        with display.measuring(f"bars: {name}", 1):
+            bars += await BARS[name](sites)
+    console.print(bars_table(bars))
+    if options.output is not None:
+        write_json(options.output / "bars.json", "bars", bars)
+        (options.output / "bars.md").write_text(bars_markdown(bars) + "\n", encoding="utf-8")

@@ -25,9 +25,7 @@ async def held_reads(
         rounds: How often each read is timed, in turn with what it is held against.
     """
     async with site.client(Counter()) as client:
-        made = [
-            await site.fill(client, items(count)) for count in (size, large, few * 5)
-        ]
+        made = [await site.fill(client, items(count)) for count in (size, large, few * 5)]
         whole, long, short = [cached_session(client, conversation_id) for conversation_id in made]
         held, newest = await whole.get_items(), await long.get_items()
         newest = newest[-few:]

@@ -1,0 +1,1 @@
+"""The guard of this repository; the benchmarks themselves are in `cached_session.bench`."""

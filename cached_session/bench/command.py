@@ -1,0 +1,120 @@
+"""`cached-session bench`: its options, and one benchmark after the other."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cached_session.bench.bars import command as bars
+from cached_session.bench.display import Display, figures_markdown, figures_table, workloads
+from cached_session.bench.harness import Bench
+from cached_session.bench.kinds import KINDS, REDIS, Kind, redis_answers
+from cached_session.bench.results import Figure, environment, write_json
+from cached_session.bench.sites import Sites
+from cached_session.bench.work import WORKS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs benchmarks.
+
+    Args:
+        arguments: The command line behind `bench`.
+
+    Returns:
+        Exit status: 0 if all was measured, whatever the figures are.
+
+    Raises:
+        SystemExit: The command line is wrong, or its help was asked for.
+    """
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    with Sites(options.base_url) as sites:
+        asyncio.run(_measure(console, sites, options))
+    return 0
+
+
+async def _measure(console: Console, sites: Sites, options: argparse.Namespace) -> None:
+    display = Display(console)
+    if options.work == "bars":
+        await bars.run(console, display, sites, options)
+        return
+    kinds = await _kinds(options.sessions)
+    bench = Bench(sites, kinds, display.measuring)
+    names = list(WORKS) if options.work == "all" else [options.work]
+    for name in names:
+        # For `all`, each benchmark's own defaults.
+        chosen = _parser().parse_args([name]) if options.work == "all" else options
+        figures = [figure async for figure in WORKS[name].run(bench, chosen)]
+        _report(console, name, figures, options.output)
+
+
+def _report(console: Console, name: str, figures: list[Figure], output: Path | None) -> None:
+    for workload in workloads(figures):
+        console.print(f"  {workload}", markup=False, soft_wrap=True)
+    console.print(figures_table(figures))
+    if output is None:
+        return
+    write_json(output / f"{name}.json", "figures", figures)
+    (output / f"{name}.md").write_text(figures_markdown(figures) + "\n", encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        console.print('no plots: pip install "cached-session[bench]"', markup=False)
+        return
+    from cached_session.bench.plots import plot
+
+    for path in plot(name, figures, output):
+        console.print(f"wrote {path.name}", markup=False)
+
+
+async def _kinds(options: Sequence[str] | None) -> list[Kind]:
+    """The kinds that were asked for; by default all that can run here."""
+    if options is not None:
+        return [kind for kind in KINDS if kind.option in options]
+    return [kind for kind in KINDS if kind.name != REDIS or await redis_answers()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    versions = environment()["packages"]
+    parser = argparse.ArgumentParser(
+        prog="cached-session bench",
+        description="Measures CachedSession side by side with the SDK's session and with other "
+        f"stores, in one run on one machine. Installed: openai-agents "
+        f"{versions.get('openai-agents', '?')}, openai {versions.get('openai', '?')}.",
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--base-url",
+        help="a Conversations API server to measure, its key in OPENAI_API_KEY; what is made "
+        "there is deleted again (emulators in processes of their own)",
+    )
+    common.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where to write JSON, tables and plots"
+    )
+    works = argparse.ArgumentParser(add_help=False, parents=[common])
+    works.add_argument(
+        "--sessions",
+        type=_kind_options,
+        help=f"kinds to compare, of {','.join(kind.option for kind in KINDS)} (all; redis where "
+        "a server answers)",
+    )
+    commands = parser.add_subparsers(dest="work", required=True, metavar="WORK")
+    commands.add_parser("all", parents=[works], help="all of them but bars")
+    bars.add_options(
+        commands.add_parser("bars", parents=[common], help="the table of what has to be reached")
+    )
+    for work in WORKS.values():
+        sub = commands.add_parser(work.name, parents=[works], help=work.summary)
+        work.options(sub)
+    return parser
+
+
+def _kind_options(text: str) -> list[str]:
+    known = {kind.option for kind in KINDS}
+    options = text.split(",")
+    if not known.issuperset(options):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(sorted(known))}")
+    return options

@@ -1,0 +1,75 @@
+"""What every benchmark is given, and what every benchmark is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cached_session.bench.kinds import Kind
+from cached_session.bench.results import Figure
+from cached_session.bench.sites import Sites
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where a benchmark runs.
+
+    Attributes:
+        sites: The servers.
+        kinds: The kinds of session to compare.
+        measuring: Shows one measurement of so many steps; see `Display`.
+    """
+
+    sites: Sites
+    kinds: Sequence[Kind]
+    measuring: Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+    def latencies(self, asked: Sequence[float]) -> Sequence[float]:
+        """The latencies to run at. A user's own server has its own, so there is one."""
+        return [0.0] if self.sites.foreign else asked
+
+    def at(self, latency: float) -> str:
+        """How the latency is put into words."""
+        return "its own latency" if self.sites.foreign else f"{latency * 1e3:g} ms latency"
+
+
+Run: TypeAlias = Callable[[Bench, argparse.Namespace], AsyncIterator[Figure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One benchmark.
+
+    Attributes:
+        name: What the command line calls it.
+        summary: What it measures, in one line.
+        options: Adds its options to a parser; their defaults are sensible sizes.
+        run: Measures, and yields each figure when it is there.
+    """
+
+    name: str
+    summary: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Run
+
+
+def numbers(text: str) -> list[int]:
+    """Reads `100,1000`."""
+    values = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError("must be whole numbers, with commas between them")
+    return values
+
+
+def shares(text: str) -> list[float]:
+    """Reads `0,0.05`: numbers that are 0 or more."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError("must be numbers from 0 on, with commas between them")
+    return values

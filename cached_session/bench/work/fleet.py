@@ -1,0 +1,85 @@
+"""`fleet`: many sessions at once in one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from cached_session.bench.harness import Bench, Work, numbers, shares
+from cached_session.bench.kinds import Counter, Kind
+from cached_session.bench.payload import items
+from cached_session.bench.results import Figure
+from cached_session.bench.timing import Stopwatch, percentile, spread
+
+# How often the event loop is asked whether it is late, in seconds.
+_TICK = 0.01
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sessions-at-once", type=numbers, default=[1000], help="(1000)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each session (5)")
+    parser.add_argument(
+        "--latency", type=shares, default=[0.05], help="seconds between request and answer (0.05)"
+    )
+
+
+async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figure]:
+    for latency in bench.latencies(options.latency):
+        for many in options.sessions_at_once:
+            for kind in bench.kinds:
+                yield await _fleet(bench, kind, many, latency, options.turns)
+
+
+async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int) -> Figure:
+    workload = (
+        f"{many:,} sessions at once in one process, {turns} turns each of get_items() and "
+        f"add_items() of 2 items, {bench.at(latency)}"
+    )
+    counter = Counter()
+    taken: list[float] = []
+    lags: list[float] = []
+    with bench.measuring(f"fleet: {kind.name}, {workload}", many * turns) as step:
+        async with kind.shelf(bench.sites.at(latency), counter) as make:
+            sessions = [make() for _ in range(many)]
+
+            async def turn_by_turn(number: int) -> None:
+                session = sessions[number]
+                for _ in range(turns):
+                    with Stopwatch() as watch:
+                        await session.get_items()
+                        await session.add_items(items(2))
+                    taken.append(watch.seconds)
+                    step()
+
+            lag = asyncio.create_task(_watch_lag(lags))
+            with Stopwatch() as whole:
+                await asyncio.gather(*map(turn_by_turn, range(many)))
+            lag.cancel()
+            requests = counter.requests
+    return Figure(
+        "fleet",
+        workload,
+        kind.name,
+        {"sessions": many, "latency ms": latency * 1e3},
+        {
+            "turns a second": many * turns / whole.seconds,
+            **{f"turn {name}": value for name, value in spread(taken).items()},
+            "lag p50 ms": percentile(lags, 50) * 1e3,
+            "lag p99 ms": percentile(lags, 99) * 1e3,
+            "CPU s": whole.cpu,
+            "requests": requests,
+        },
+    )
+
+
+async def _watch_lag(lags: list[float]) -> None:
+    """Notes how much later than asked the event loop wakes a sleeper."""
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(_TICK)
+        lags.append(max(0.0, time.perf_counter() - before - _TICK))
+
+
+WORK = Work("fleet", "many sessions at once in one process", _options, _run)
