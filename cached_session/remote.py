@@ -138,14 +138,14 @@ class Remote:
         else:
             outcome = _understand(response, method, parse)
         if self._meter.listening:
-            error = None if isinstance(outcome, Applied) else type(outcome.error).__name__
+            went_wrong = None if isinstance(outcome, Applied) else type(outcome.error).__name__
             self._meter.tell(
                 RequestFinished(
                     operation,
                     conversation_id,
                     type(outcome).__name__.lower(),
                     clock() - started,
-                    error,
+                    went_wrong,
                 )
             )
         return outcome

@@ -14,9 +14,12 @@ from cached_session.bench.bars import command as bars
 from cached_session.bench.display import Display, figures_markdown, figures_table, workloads
 from cached_session.bench.harness import Bench
 from cached_session.bench.kinds import KINDS, REDIS, Kind, redis_answers
-from cached_session.bench.results import Figure, environment, write_json
+from cached_session.bench.results import Figure, write_json
 from cached_session.bench.sites import Sites
 from cached_session.bench.work import WORKS
+
+# Where there is no terminal, tables are as wide as they have to be.
+WIDTH = 160
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
     with Sites(options.base_url) as sites:
         asyncio.run(_measure(console, sites, options))
     return 0
@@ -45,6 +50,7 @@ async def _measure(console: Console, sites: Sites, options: argparse.Namespace) 
         return
     kinds = await _kinds(options.sessions)
     bench = Bench(sites, kinds, display.measuring)
+    await bench.warm_up()
     names = list(WORKS) if options.work == "all" else [options.work]
     for name in names:
         # For `all`, each benchmark's own defaults.
@@ -78,12 +84,11 @@ async def _kinds(options: Sequence[str] | None) -> list[Kind]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    versions = environment()["packages"]
     parser = argparse.ArgumentParser(
         prog="cached-session bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures CachedSession side by side with the SDK's session and with other "
-        f"stores, in one run on one machine. Installed: openai-agents "
-        f"{versions.get('openai-agents', '?')}, openai {versions.get('openai', '?')}.",
+        "stores,\nin one run on one machine.",
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -103,13 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="work", required=True, metavar="WORK")
     commands.add_parser("all", parents=[works], help="all of them but bars")
-    bars.add_options(
-        commands.add_parser("bars", parents=[common], help="the table of what has to be reached")
+    table = commands.add_parser(
+        "bars", parents=[common], help="the table of what has to be reached"
     )
+    bars.add_options(table)
+    each = [table]
     for work in WORKS.values():
-        sub = commands.add_parser(work.name, parents=[works], help=work.summary)
-        work.options(sub)
+        each.append(commands.add_parser(work.name, parents=[works], help=work.summary))
+        work.options(each[-1])
+    parser.epilog = "\n".join(map(_usage, each))
     return parser
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    return parser.format_usage().removeprefix("usage: ")
 
 
 def _kind_options(text: str) -> list[str]:

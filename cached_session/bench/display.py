@@ -41,10 +41,15 @@ class Display:
 
 def figures_table(figures: Sequence[Figure]) -> Table:
     """The figures of one benchmark, a line each."""
-    parameters = list(dict.fromkeys(name for figure in figures for name in figure.parameters))
+    parameters = [
+        name
+        for name in dict.fromkeys(name for figure in figures for name in figure.parameters)
+        # What is the same everywhere is said by the workload.
+        if len({figure.parameters.get(name) for figure in figures}) > 1
+    ]
     values = list(dict.fromkeys(name for figure in figures for name in figure.values))
     table = Table(box=box.ROUNDED)
-    table.add_column("session")
+    table.add_column("session", no_wrap=True, min_width=max(len(f.session) for f in figures))
     for name in [*parameters, *values]:
         table.add_column(name, justify="right")
     for figure in figures:

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cached_session.bench.kinds import Kind
+from cached_session.bench.kinds import Counter, Kind
+from cached_session.bench.loops import run_loop
 from cached_session.bench.results import Figure
 from cached_session.bench.sites import Sites
 
@@ -26,6 +27,14 @@ class Bench:
     sites: Sites
     kinds: Sequence[Kind]
     measuring: Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+    async def warm_up(self) -> None:
+        """One run of each kind that nobody counts: what is imported at first use is there then."""
+        with self.measuring("warming up", len(self.kinds)) as step:
+            for kind in self.kinds:
+                async with kind.shelf(self.sites.at(), Counter()) as make:
+                    await run_loop(make(), runs=1, tools=1)
+                step()
 
     def latencies(self, asked: Sequence[float]) -> Sequence[float]:
         """The latencies to run at. A user's own server has its own, so there is one."""

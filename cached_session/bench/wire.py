@@ -57,5 +57,5 @@ async def long_append(site: Site, make: MakeSession, count: int) -> Taken:
         with Stopwatch() as watch:
             await session.add_items(sent)
         requests = counter.requests - before
-        await put_away([session])
+        await put_away(site, [session])
     return Taken(watch.seconds, watch.cpu, requests)

@@ -134,24 +134,24 @@ class Line(Network):
 
     def conversation(self, *texts: str) -> str:
         """Makes a conversation, past the line."""
-        made = self._call("POST", "/v1/conversations")
+        made = self.call("POST", "/v1/conversations")
         if texts:
             self.append(made["id"], *texts)
         return str(made["id"])
 
     def append(self, conversation: str, *texts: str) -> None:
         """Another writer appends, past the line."""
-        self._call("POST", f"/v1/conversations/{conversation}/items", {"items": users(*texts)})
+        self.call("POST", f"/v1/conversations/{conversation}/items", {"items": users(*texts)})
 
     def remove(self, conversation: str, *texts: str) -> None:
         """Another writer removes items, past the line."""
         for item in self.service.items(conversation):
             if words(item) in texts:
-                self._call("DELETE", f"/v1/conversations/{conversation}/items/{item['id']}")
+                self.call("DELETE", f"/v1/conversations/{conversation}/items/{item['id']}")
 
     def delete(self, conversation: str) -> None:
         """Another writer deletes the conversation, past the line."""
-        self._call("DELETE", f"/v1/conversations/{conversation}")
+        self.call("DELETE", f"/v1/conversations/{conversation}")
 
     def texts(self, conversation: str) -> list[str]:
         """What is on the server."""
@@ -207,7 +207,8 @@ class Line(Network):
         fault = Fault(reaction) if isinstance(reaction, FaultKind) else reaction
         return fault if fault is not None and applies(fault.kind, request) else None
 
-    def _call(self, method: str, path: str, body: object = None) -> Any:
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Another writer makes a request, past the line."""
         content = json.dumps({} if body is None else body).encode()
         response = self.service.handle(Request.parse(method, path, KEY, content))
         assert response.status == 200, response.body

@@ -105,7 +105,7 @@ async def test_another_writer_removes_the_cursor(habits: Habits) -> None:
     def remove_cursor() -> None:
         after = line.requests[-1].parameter("after")
         if after is not None:
-            line._call("DELETE", f"/v1/conversations/{conversation}/items/{after}")
+            line.call("DELETE", f"/v1/conversations/{conversation}/items/{after}")
 
     line.on(is_listing, None, None, Do(remove_cursor), None, Do(remove_cursor))
     await agrees(line.session(conversation), line, conversation)

@@ -253,7 +253,7 @@ async def test_somebody_else_removes_the_copy() -> None:
     await line.past(5.0)
     copy = line.service.items(conversation)[-1]["id"]
     path = f"/v1/conversations/{conversation}/items/{copy}"
-    line.on(is_item_delete, Do(lambda: line._call("DELETE", path)))
+    line.on(is_item_delete, Do(lambda: line.call("DELETE", path)))
     await agrees(session, line, conversation)
     assert line.texts(conversation) == ["before", "a"]
 

@@ -53,6 +53,6 @@ def test_run_sync_on_several_loops(emulator: Emulator) -> None:
         Runner.run_sync(agent, "a", session=session)
     with default_loop():
         Runner.run_sync(agent, "c", session=session)
-    asyncio.run(Runner.run(agent, "e", session=session))  # type: ignore[arg-type]
+    asyncio.run(Runner.run(agent, "e", session=session))
     assert texts(emulator.items(session.session_id)) == list("abcdef")
     assert [entry.method for entry in emulator.requests] == ["POST"] * 7

@@ -99,7 +99,7 @@ async def test_bad_items_after_good_ones(emulator: Emulator, client: AsyncOpenAI
     await session.add_items([user("a")])
     sent(emulator)
     with pytest.raises(TypeError, match=r"items\[45\]"):
-        await session.add_items([user("b")] * 45 + [object()])  # type: ignore[list-item]
+        await session.add_items([user("b")] * 45 + [object()])
     assert sent(emulator) == []
     assert texts(await session.get_items()) == ["a"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -267,14 +267,12 @@ async def test_failure_behind_a_cancelled_caller(
 async def test_cancelled_at_every_step(gate: Gate, emulator: Emulator, client: AsyncOpenAI) -> None:
     """Whatever loop step a cancellation comes at, the copy is what the server has."""
     session = await opened(emulator, client, "a")
-    for step, (name, call) in itertools.product(
-        range(0, 40, 3),
-        {
-            "add": lambda: session.add_items([user("x"), user("y")]),
-            "pop": session.pop_item,
-            "read": session.get_items,
-        }.items(),
-    ):
+    calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "add": lambda: session.add_items([user("x"), user("y")]),
+        "pop": session.pop_item,
+        "read": session.get_items,
+    }
+    for step, (name, call) in itertools.product(range(0, 40, 3), calls.items()):
         if name == "read":
             await session.refresh()
         task: asyncio.Task[Any] = asyncio.create_task(call())

@@ -34,7 +34,7 @@ def test_three_loops_one_after_the_other(emulator: Emulator) -> None:
 def test_operations_on_loops_of_their_own(emulator: Emulator) -> None:
     """Each operation may run on a loop of its own: read, append, pop, clear, refresh, close."""
     session = CachedSession(openai_client=new_client(emulator), cache=ConversationCache())
-    asyncio.run(session.add_items(users("a", "b")))  # type: ignore[arg-type]
+    asyncio.run(session.add_items(users("a", "b")))
     asyncio.run(session.refresh())
     assert texts(asyncio.run(session.get_items())) == ["a", "b"]
     assert texts([asyncio.run(session.pop_item())]) == ["b"]
@@ -51,8 +51,8 @@ def test_wrapping_session_on_several_loops(emulator: Emulator) -> None:
     session = CachedSession(wrapped)
     made = []
     for text in "abc":
-        asyncio.run(session.add_items(users(text)))  # type: ignore[arg-type]
-        assert texts(asyncio.run(session.get_items())) == [text]  # type: ignore[arg-type]
+        asyncio.run(session.add_items(users(text)))
+        assert texts(asyncio.run(session.get_items())) == [text]
         made.append(wrapped.session_id)
         asyncio.run(session.clear_session())
     assert len(set(made)) == 3
@@ -103,7 +103,7 @@ def test_two_threads_with_a_loop_each(own_sessions: bool, emulator: Emulator) ->
     """Two threads write and read at once: nothing is lost or doubled, and both see one order."""
     client = new_client(emulator)
     first = CachedSession(openai_client=client)
-    asyncio.run(first.get_items())  # type: ignore[arg-type]
+    asyncio.run(first.get_items())
     second = (
         CachedSession(conversation_id=first.session_id, openai_client=client)
         if own_sessions
@@ -128,7 +128,7 @@ def test_two_threads_with_a_loop_each(own_sessions: bool, emulator: Emulator) ->
     _in_threads(work("a", first), work("b", second))
     stored = emulator.items(first.session_id)
     assert len(stored) == len(set(texts(stored))) == 120
-    assert asyncio.run(first.get_items()) == asyncio.run(second.get_items()) == stored  # type: ignore[arg-type]
+    assert asyncio.run(first.get_items()) == asyncio.run(second.get_items()) == stored
 
 
 def test_first_calls_of_two_threads_race(emulator: Emulator) -> None:
@@ -152,7 +152,7 @@ def test_reads_in_a_thread_while_another_writes(emulator: Emulator) -> None:
     """A reader in another thread sees prefixes of one order, never half of a batch."""
     client = new_client(emulator)
     writer = CachedSession(openai_client=client)
-    asyncio.run(writer.add_items(users("first")))  # type: ignore[arg-type]
+    asyncio.run(writer.add_items(users("first")))
     reader = CachedSession(conversation_id=writer.session_id, openai_client=client)
     done = threading.Event()
     reads: list[list[str]] = []
@@ -202,7 +202,7 @@ def test_a_client_is_dropped_while_its_loop_runs(emulator: Emulator) -> None:
 def test_a_loop_is_closed_with_a_write_in_flight(emulator: Emulator) -> None:
     """A write that its loop did not live to see settled is found out by the next loop's read."""
     session = CachedSession(openai_client=new_client(emulator))
-    asyncio.run(session.add_items(users("a")))  # type: ignore[arg-type]
+    asyncio.run(session.add_items(users("a")))
 
     async def leave() -> None:
         task = asyncio.create_task(session.add_items(users("b")))
@@ -211,8 +211,8 @@ def test_a_loop_is_closed_with_a_write_in_flight(emulator: Emulator) -> None:
         task.cancel()
 
     asyncio.run(leave())
-    assert asyncio.run(session.get_items()) == emulator.items(session.session_id)  # type: ignore[arg-type]
-    asyncio.run(session.add_items(users("c")))  # type: ignore[arg-type]
+    assert asyncio.run(session.get_items()) == emulator.items(session.session_id)
+    asyncio.run(session.add_items(users("c")))
     stored = emulator.items(session.session_id)
     assert texts(stored) in (["a", "c"], ["a", "b", "c"])
-    assert asyncio.run(session.get_items()) == stored  # type: ignore[arg-type]
+    assert asyncio.run(session.get_items()) == stored

@@ -177,10 +177,10 @@ def test_machine(emulator: Emulator) -> None:
     with asyncio.Runner() as runner:
         Machine.emulator, Machine.client = emulator, client
         Machine.run_in_loop = staticmethod(runner.run)
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=60, stateful_step_count=20, deadline=None, print_blob=True
+                max_examples=25, stateful_step_count=20, deadline=None, print_blob=True
             ),
         )
         runner.run(client.close())

@@ -21,6 +21,8 @@ CALLS: dict[str, Callable[[CachedSession], Awaitable[Any]]] = {
     "pop": lambda session: session.pop_item(),
     "clear": lambda session: session.clear_session(),
 }
+UNKNOWN: Any = {"type": "no such type"}
+NAMED: Any = {"id": "msg_1", **user("a")}
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
@@ -86,7 +88,7 @@ async def test_refused_item(emulator: Emulator, client: AsyncOpenAI) -> None:
     session = CachedSession(openai_client=client)
     await session.add_items(users("a"))
     with pytest.raises(openai.BadRequestError) as caught:
-        await session.add_items([user("b"), {"type": "no such type"}])  # type: ignore[list-item]
+        await session.add_items([user("b"), UNKNOWN])
     assert caught.value.param == "items[1].type"
     assert any("the first 0 of 2 items" in note for note in caught.value.__notes__)
     assert texts(await session.get_items()) == texts(emulator.items(session.session_id)) == ["a"]
@@ -95,7 +97,7 @@ async def test_refused_item(emulator: Emulator, client: AsyncOpenAI) -> None:
 async def test_refused_batch_after_others(emulator: Emulator, client: AsyncOpenAI) -> None:
     """A refusal in a later batch says how many items landed, and the next read shows them."""
     session = CachedSession(openai_client=client)
-    items: list[Any] = [*numbered(0, 25), {"type": "no such type"}, *numbered(26, 50)]
+    items: list[Any] = [*numbered(0, 25), UNKNOWN, *numbered(26, 50)]
     with pytest.raises(openai.BadRequestError) as caught:
         await session.add_items(items)
     assert any("the first 20 of 50 items" in note for note in caught.value.__notes__)
@@ -109,9 +111,9 @@ async def test_refused_batch_after_others(emulator: Emulator, client: AsyncOpenA
 async def test_duplicate_id(emulator: Emulator, client: AsyncOpenAI) -> None:
     """An id that stands in the conversation already is refused by the server, and says so."""
     session = CachedSession(openai_client=client)
-    await session.add_items([{"id": "msg_1", **user("a")}])
+    await session.add_items([NAMED])
     with pytest.raises(openai.BadRequestError) as caught:
-        await session.add_items([{"id": "msg_1", **user("a")}])
+        await session.add_items([NAMED])
     assert caught.value.code == "item_already_in_conversation"
     assert texts(await session.get_items()) == texts(emulator.items(session.session_id)) == ["a"]
 

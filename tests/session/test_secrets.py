@@ -24,6 +24,7 @@ from tests.session.support import Elsewhere, new_client
 KEY = "sk-secret-key"
 CONTENT = "secret-content"
 ITEM: Any = {"role": "user", "content": CONTENT}
+NOBODY: Any = {"role": "nobody", "content": CONTENT}
 
 
 class Said:
@@ -77,7 +78,7 @@ async def test_nothing_is_told(emulator: Emulator, caplog: pytest.LogCaptureFixt
                 await session.add_items(items)  # type: ignore[arg-type]
             said.error(refused.value)
         with pytest.raises(openai.BadRequestError) as bad_request:
-            await session.add_items([ITEM, {**ITEM, "role": "nobody"}])
+            await session.add_items([ITEM, NOBODY])
         said.error(bad_request.value)
         emulator.faults = _lose_answers
         with pytest.raises(AppendOutcomeUnknown) as unknown:

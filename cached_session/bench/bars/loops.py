@@ -67,7 +67,7 @@ async def _one_round(site: Site, runs: int) -> tuple[list[float], ...]:
         session = cached_session(client)
         ours = await run_loop(session, runs=runs, tools=1)
         history = await session.get_items()
-        await put_away([session])
+        await put_away(site, [session])
         bare = await _bare(site, client, runs)
         local = SQLiteSession("bench")
         memory = await run_loop(local, runs=runs, tools=1)
@@ -131,7 +131,7 @@ async def late_runs(
             session = cached_session(client)
             taken = await run_loop(session, runs=runs, tools=1, limit=limit)
             loops.append(taken.seconds)
-            await put_away([session])
+            await put_away(site, [session])
     # Ten runs from the named one on, and ten that end with the last one.
     first = percentile([run for taken in loops for run in taken[early - 1 : early + 9]], 50)
     last = percentile([run for taken in loops for run in taken[-10:]], 50)

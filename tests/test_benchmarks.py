@@ -1,0 +1,414 @@
+"""The benchmarks: what they count, what they write, and that the guard guards."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import TResponseInputItem
+from openai import AsyncOpenAI
+
+from benchmarks import guard
+from cached_session import CachedSession, ConversationCache
+from cached_session.bench.bars.footprint import imports, memory_held
+from cached_session.bench.bars.loops import late_runs, loop_against_memory
+from cached_session.bench.bars.reads import held_reads
+from cached_session.bench.bars.table import Bar, bars_markdown
+from cached_session.bench.bars.wire import cold_reads, long_appends
+from cached_session.bench.holding import hold_conversations
+from cached_session.bench.kinds import OURS, SDK, cached_session
+from cached_session.bench.payload import items, json_bytes, structural_copy
+from cached_session.bench.results import environment, read_figures
+from cached_session.bench.sites import Site, Sites
+from cached_session.bench.timing import alternate, percentile, spread
+from cached_session.bench.work import WORKS
+from cached_session.bench.work.flaky import identity
+from cached_session.cli import main
+from cached_session.emulator import Emulator
+from tests.pages import ROOT, links
+from tests.servers import accepts
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "plots"
+KEY = "sk-not-to-be-seen"
+
+
+@pytest.fixture(name="emulator", scope="module")
+def _emulator() -> Iterator[Emulator]:
+    """Stands in for a user's own server."""
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(name="site")
+def _site(emulator: Emulator) -> Site:
+    return Site(emulator.base_url, "none needed", own=True)
+
+
+@pytest.fixture(name="bench")
+def _bench(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[Any]]:
+    """Runs `cached-session bench` on the user's own server; returns the figures."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def run(work: str, *options: str) -> list[Any]:
+        line = ["bench", work, "--base-url", emulator.base_url, "--output", str(tmp_path)]
+        assert main([*line, *options]) == 0
+        return read_figures(tmp_path / f"{work}.json")
+
+    return run
+
+
+def by_session(figures: list[Any], value: str) -> dict[str, Any]:
+    """One value of each kind of session."""
+    return {figure.session: figure.values[value] for figure in figures}
+
+
+def test_loop_counts_requests(bench: Callable[..., list[Any]]) -> None:
+    """Three runs with one tool call: ours creates and appends; the SDK's reads as well."""
+    figures = bench("loop", "--runs", "3", "--tools", "1")
+    requests = by_session(figures, "requests")
+    assert requests[OURS] == 1 + 3 * 3
+    assert requests[SDK] == 1 + 3 * 3 + 3
+    assert requests["SQLiteSession (memory)"] == requests["SQLiteSession (file)"] == 0
+    assert all(len(figure.series["run ms"]) == 3 for figure in figures)
+
+
+def test_reads_hold_the_bare_copy_beside_every_kind(bench: Callable[..., list[Any]]) -> None:
+    """Each size and limit has a figure for the bare copy and for each kind of session."""
+    figures = bench("reads", "--sizes", "24", "--limits", "0,20", "--rounds", "3")
+    assert len(figures) == 2 * 5
+    assert {figure.session for figure in figures} >= {"bare structural copy", OURS, SDK}
+    assert {figure.parameters["limit"] for figure in figures} == {"all", 20}
+    assert all(figure.values["calls"] == 3 for figure in figures)
+
+
+def test_cold_counts_pages(bench: Callable[..., list[Any]]) -> None:
+    """250 items are 13 pages of the SDK's, and three of ours: the ends meet in the third."""
+    figures = bench("cold", "--sizes", "250", "--times", "1")
+    assert by_session(figures, "requests") == {SDK: 13, OURS: 3}
+
+
+def test_appends_count_batches(bench: Callable[..., list[Any]]) -> None:
+    """One request for each call of at most 20 items, from one session and from two at once."""
+    figures = bench("appends", "--sizes", "1", "--at-once", "2", "--times", "2")
+    for session in (SDK, OURS):
+        counts = [figure.values["requests"] for figure in figures if figure.session == session]
+        assert counts == [2, 4]
+
+
+def test_memory_is_given_back_by_eviction(bench: Callable[..., list[Any]]) -> None:
+    """With a bound the cache keeps some conversations, and no more bytes than the bound."""
+    options = ("--conversations", "12", "--sizes", "20", "--bound", "60000")
+    everything, bounded = bench("memory", *options)
+    assert everything.values["kept"] == 12
+    assert 0 < bounded.values["kept"] < 12
+    assert bounded.values["counted KB"] <= 60
+    assert bounded.values["memory KB"] < everything.values["memory KB"]
+
+
+def test_fleet_counts_turns(bench: Callable[..., list[Any]]) -> None:
+    """Each session makes its conversation, and appends once a turn; hits cost nothing."""
+    figures = bench("fleet", "--sessions-at-once", "4", "--turns", "3", "--sessions", "sdk,cached")
+    assert by_session(figures, "requests") == {SDK: 4 * (1 + 3 * 2), OURS: 4 * (1 + 3)}
+
+
+def test_flaky_counts_what_is_lost_and_doubled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On emulators of its own: ours loses and doubles nothing where requests fail."""
+    line = ["bench", "flaky", "--runs", "4", "--rates", "0,0.3", "--latency", "0"]
+    assert main([*line, "--output", str(tmp_path), "--seed", "3"]) == 0
+    figures = read_figures(tmp_path / "flaky.json")
+    assert len(figures) == 4
+    for figure in figures:
+        if figure.session == OURS or figure.parameters["faults %"] == 0:
+            assert figure.values["items lost"] == figure.values["items doubled"] == 0
+    assert "30% of the requests fail" in capsys.readouterr().out
+    assert (tmp_path / "flaky-doubled.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_users_server_is_left_as_it_was(
+    bench: Callable[..., list[Any]], emulator: Emulator
+) -> None:
+    """What a benchmark makes on a user's server is deleted again."""
+    before = emulator.store.ids()
+    bench("loop", "--runs", "1", "--tools", "0", "--sessions", "sdk,cached")
+    bench("cold", "--sizes", "30", "--times", "1")
+    assert emulator.store.ids() == before
+
+
+def test_files_say_where_and_not_whose(bench: Callable[..., list[Any]], tmp_path: Path) -> None:
+    """The JSON names versions, and no host, user, path or key."""
+    bench("loop", "--runs", "1", "--tools", "0", "--sessions", "cached")
+    text = (tmp_path / "loop.json").read_text(encoding="utf-8")
+    found = json.loads(text)["environment"]
+    assert found == environment()
+    assert found["packages"]["openai-agents"]
+    assert found["python"].endswith(platform.python_version())
+    for secret in (KEY, platform.node(), str(Path.home()), str(ROOT), str(tmp_path)):
+        assert not secret or secret not in text
+    assert "| CachedSession | " in (tmp_path / "loop.md").read_text(encoding="utf-8")
+
+
+def test_emulators_end_with_the_benchmark() -> None:
+    """An emulator is a process of its own, one a latency, and ends when the benchmark does."""
+    with Sites() as sites:
+        site = sites.at()
+        port = int(re.search(r":(\d+)/", site.base_url)[1])  # type: ignore[index]
+        assert sites.at() is site
+        assert accepts(port)
+    assert not accepts(port)
+
+
+def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    """`bench --help` names each benchmark with its options."""
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    text = capsys.readouterr().out
+    for name in (*WORKS, "all", "bars"):
+        assert re.search(rf"\b{name}\b", text)
+    for option in ("--sizes", "--runs", "--rates", "--only", "--base-url"):
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["nothing"],
+        ["reads", "--sizes", "ten"],
+        ["loop", "--latency", "-1"],
+        ["loop", "--sessions", "sdk,paper"],
+        ["bars", "--only", "luck"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_line_is_refused(options: list[str]) -> None:
+    """What the command line cannot mean is said before anything is measured."""
+    with pytest.raises(SystemExit) as error:
+        main(["bench", *options])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 1), (1, 1), (50, 50), (50.5, 51), (99, 99), (100, 100)]
+)
+def test_percentiles(percent: float, expected: int) -> None:
+    """A percentile is one of the values: the smallest that so many do not exceed."""
+    assert percentile(range(100, 0, -1), percent) == expected
+
+
+def test_spread_names_its_unit() -> None:
+    """Percentiles carry their unit in the name."""
+    assert spread([0.001, 0.002, 0.003]) == {"p50 ms": 2.0, "p95 ms": 3.0, "p99 ms": 3.0}
+
+
+async def test_actions_are_timed_in_turn() -> None:
+    """Each has its turn in each round, after one call that does not count."""
+    calls = ""
+
+    def action(name: str) -> Callable[[], Any]:
+        async def call() -> None:
+            nonlocal calls
+            calls += name
+
+        return call
+
+    taken = await alternate({"a": action("a"), "b": action("b")}, rounds=2, calls=2)
+    assert calls == "ab" + "aabb" * 2
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 4, "b": 4}
+
+
+async def test_time_ends_the_rounds() -> None:
+    """Where the time is over, three rounds are made all the same."""
+
+    async def nothing() -> None:
+        pass
+
+    taken = await alternate({"a": nothing}, rounds=50, seconds=0)
+    assert len(taken["a"]) == 3
+
+
+def test_payload_is_stored_and_told_apart(emulator: Emulator) -> None:
+    """The items are those of an agent with a tool, no two alike, and the copy is a copy."""
+    sent = items(12)
+    assert len(set(map(identity, sent))) == 12
+    copied = structural_copy(sent)
+    assert copied == sent
+    copied[3]["content"][0]["text"] = "changed"
+    assert copied != sent
+    assert json_bytes([{"a": "ä"}]) == len('{"a":"ä"}'.encode())
+
+
+async def test_held_reads_are_hits(site: Site, emulator: Emulator) -> None:
+    """The bars on reads measure reads that ask nobody."""
+    emulator.clear_log()
+    bars = await held_reads(site, size=40, large=120, few=4, rounds=5)
+    assert [bar.most for bar in bars] == [1.15, 1.5, 1.1, 0.2]
+    listings = [request for request in emulator.requests if request.method == "GET"]
+    # Three first reads: of 40, of 120 (the ends meet at once) and of 20 items.
+    assert len(listings) == 1 + 3 + 1
+
+
+async def test_cold_reads_count_requests(site: Site) -> None:
+    """The bar on requests is exact: 300 items are 15 pages of the SDK's and five of ours."""
+    time_bar, request_bar, cpu_bar = await cold_reads(site, size=300, latency=0, times=1)
+    assert request_bar.measured == pytest.approx(5 / 15)
+    assert "5 against 15" in request_bar.workload
+    assert min(time_bar.measured, cpu_bar.measured) > 0
+
+
+async def test_long_appends_count_requests(site: Site) -> None:
+    """The bar on appends is one call of so many items."""
+    [bar] = await long_appends(site, size=20, times=1)
+    assert "1 requests" in bar.workload
+
+
+async def test_loop_bars(site: Site, emulator: Emulator) -> None:
+    """The loop is held against as many bare requests as it makes itself."""
+    emulator.clear_log()
+    bars = await loop_against_memory(site, runs=2, latency=0, times=1)
+    assert [bar.unit for bar in bars] == ["%", "%"]
+    assert "for 7 bare requests" in bars[0].workload
+    posts = [request for request in emulator.requests if request.method == "POST"]
+    assert len(posts) == 2 * 7
+
+
+async def test_late_runs(site: Site) -> None:
+    """The bar on late runs names both stretches."""
+    [bar] = await late_runs(site, runs=14, early=2, limit=4, times=1)
+    assert "runs 5 to 14" in bar.workload
+    assert "runs 2 to 11" in bar.workload
+
+
+async def test_memory_bars(site: Site) -> None:
+    """Memory is within its bars even where little is held, and the count is right."""
+    per_byte, counted = await memory_held(site, conversations=10, size=40)
+    assert per_byte.met
+    assert counted.met
+
+
+async def test_holding_drops_the_sessions(site: Site) -> None:
+    """What is measured is what the cache alone holds."""
+    held = await hold_conversations(site, conversations=3, size=8)
+    assert (held.conversations, held.items) == (3, 24)
+    assert held.traced > held.json > 0
+
+
+async def test_imports_are_measured_in_new_processes() -> None:
+    """The bar on the import has both figures."""
+    [bar] = await imports(times=1)
+    assert 0 < bar.measured < 5000
+    assert "`import agents` itself" in bar.workload
+
+
+def test_bars_say_whether_they_are_met() -> None:
+    """Small ratios are fractions, shares have their sign, and a bar not met says so."""
+    bars = [
+        Bar("w", "at most 1/5", 0.2, measured, unit, "x")
+        for measured, unit in ((0.1, ""), (0.9, ""), (0.2, "%"), (0.3, "ms"))
+    ]
+    assert [bar.shown for bar in bars] == ["1/10.0", "0.90", "0.2 %", "0 ms"]
+    assert [bar.met for bar in bars] == [True, False, True, False]
+    assert bars_markdown(bars).count("| no |") == 2
+
+
+class Slow(CachedSession):
+    """Takes twice the time and CPU for what it does, and now and then a request too many."""
+
+    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """As much work again as the read took."""
+        started, cpu = time.perf_counter(), time.process_time()
+        read = await super().get_items(limit)
+        waste(time.perf_counter() - started, time.process_time() - cpu)
+        return read
+
+    async def add_items(self, items: list[TResponseInputItem]) -> None:
+        """As much work again as the append took, and a copy that is thrown away."""
+        cpu = time.process_time()
+        await super().add_items(items)
+        waste(0.0, time.process_time() - cpu)
+        await self.refresh()
+
+
+def waste(seconds: float, cpu: float) -> None:
+    """Works for nothing."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    # A read that is answered from memory is all work, and time is the finer clock.
+    while (
+        time.perf_counter() - started < min(seconds, cpu * 2)
+        or time.process_time() - cpu_started < cpu
+    ):
+        pass
+
+
+def slow_session(client: AsyncOpenAI, conversation_id: str | None = None) -> Slow:
+    """What the guard has to notice."""
+    return Slow(
+        conversation_id=conversation_id, openai_client=client, cache=ConversationCache(1 << 30)
+    )
+
+
+async def checks_of(group: AsyncIterator[guard.Check]) -> dict[str, guard.Check]:
+    """The checks of one group, by name."""
+    return {check.name: check async for check in group}
+
+
+async def test_guard_notices_slow_reads(site: Site) -> None:
+    """Reads that take twice as long are too much; the one against itself is not."""
+    checks = await checks_of(guard.reads(site, slow_session))
+    assert not checks["get_items() of 500 held / bare copy"].passed
+    assert not checks["get_items(20) of 3,000 held / bare copy"].passed
+
+
+async def test_guard_notices_requests_too_many(site: Site) -> None:
+    """A session that forgets its copy after each append is noticed by its requests alone."""
+    checks = await checks_of(guard.requests(site, slow_session))
+    assert checks["requests of a first read of 1,000"].passed
+    assert not checks["requests of 5 runs with one tool call"].passed
+    checks = await checks_of(guard.requests(site, cached_session))
+    assert all(check.passed for check in checks.values())
+
+
+def test_guard_notices_half_as_much_again() -> None:
+    """The bounds of the guard are near enough to what is usual."""
+    source = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| ([0-9.]+) \| ([0-9.]+) \|$", source, re.MULTILINE)
+    assert len(rows) == 9
+    for name, usual, most in rows:
+        assert f"{name}" in (ROOT / "benchmarks" / "guard.py").read_text(encoding="utf-8")
+        assert 1.1 < float(most) / float(usual) <= 1.5, name
+
+
+@pytest.mark.parametrize(("measured", "status", "times"), [(0.9, 0, 1), (1.1, 1, 2)])
+def test_guard_fails_only_twice(
+    measured: float,
+    status: int,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is too much is measured again, and fails if it is too much again."""
+
+    async def measure(_: object) -> list[guard.Check]:
+        return [guard.Check("reads", measured, 1.0)]
+
+    monkeypatch.setattr(guard, "measure", measure)
+    monkeypatch.setattr(Sites, "at", lambda _: None)
+    assert guard.main() == status
+    assert capsys.readouterr().out.count("reads") == times
+
+
+def test_page_shows_every_plot() -> None:
+    """Every plot in the folder is on the page, and none is missing."""
+    shown = {Path(link).name for link in links(PAGE) if link.endswith(".png")}
+    assert shown == {path.name for path in PLOTS.glob("*.png")}
+    assert shown
