@@ -32,11 +32,12 @@ class Append:
         self._rest: tuple[Outgoing, ...] = ()
         self._in_doubt = False
         self._resent = False
+        self._reopened = False
 
     async def run(self) -> None:
         """Appends all items, or raises what stopped it."""
         for batch in batches(self._items):
-            self._rest, self._resent = batch, False
+            self._rest, self._resent, self._reopened = batch, False, False
             await self._send_batch()
 
     async def anchor(self) -> None:
@@ -99,9 +100,10 @@ class Append:
             return Applied(None)
         if isinstance(outcome, Unknown):
             self._doubt()
-        elif is_duplicate_id(outcome.error) and self._resent:
-            # The ids stand there already: an earlier send came through after all.
-            self._in_doubt = True
+        elif is_duplicate_id(outcome.error) and self._resent and not self._reopened:
+            # The ids stand there already: an earlier send may have come
+            # through after all. If it did not, they stood there before.
+            self._in_doubt = self._reopened = True
             self._window.unsettled.reopen(tuple(map(decode, self._rest)))
             return Refused(outcome.error, retryable=True)
         elif isinstance(outcome.error, NotFoundError):
@@ -143,10 +145,13 @@ class Append:
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
 
     def _unknown(self) -> AppendOutcomeUnknown:
+        conversation_id, total = self._operation.conversation_id, len(self._items)
         return AppendOutcomeUnknown(
-            conversation_id=self._operation.conversation_id,
+            f"append to {conversation_id}: the first {self._landed} of {total} items are on the "
+            "server; whether more are could not be found out. The next read shows it.",
+            conversation_id=conversation_id,
             landed=self._landed,
-            total=len(self._items),
+            total=total,
         )
 
     async def _look_for_late_commits(self) -> None:

@@ -12,7 +12,7 @@ from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
 from cached_session.cache import ConversationCache
-from cached_session.connections import account, connections
+from cached_session.connections import account, connections, settings
 from cached_session.core.outcomes import Applied
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
@@ -60,7 +60,7 @@ class Binding:
         self._remote = Remote(client, meter)
         self._creating = Turns()
         self._creations: set[asyncio.Task[None]] = set()
-        self._api_key: str | None = None
+        self._settings: tuple[object, ...] = ()
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
         # The number of the listing that opens the copy for this session.
@@ -90,7 +90,7 @@ class Binding:
         if (
             replica is None
             or replica.conversation_id != self.conversation_id
-            or self._api_key != self._client.api_key
+            or self._settings != settings(self._client)
         ):
             return None
         return replica
@@ -99,7 +99,7 @@ class Binding:
         """The copy of a conversation, which is the session's own from now on."""
         replica = self.bound()
         if replica is None:
-            self._api_key = self._client.api_key
+            self._settings = settings(self._client)
             replica = self._cache.replica(account(self._client), conversation_id)
             self.replica = replica
             self._opening = None
@@ -150,7 +150,7 @@ class Binding:
                 # Whoever comes while others wait for it waits behind them.
                 await self._ensure(deadline)
             conversation_id = cast(str, self.conversation_id)
-            replica = self.bind(conversation_id)
+            previous, replica = self.replica, self.bind(conversation_id)
             operation = Operation(
                 self._remote,
                 self._policy,
@@ -160,6 +160,10 @@ class Binding:
                 functools.partial(self._left, conversation_id),
             )
             try:
+                if previous is not None and previous is not replica:
+                    # The client's key was changed: another copy. What is in
+                    # flight on the old one comes first.
+                    await previous.settled(operation)
                 return await work(operation, replica)
             except Superseded:
                 continue
@@ -219,9 +223,10 @@ class Binding:
         connections(self._client).users.add(session)
 
     async def close(self, session: object) -> None:
-        """Lets go of the copy, and of the connections if no other session uses them."""
-        self.replica = None
+        """Lets go of the copy, and of the connections if nobody else uses them."""
+        replica, self.replica = self.replica, None
         pools = connections(self._client)
         pools.users.discard(session)
-        if not pools.users:
+        # A write that its caller has left may still be on its way.
+        if not pools.users and (replica is None or replica.turns.idle):
             await pools.close()

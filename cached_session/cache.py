@@ -90,7 +90,8 @@ class ConversationCache:
         with self._lock:
             if isinstance(self._copies, _Timed):
                 self._copies.expire()
-                if replica.key in self._copies:
+                # One that a write has just outgrown is dealt with at its end.
+                if replica.key in self._copies and _size(replica) <= self._copies.maxsize:
                     self._copies[replica.key] = replica
             else:
                 self._copies.get(replica.key)

@@ -20,7 +20,9 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import httpx2
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
+
+_OWN_CLASSES = (AsyncOpenAI, AsyncAzureOpenAI)
 
 
 class Account(NamedTuple):
@@ -46,6 +48,28 @@ _unnamed: weakref.WeakKeyDictionary[AsyncOpenAI, str] = weakref.WeakKeyDictionar
 _connections: weakref.WeakKeyDictionary[AsyncOpenAI, Connections] = weakref.WeakKeyDictionary()
 
 
+def settings(client: AsyncOpenAI) -> tuple[object, ...]:
+    """What of a client decides where its requests go, cheap to compare.
+
+    A key that the client fetches anew for every request is not part of it.
+    """
+    return (
+        client.api_key if _has_fixed_key(client) else None,
+        client.base_url,
+        client.organization,
+        client.project,
+    )
+
+
+def _has_fixed_key(client: AsyncOpenAI) -> bool:
+    # A key provider's token lands in `api_key`, too. That there is a provider
+    # is told by a private attribute only; a release without it would make
+    # such a client's copies short-lived, not shared.
+    if getattr(client, "_api_key_provider", None) is not None:
+        return False
+    return bool(client.auth_headers) and not client.api_key.startswith("<")
+
+
 def account(client: AsyncOpenAI) -> Account:
     """The account that `client` speaks for.
 
@@ -54,7 +78,7 @@ def account(client: AsyncOpenAI) -> Account:
     account of its own.
     """
     digest = hashlib.blake2b(digest_size=16)
-    if client.auth_headers and not client.api_key.startswith("<"):
+    if _has_fixed_key(client):
         for name, value in sorted({**client.default_headers, **client.auth_headers}.items()):
             # Headers to be left out are no strings.
             if isinstance(value, str):
@@ -81,7 +105,7 @@ class _Bound(NamedTuple):
 
     client: AsyncOpenAI
     http: httpx2.AsyncClient
-    api_key: str
+    settings: tuple[object, ...]
     closer: AsyncGenerator[None, None]
 
 
@@ -100,11 +124,11 @@ class Connections:
     async def client(self, client: AsyncOpenAI) -> AsyncOpenAI:
         """`client`, on the running loop's own connections.
 
-        A client that was given an `http_client` is used as it is: its
-        transport, proxies and certificates are the caller's, and so is keeping
-        it on one loop.
+        A client that was given an `http_client`, or is of a class of its own,
+        is used as it is: its transport and its making are the caller's, and so
+        is keeping it on one loop.
         """
-        if not _has_default_http(client):
+        if type(client) not in _OWN_CLASSES or not _has_default_http(client):
             return client
         loop = asyncio.get_running_loop()
         bound = self._bound.get(loop)
@@ -121,14 +145,14 @@ class Connections:
                 # each new one, and closes it at the end of the next run.
                 warnings.filterwarnings("ignore", "asynchronous generator", ResourceWarning)
                 await anext(closer)
-            bound = _Bound(client.with_options(http_client=http), http, client.api_key, closer)
+            bound = _Bound(client.with_options(http_client=http), http, settings(client), closer)
             with self._lock:
                 for other in [other for other in self._bound if other.is_closed()]:
                     del self._bound[other]
                 self._bound[loop] = bound
-        elif bound.api_key != client.api_key:
+        elif bound.settings != settings(client):
             bound = bound._replace(
-                client=client.with_options(http_client=bound.http), api_key=client.api_key
+                client=client.with_options(http_client=bound.http), settings=settings(client)
             )
             with self._lock:
                 self._bound[loop] = bound

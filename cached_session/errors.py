@@ -32,12 +32,15 @@ class AppendOutcomeUnknown(CachedSessionError):
         total: How many items the append was given.
     """
 
-    def __init__(self, *, conversation_id: str, landed: int, total: int) -> None:
-        super().__init__(
-            f"append to {conversation_id}: the first {landed} of {total} items are on the "
-            f"server; whether more are could not be found out. The next read shows it.",
-            conversation_id=conversation_id,
-        )
+    def __init__(
+        self,
+        message: str,
+        *,
+        conversation_id: str | None = None,
+        landed: int = 0,
+        total: int = 0,
+    ) -> None:
+        super().__init__(message, conversation_id=conversation_id)
         self.landed = landed
         self.total = total
 

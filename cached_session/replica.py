@@ -30,7 +30,7 @@ from cached_session.errors import UnexpectedAnswer
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.turns import Turn, Turns
-from cached_session.window import Window
+from cached_session.window import RESTARTS, Window
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
@@ -84,6 +84,11 @@ class Replica:
             history = await self.window.fresh(operation, limit, listing, since)
             return copies(history.tail(limit))
 
+    async def settled(self, operation: Operation) -> None:
+        """Waits for the writes before this call."""
+        async with self._turn(operation):
+            pass
+
     async def settle(self, operation: Operation) -> None:
         """Waits for the writes before this call, and checks what is still in doubt."""
         async with self._turn(operation):
@@ -109,7 +114,7 @@ class Replica:
 
     async def _pop(self, operation: Operation, history: History) -> dict[str, Any] | None:
         # Each round that another writer was faster ends with a new listing.
-        for _ in range(operation.policy.max_attempts):
+        for _ in range(RESTARTS):
             if not len(history):
                 return None
             last = history.items[-1]

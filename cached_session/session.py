@@ -305,8 +305,11 @@ class CachedSession(OpenAIConversationsSession):
         try:
             await self.flush()
         finally:
-            self.__closed = True
-            await self.__binding.close(self)
+            await self.__let_go()
+
+    async def __let_go(self) -> None:
+        self.__closed = True
+        await self.__binding.close(self)
 
     async def __aenter__(self) -> Self:
         self.__check_open()
@@ -318,7 +321,12 @@ class CachedSession(OpenAIConversationsSession):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if exc is None:
+            await self.aclose()
+        elif not self.__closed:
+            # Something went wrong already, or the block was cancelled: that
+            # must reach the caller, at once, and not what a flush says of it.
+            await self.__let_go()
 
     def __check_open(self) -> None:
         if self.__closed:

@@ -27,6 +27,10 @@ LANDMARKS = 64
 # What a check asks for beyond what this process added: other writers' items.
 SLACK = 20
 
+# How often a listing is begun anew when the server loses its place in it. Each
+# time another writer may have deleted the very item that was the cursor.
+RESTARTS = 8
+
 
 class Window:
     """What is held of one conversation, and what is known about it.
@@ -123,7 +127,8 @@ class Window:
             await self.remove_late_copies(operation)
             # Other writers go on meanwhile; an answer shows one moment, not two.
             await self.relist(operation, limit)
-        for _ in range(operation.policy.max_attempts):
+        restarts = 0
+        while True:
             history = self.history
             assert history is not None  # relist has set it
             if history.covers(limit):
@@ -135,9 +140,11 @@ class Window:
                 else:
                     await extend(operation, history, limit)
             except CursorLost:
+                restarts += 1
+                if restarts > RESTARTS:
+                    raise self._no_cursors() from None
                 self.forget()
                 await self.relist(operation, limit)
-        raise self._no_cursors()
 
     async def relist(self, operation: Operation, limit: int | None) -> int | None:
         """Lists the newest part and puts it in the place of what is not verified.
@@ -156,7 +163,7 @@ class Window:
 
     async def _relist(self, operation: Operation, limit: int | None) -> int | None:
         unsettled = self.unsettled
-        for _ in range(operation.policy.max_attempts):
+        for _ in range(RESTARTS):
             history = self.history
             positions: dict[str, int] = {}
             size = min(PAGE, limit or PAGE)
@@ -169,6 +176,7 @@ class Window:
             if unsettled.active:
                 # What is in doubt lies behind its anchor: list at least back to it.
                 until, enough = positions or unsettled.anchors, None
+                size = size if positions else PAGE
             listed_at = operation.now()
             self.listings += 1
             number = self.listings

@@ -125,7 +125,7 @@ def test_flaky_counts_what_is_lost_and_doubled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On emulators of its own: ours loses and doubles nothing where requests fail."""
-    line = ["bench", "flaky", "--runs", "4", "--rates", "0,0.3", "--latency", "0"]
+    line = ["bench", "flaky", "--runs", "3", "--rates", "0,0.3", "--latency", "0"]
     assert main([*line, "--output", str(tmp_path), "--seed", "3"]) == 0
     figures = read_figures(tmp_path / "flaky.json")
     assert len(figures) == 4
@@ -367,6 +367,13 @@ async def test_guard_notices_slow_reads(site: Site) -> None:
     checks = await checks_of(guard.reads(site, slow_session))
     assert not checks["get_items() of 500 held / bare copy"].passed
     assert not checks["get_items(20) of 3,000 held / bare copy"].passed
+
+
+async def test_guard_notices_slow_writes_and_first_reads(site: Site) -> None:
+    """Appends and first reads that take twice the CPU are too much."""
+    checks = await checks_of(guard.wire(site, slow_session))
+    assert len(checks) == 2
+    assert not any(check.passed for check in checks.values())
 
 
 async def test_guard_notices_requests_too_many(site: Site) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure
+from cached_session.bench.results import Figure, Parameter
 from cached_session.bench.sites import Sites
 
 
@@ -43,6 +43,10 @@ class Bench:
     def at(self, latency: float) -> str:
         """How the latency is put into words."""
         return "its own latency" if self.sites.foreign else f"{latency * 1e3:g} ms latency"
+
+    def where(self, latency: float) -> dict[str, Parameter]:
+        """The latency as a parameter of figures; a user's own server has none that is known."""
+        return {} if self.sites.foreign else {"latency ms": latency * 1e3}
 
 
 Run: TypeAlias = Callable[[Bench, argparse.Namespace], AsyncIterator[Figure]]

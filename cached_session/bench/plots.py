@@ -39,7 +39,7 @@ def _lines(
             return False
         for session in dict.fromkeys(figure.session for figure in chosen):
             points = [
-                (float(figure.parameters[across]), figure.values[up])
+                (float(figure.parameters.get(across, 0)), figure.values[up])
                 for figure in chosen
                 if figure.session == session
             ]
@@ -64,7 +64,7 @@ def _longest_loop(axes: Axes, figures: Sequence[Figure]) -> bool:
     key = ("runs", "latency ms", "tools")
 
     def rank(figure: Figure) -> tuple[float, ...]:
-        return tuple(float(figure.parameters[name]) for name in key)
+        return tuple(float(figure.parameters.get(name, 0)) for name in key)
 
     longest = max(map(rank, loops))
     for figure in loops:
@@ -96,10 +96,12 @@ def _by_latency(axes: Axes, figures: Sequence[Figure]) -> bool:
 
 def _slowest_cold(axes: Axes, figures: Sequence[Figure]) -> bool:
     """First reads at the highest latency that they were made at."""
-    latency = max((float(figure.parameters["latency ms"]) for figure in figures), default=0.0)
+    latency = max(
+        (float(figure.parameters.get("latency ms", 0)) for figure in figures), default=0.0
+    )
     axes.set_title(f"first get_items(), {latency:g} ms latency", size=10)
     return _lines(
-        "items", "p50 ms", where=lambda figure: figure.parameters["latency ms"] == latency
+        "items", "p50 ms", where=lambda figure: figure.parameters.get("latency ms", 0) == latency
     )(axes, figures)
 
 

@@ -153,7 +153,9 @@ class Unsettled:
             (place for place, item in enumerate(items) if item.id in self._removals), len(items)
         )
         if end or reached_start:
-            self._anchors = tuple(item.id for item in reversed(items[:end][-ANCHORS:]))
+            # The older anchors stay: the newest items may yet be popped.
+            newest = (item.id for item in reversed(items[:end][-ANCHORS:]))
+            self._anchors = tuple(dict.fromkeys((*newest, *self._anchors)))[:ANCHORS]
             self._from_start = reached_start
 
     def _behind_anchor(self, items: Sequence[Held], reached_start: bool) -> Sequence[Held] | None:
@@ -174,8 +176,8 @@ class Unsettled:
         long one. Where two are equally long, the undecided send is the one
         that is waited for.
 
-        Another writer's item that equals the first one of an open send is
-        taken for a copy of ours. Nothing on the server tells them apart.
+        Another writer's items that equal an open send are taken for a copy of
+        ours. Nothing on the server tells them apart.
         """
         landed = 0
         while True:
@@ -184,7 +186,11 @@ class Unsettled:
                 start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
             for send in self._sends:
                 found, length = longest_run(send.items, len(strangers), strangers.__getitem__)
-                if length > count:
+                # Only the batch in question may stand there in part: a server
+                # that stores parts does so at once. Later, the beginning of a
+                # batch is more likely another writer's message than ours.
+                whole = length == len(send.items)
+                if length > count and (whole or send.items == self._undecided):
                     start, count, late = found, length, send
             if not count:
                 return landed

@@ -160,4 +160,6 @@ class Witness:
 
     def _note(self) -> None:
         if self._watched is not None:
-            self.ledger.state(time.monotonic(), self._service.items(self._watched))
+            items = self._service.items(self._watched)
+            listing = tuple(json.dumps(item, sort_keys=True) for item in items)
+            self.ledger.state(time.monotonic(), listing)

@@ -27,16 +27,22 @@ class Failure(AssertionError):
         self.trace = trace
 
 
+def _freeze(runs: list[int] = [0]) -> None:  # noqa: B006 - counts the process's runs
+    # The loop collects garbage at the end of every run, to see what is left
+    # over. What was there before the first two, which import what is imported
+    # late, need not be looked at every time.
+    if runs[0] < 2:
+        gc.freeze()
+        runs[0] += 1
+
+
 def run_seed(seed: int, setting: Setting | None = None) -> Counter[str]:
     """Runs one seed and returns what happened in it.
 
     Raises:
         Failure: An invariant does not hold.
     """
-    if not gc.get_freeze_count():
-        # The loop collects garbage at the end of every run, to see what is
-        # left over. What was there before the first need not be looked at.
-        gc.freeze()
+    _freeze()
     setting = Setting.draw(seed) if setting is None else setting
     loop = SimLoop(seed)
     # The loop raises what a callback raised when it stops: nothing is lost.

@@ -52,11 +52,10 @@ class Ledger:
     doubtful_pops: int = 0
     states: list[tuple[float, Listing]] = field(default_factory=list)
 
-    def state(self, now: float, listing: list[dict[str, Any]]) -> None:
+    def state(self, now: float, listing: Listing) -> None:
         """Notes what the server holds from now on."""
-        encoded = tuple(json.dumps(item, sort_keys=True) for item in listing)
-        if not self.states or self.states[-1][1] != encoded:
-            self.states.append((now, encoded))
+        if not self.states or self.states[-1][1] != listing:
+            self.states.append((now, listing))
 
     def check_read(
         self, items: list[dict[str, Any]], limit: int | None, started: float, ended: float

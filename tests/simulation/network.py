@@ -7,6 +7,7 @@ a fault are performed here, in virtual time.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from cached_session.emulator import (
     carry_out,
     seeded_ids,
 )
+from cached_session.emulator.visibility import as_listed
 
 Plan = Callable[[Request], Fault | None]
 
@@ -46,6 +48,7 @@ class Network(httpx2.AsyncBaseTransport):
         self._latency = latency
         self._random = random.Random(f"{seed}:network")
         self._away_until = 0.0
+        self._shown: dict[str, str] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         loop = asyncio.get_running_loop()
@@ -100,6 +103,17 @@ class Network(httpx2.AsyncBaseTransport):
         query = "&".join(f"{name}={value[:16]}" for name, value in request.query)
         self.trace.append(
             f"{now:9.3f} {request.method:6} {request.path[-60:]} {query} {fault or '-'} {sight}"
+        )
+
+    def listing(self, conversation_id: str) -> tuple[str, ...]:
+        """What a listing of everything would show, each item as JSON; items never change."""
+        store = self.service.store
+        for item_id in store.conversation(conversation_id).entries:
+            if item_id not in self._shown:
+                item = as_listed(store.item(conversation_id, item_id), frozenset())
+                self._shown[item_id] = json.dumps(item, sort_keys=True)
+        return tuple(
+            self._shown[item_id] for item_id in store.conversation(conversation_id).entries
         )
 
     def client(self) -> AsyncOpenAI:

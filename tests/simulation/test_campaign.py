@@ -19,7 +19,7 @@ OPERATIONS = int(os.environ.get("CAMPAIGN_OPERATIONS", "20000"))
 # Seeds that found something once. Each stays.
 FAILED_ONCE = (
     28, 48, 66, 1002, 1006, 1080, 1158, 1373, 1446, 1497, 1530, 1540, 1609, 1652,
-    2320, 2354, 2369, 2533, 2797, 3361, 3568, 20034,
+    2320, 2354, 2369, 2533, 2797, 3361, 3568, 20034, 1000724, 1001179,
 )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ class World:
         return asyncio.get_running_loop().time()
 
     def _committed(self) -> None:
-        self.ledger.state(self._now(), self.network.service.items(self._conversation_id))
+        self.ledger.state(self._now(), self.network.listing(self._conversation_id))
 
     async def _check_end(self) -> None:
         for session in (self._session(), self._session(max_staleness=0)):

@@ -1,4 +1,8 @@
-"""Bars on reads of what is held: plain ratios of medians, call by call in turn."""
+"""Bars on reads of what is held: ratios of calls that were made in turn.
+
+The p10 stands for each. Such a read is plain work without waiting, and takes
+longer only where the machine does something else meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -55,44 +59,44 @@ async def held_reads(
         finally:
             for conversation_id in made:
                 await delete(client, conversation_id)
-    middle = {name: percentile(taken, 50) for name, taken in all_of.items()}
-    middle_few = {name: percentile(taken, 50) for name, taken in some_of.items()}
-    how = f"p50 of {len(all_of['ours'])} calls each, in turn"
-    how_few = f"p50 of {len(some_of['ours'])} calls each, in turn"
+    quick = {name: percentile(taken, 10) for name, taken in all_of.items()}
+    quick_few = {name: percentile(taken, 10) for name, taken in some_of.items()}
+    how = f"p10 of {len(all_of['ours'])} calls each, in turn"
+    how_few = f"p10 of {len(some_of['ours'])} calls each, in turn"
     return [
         Bar(
             f"`get_items()` of {size:,} items held, against the bare structural copy",
             "at most 1.15",
             1.15,
-            middle["ours"] / middle["bare"],
+            quick["ours"] / quick["bare"],
             "",
-            f"a plain recursive copy of the same items; {how}: {_ms(middle['ours'])} against "
-            f"{_ms(middle['bare'])}",
+            f"a plain recursive copy of the same items; {how}: {_ms(quick['ours'])} against "
+            f"{_ms(quick['bare'])}",
         ),
         Bar(
             f"`get_items({few})` of {large:,} items held, against the copy of {few}",
             "at most 1.5",
             1.5,
-            middle_few["ours"] / middle_few["bare"],
+            quick_few["ours"] / quick_few["bare"],
             "",
-            f"a plain recursive copy of the same items; {how_few}: {_us(middle_few['ours'])} "
-            f"against {_us(middle_few['bare'])}",
+            f"a plain recursive copy of the same items; {how_few}: {_us(quick_few['ours'])} "
+            f"against {_us(quick_few['bare'])}",
         ),
         Bar(
             f"`get_items({few})` of {large:,} items held, against the same of {few * 5:,} held",
             "the same (at most 1.1)",
             1.1,
-            middle_few["ours"] / middle_few["short"],
+            quick_few["ours"] / quick_few["short"],
             "",
-            f"{how_few}: {_us(middle_few['ours'])} against {_us(middle_few['short'])}",
+            f"{how_few}: {_us(quick_few['ours'])} against {_us(quick_few['short'])}",
         ),
         Bar(
             f'`get_items()` of {size:,} held, against `SQLiteSession(":memory:")`',
             "at most 1/5",
             1 / 5,
-            middle["ours"] / middle["SQLite"],
+            quick["ours"] / quick["SQLite"],
             "",
-            f"the same items; {how}: {_ms(middle['ours'])} against {_ms(middle['SQLite'])}",
+            f"the same items; {how}: {_ms(quick['ours'])} against {_ms(quick['SQLite'])}",
         ),
     ]
 

@@ -65,7 +65,7 @@ async def _appends(
         "appends",
         workload,
         kind.name,
-        {"items": size, "sessions": many, "latency ms": latency * 1e3},
+        {"items": size, "sessions": many, **bench.where(latency)},
         {
             **spread(taken),
             "CPU us an item": whole.cpu / (size * times * many) * 1e6,

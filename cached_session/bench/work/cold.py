@@ -50,7 +50,7 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
                     "cold",
                     f"{workload}, by a new session on an open connection",
                     name,
-                    {"items": size, "latency ms": latency * 1e3},
+                    {"items": size, **bench.where(latency)},
                     {
                         "p50 ms": percentile([read.seconds for read in reads], 50) * 1e3,
                         "worst ms": max(read.seconds for read in reads) * 1e3,

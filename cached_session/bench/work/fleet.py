@@ -66,7 +66,7 @@ async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int
         "fleet",
         workload,
         kind.name,
-        {"sessions": many, "latency ms": latency * 1e3},
+        {"sessions": many, **bench.where(latency)},
         {
             "turns a second": many * turns / whole.seconds,
             **{f"turn {name}": value for name, value in spread(taken).items()},

@@ -50,7 +50,7 @@ async def _loop(bench: Bench, kind: Kind, runs: int, tools: int, latency: float)
         "loop",
         workload,
         kind.name,
-        {"runs": runs, "tools": tools, "latency ms": latency * 1e3},
+        {"runs": runs, "tools": tools, **bench.where(latency)},
         {
             "total s": sum(loop.seconds),
             "requests": requests,

@@ -63,7 +63,7 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
                 for name, seconds in taken.items():
                     yield Figure(
                         "reads",
-                        f"{which}, after all were stored with add_items, no latency",
+                        f"{which}, after all were stored with add_items, {bench.at(0.0)}",
                         name,
                         {"items": size, "limit": limit or "all"},
                         {**spread(seconds, "us"), "calls": len(seconds)},
