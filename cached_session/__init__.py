@@ -10,6 +10,7 @@ from cached_session.errors import (
     CachedSessionError,
     DeadlineExceeded,
     SessionClosed,
+    TurnLost,
     UnexpectedAnswer,
 )
 from cached_session.events import (
@@ -42,5 +43,6 @@ __all__ = [
     "RetryScheduled",
     "SessionClosed",
     "Stats",
+    "TurnLost",
     "UnexpectedAnswer",
 ]

@@ -10,7 +10,7 @@ from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
 from cached_session.core.items import Held, Outgoing, decode
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.errors import AppendOutcomeUnknown
+from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
 from cached_session.retrying import too_late
@@ -62,7 +62,7 @@ class Append:
         if self._in_doubt:
             try:
                 await self._reconcile()
-            except AppendOutcomeUnknown:
+            except (AppendOutcomeUnknown, TurnLost):
                 raise
             except Exception as error:
                 self._window.forget()
@@ -82,7 +82,7 @@ class Append:
         if self._in_doubt:
             try:
                 await self._reconcile()
-            except AppendOutcomeUnknown:
+            except (AppendOutcomeUnknown, TurnLost):
                 raise
             except Exception as error:
                 return Unknown(error, retryable=False)
@@ -95,6 +95,7 @@ class Append:
             outcome = await self._operation.remote.append(
                 self._operation.conversation_id, self._rest, timeout=seconds
             )
+        self._operation.check_turn()
         if isinstance(outcome, Applied):
             self._applied(outcome.value)
             return Applied(None)

@@ -49,6 +49,13 @@ class DeadlineExceeded(CachedSessionError, TimeoutError):
     """The operation's deadline passed while it waited for its turn; nothing was sent."""
 
 
+class TurnLost(CachedSessionError):
+    """The event loop was stopped in the middle of an operation, and another one went on.
+
+    What this operation had sent is not known. Reads ask the server until it is.
+    """
+
+
 class UnexpectedAnswer(CachedSessionError):
     """The server answered in a way that this package cannot trust.
 

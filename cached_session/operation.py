@@ -10,9 +10,11 @@ from typing import Literal, TypeVar
 from openai import NotFoundError
 
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.errors import TurnLost
 from cached_session.events import Meter
 from cached_session.remote import Page, Remote
 from cached_session.retrying import Retrier, RetryPolicy
+from cached_session.turns import Turn
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ class Operation:
         conversation_id: The conversation.
         deadline: When the operation ends, on the running loop's clock.
         superseded: Says whether the session has gone to another conversation.
+        turn: The turn that it works in, once it has one.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Operation:
         self._retrier = Retrier(policy, meter)
         self.deadline = deadline
         self.superseded = superseded
+        self.turn: Turn | None = None
 
     @staticmethod
     def now() -> float:
@@ -58,7 +62,7 @@ class Operation:
     def without_retries(self) -> Operation:
         """The same operation, with one attempt at each request."""
         policy = dataclasses.replace(self.policy, max_attempts=1)
-        return Operation(
+        hurried = Operation(
             self.remote,
             policy,
             self.meter,
@@ -66,12 +70,30 @@ class Operation:
             self.deadline,
             self.superseded,
         )
+        hurried.turn = self.turn
+        return hurried
 
     async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
         """Repeats an attempt; see `Retrier.run`."""
+
+        async def in_turn(seconds: float) -> Outcome[T]:
+            self.check_turn()
+            outcome = await attempt(seconds)
+            self.check_turn()
+            return outcome
+
         return await self._retrier.run(
-            attempt, deadline=self.deadline, conversation_id=self.conversation_id
+            in_turn, deadline=self.deadline, conversation_id=self.conversation_id
         )
+
+    def check_turn(self) -> None:
+        """Raises `TurnLost` if another operation has taken this one's turn over."""
+        if self.turn is not None and not self.turn.current:
+            raise TurnLost(
+                f"{self.conversation_id}: the event loop was stopped during this operation, and "
+                "another one went on; what this one had sent is not known",
+                conversation_id=self.conversation_id,
+            )
 
     async def list_items(
         self, order: Literal["asc", "desc"], *, limit: int, after: str | None = None

@@ -200,6 +200,7 @@ class Replica:
         if operation.superseded():
             turn.end()
             raise Superseded
+        operation.turn = turn
         return turn
 
     @asynccontextmanager

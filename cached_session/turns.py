@@ -13,6 +13,10 @@ from collections.abc import Callable
 
 from cached_session.errors import DeadlineExceeded
 
+# How often, in seconds, whoever waits looks whether the holder's loop still
+# runs. Nothing tells when a loop is stopped.
+LOOK_AFTER = 1.0
+
 
 class Turn:
     """One caller's turn. Ends once; a second end, or a late one, does nothing.
@@ -33,8 +37,12 @@ class Turn:
 
     @property
     def lost(self) -> bool:
-        """Whether nobody can end it any more: its loop was closed with its tasks left lying."""
-        return self._loop.is_closed()
+        """Whether nobody works on it: its loop was closed or stopped with the task left lying.
+
+        Asked from another loop. A stopped loop may run on later; whoever finds
+        then that the turn is no longer theirs stops there.
+        """
+        return not self._loop.is_running()
 
     @property
     def current(self) -> bool:
@@ -80,48 +88,70 @@ class Turns:
             DeadlineExceeded: The turn did not come in time.
         """
         loop = asyncio.get_running_loop()
-        with self._lock:
-            if self.current is None or self.current.lost:
-                turn = Turn(self, loop, taken_over=self.current is not None)
-                self.current = turn
-                return turn
-            waiter = _Waiter(loop)
-            self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await waiter.future
-        except BaseException as error:
+        while True:
             with self._lock:
-                if waiter.turn is None:
-                    self._waiters.remove(waiter)
-            if waiter.turn is not None:
-                waiter.turn.end()
-            if isinstance(error, TimeoutError):
+                if self.current is None or self.current.lost:
+                    return self._take(loop)
+                waiter = _Waiter(loop)
+                self._waiters.append(waiter)
+            try:
+                turn = await self._wait(waiter, deadline)
+            except asyncio.CancelledError:
+                self._withdraw(waiter)
+                raise
+            if turn is not None and turn.current:
+                return turn
+            if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     f"{conversation_id}: the operations before this one took until its "
                     "deadline; nothing was sent",
                     conversation_id=conversation_id,
-                ) from None
-            raise
-        assert waiter.turn is not None  # that is what was waited for
-        return waiter.turn
+                )
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> Turn:
+        self.current = Turn(self, loop, taken_over=self.current is not None)
+        return self.current
+
+    async def _wait(self, waiter: _Waiter, deadline: float) -> Turn | None:
+        """Waits until the turn is granted, lost by its holder, or the deadline has passed."""
+        while True:
+            left = deadline - waiter.loop.time()
+            if left <= 0:
+                self._withdraw(waiter)
+                return None
+            await asyncio.wait({waiter.future}, timeout=min(left, LOOK_AFTER))
+            if waiter.future.done():
+                return waiter.turn
+            with self._lock:
+                first = self._waiters and self._waiters[0] is waiter
+                if first and self.current is not None and self.current.lost:
+                    self._waiters.popleft()
+                    return self._take(waiter.loop)
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if waiter.turn is not None:
+            waiter.turn.end()
 
     def leave(self, turn: Turn) -> None:
         """Ends `turn`, if it is the current one."""
         with self._lock:
             if self.current is not turn:
                 return
-            while self._waiters:
+            self.current = None
+            while self._waiters and self.current is None:
                 waiter = self._waiters.popleft()
-                # Before the other thread is told: it may be done with its
-                # turn by the time this one goes on.
-                self.current = waiter.turn = Turn(self, waiter.loop)
+                if waiter.loop.is_running():
+                    # Before the other thread is told: it may be done with its
+                    # turn by the time this one goes on.
+                    self.current = waiter.turn = Turn(self, waiter.loop)
+                # Who waits on a stopped loop is told to ask again when it runs on.
                 try:
                     waiter.loop.call_soon_threadsafe(_grant, waiter.future)
                 except RuntimeError:  # its loop is closed: nobody waits there any more
-                    continue
-                return
-            self.current = None
+                    self.current = None
 
     def when_idle(self, action: Callable[[], None]) -> bool:
         """Runs `action`, which must not wait, if nobody has the turn; says whether it did."""

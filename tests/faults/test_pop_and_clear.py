@@ -97,17 +97,17 @@ async def test_a_404_for_the_conversation() -> None:
 
 async def test_another_writer_is_always_faster() -> None:
     """Where each newest item is gone before it can be removed, the pop ends with an error."""
-    line, session, conversation = await opened("0", retry=policy(max_attempts=3))
+    line, session, conversation = await opened("0", retry=policy(max_attempts=1))
 
     def replace() -> None:
         [last] = line.texts(conversation)
         line.append(conversation, str(int(last) + 1))
         line.remove(conversation, last)
 
-    line.on(is_item_delete, *[Do(replace)] * 3)
+    line.on(is_item_delete, *[Do(replace)] * 8)
     with pytest.raises(UnexpectedAnswer):
         await session.pop_item()
-    assert line.texts(conversation) == ["3"]
+    assert line.texts(conversation) == ["8"]
     await agrees(session, line, conversation)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cached_session import appending, replica, turns
+from cached_session import appending, operation, replica, turns
 from cached_session.core import history, unsettled
 
 Ablation = Callable[[pytest.MonkeyPatch], None]
@@ -80,6 +80,7 @@ def no_ordering(patch: pytest.MonkeyPatch) -> None:
         return turns.Turn(self, asyncio.get_running_loop())
 
     patch.setattr(turns.Turns, "enter", enter)
+    patch.setattr(operation.Operation, "check_turn", lambda self: None)
 
 
 ABLATIONS: list[Ablation] = [
