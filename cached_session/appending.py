@@ -8,7 +8,7 @@ from openai import NotFoundError
 
 from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
-from cached_session.core.items import Held, Outgoing, decode
+from cached_session.core.items import Held, Outgoing
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import Reconciled
@@ -105,7 +105,7 @@ class Append:
             # The ids stand there already: an earlier send may have come
             # through after all. If it did not, they stood there before.
             self._in_doubt = self._reopened = True
-            self._window.unsettled.reopen(tuple(map(decode, self._rest)))
+            self._window.unsettled.reopen(self._rest)
             return Refused(outcome.error, retryable=True)
         elif isinstance(outcome.error, NotFoundError):
             # The conversation is gone. Nothing of it may be served again.
@@ -129,7 +129,7 @@ class Append:
         # up on is not known. As long as a whole operation may take is the
         # bound that this package keeps watch for.
         expires = self._operation.now() + self._operation.policy.deadline
-        unsettled.sent(tuple(map(decode, self._rest)), expires=expires)
+        unsettled.sent(self._rest, expires=expires)
 
     async def _reconcile(self) -> None:
         """Asks the server how much of the batch landed."""

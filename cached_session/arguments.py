@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from typing import Any
@@ -78,3 +79,15 @@ def check_staleness(value: object) -> None:
         )
     if math.isnan(value) or value < 0:
         raise ValueError("max_staleness must not be negative or NaN")
+
+
+def check_observer(value: object) -> None:
+    """Refuses what cannot be called with an event, or would only make a coroutine of it."""
+    if value is None:
+        return
+    if not callable(value):
+        raise TypeError(f"observer must be callable, not {type(value).__name__}")
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(
+        getattr(value, "__call__", None)  # noqa: B004 - asks of what kind it is, not whether
+    ):
+        raise TypeError("observer must be a plain function: it is called, not awaited")

@@ -58,6 +58,12 @@ def classify(error: Exception) -> Refused | Unknown:
     """
     if isinstance(error, APIStatusError):
         return _by_status(error)
+    if "Illegal header" in str(error.__cause__) or isinstance(error, UnicodeError):
+        # A header that HTTP cannot carry, such as a key with a line break.
+        # The cause is cut off: its text quotes the header.
+        error.__cause__, error.__suppress_context__ = None, True
+        error.add_note("the request could not be written as HTTP; look at the API key and headers")
+        return Refused(error, retryable=False)
     if isinstance(error, APIConnectionError):
         if type(error.__cause__).__name__ in _NEVER_SENT:
             return Refused(error, retryable=True)

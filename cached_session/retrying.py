@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
@@ -50,6 +50,13 @@ class RetryBudget:
         self._tokens = capacity
         self._updated = -math.inf
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        # A policy that is copied or sent to another process keeps its limits;
+        # the process's own budget stays the one of the process.
+        if self is PROCESS_BUDGET:
+            return "PROCESS_BUDGET"
+        return RetryBudget, (self._capacity, self._refill)
 
     def take(self, now: float) -> float:
         """Takes a token; returns how many seconds to wait until it is there."""

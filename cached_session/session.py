@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 
 from cached_session.arguments import (
     check_id,
+    check_observer,
     check_staleness,
     check_type,
     client_of,
@@ -76,8 +77,7 @@ class CachedSession(OpenAIConversationsSession):
         check_type("cache", cache, ConversationCache)
         check_type("retry", retry, RetryPolicy)
         check_type("session_settings", session_settings, SessionSettings, dict)
-        if observer is not None and not callable(observer):
-            raise TypeError(f"observer must be callable, not {type(observer).__name__}")
+        check_observer(observer)
         if conversation_id is not None:
             check_id("conversation_id", conversation_id)
         check_staleness(max_staleness)
@@ -287,6 +287,9 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
+        await self.__flush()
+
+    async def __flush(self) -> None:
         await self.__binding.perform(
             lambda operation, replica: replica.settle(operation), create=False
         )
@@ -294,7 +297,8 @@ class CachedSession(OpenAIConversationsSession):
     async def aclose(self) -> None:
         """Flushes, then lets go of the local copy and of the connections opened for it.
 
-        The openai client stays open. Closing twice does nothing.
+        The openai client stays open. Calls made from now on are refused; closing
+        twice does nothing.
 
         Raises:
             openai.OpenAIError: As from `flush`; the session is closed all the same.
@@ -302,14 +306,11 @@ class CachedSession(OpenAIConversationsSession):
         """
         if self.__closed:
             return
-        try:
-            await self.flush()
-        finally:
-            await self.__let_go()
-
-    async def __let_go(self) -> None:
         self.__closed = True
-        await self.__binding.close(self)
+        try:
+            await self.__flush()
+        finally:
+            await self.__binding.close(self)
 
     async def __aenter__(self) -> Self:
         self.__check_open()
@@ -326,7 +327,8 @@ class CachedSession(OpenAIConversationsSession):
         elif not self.__closed:
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
-            await self.__let_go()
+            self.__closed = True
+            await self.__binding.close(self)
 
     def __check_open(self) -> None:
         if self.__closed:

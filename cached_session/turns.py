@@ -7,6 +7,7 @@ several, one after the other or in threads, so this one does not.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -26,13 +27,14 @@ class Turn:
             loop and never gave it back.
     """
 
-    __slots__ = ("_loop", "_turns", "taken_over")
+    __slots__ = ("_loop", "_process", "_turns", "taken_over")
 
     def __init__(
         self, turns: Turns, loop: asyncio.AbstractEventLoop, *, taken_over: bool = False
     ) -> None:
         self._turns = turns
         self._loop = loop
+        self._process = os.getpid()
         self.taken_over = taken_over
 
     @property
@@ -40,9 +42,10 @@ class Turn:
         """Whether nobody works on it: its loop was closed or stopped with the task left lying.
 
         Asked from another loop. A stopped loop may run on later; whoever finds
-        then that the turn is no longer theirs stops there.
+        then that the turn is no longer theirs stops there. In a process that
+        was forked meanwhile, the holder is in the parent.
         """
-        return not self._loop.is_running()
+        return not self._loop.is_running() or self._process != os.getpid()
 
     @property
     def current(self) -> bool:

@@ -25,6 +25,7 @@ from cached_session import (
     RetryScheduled,
     SessionClosed,
     Stats,
+    TurnLost,
     UnexpectedAnswer,
 )
 from cached_session.emulator import Emulator, FaultKind, Faults, Habits
@@ -101,7 +102,7 @@ def handle(error: Exception) -> int | None:
     match error:
         case AppendOutcomeUnknown():
             return error.total - error.landed
-        case DeadlineExceeded() | SessionClosed() | UnexpectedAnswer():
+        case DeadlineExceeded() | SessionClosed() | TurnLost() | UnexpectedAnswer():
             assert_type(error.conversation_id, str | None)
         case CachedSessionError():
             pass

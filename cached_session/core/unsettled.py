@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from cached_session.core.items import Held, unhold
+from cached_session.core.items import Held, Outgoing, decode, unhold
 from cached_session.core.matching import longest_run
 
 # How many ids before the first open send are remembered as its anchor. One is
@@ -24,11 +24,12 @@ ANCHORS = 32
 # whole. No item has an empty id.
 _CONVERSATION = ""
 
-Sent: TypeAlias = tuple[Mapping[str, Any], ...]
+# Kept as it was sent: equal attempts share one copy, and it is small.
+Sent: TypeAlias = tuple[Outgoing, ...]
 _Strangers: TypeAlias = list[Mapping[str, Any] | None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Send:
     items: Sent
     expires: float
@@ -180,20 +181,22 @@ class Unsettled:
         ours. Nothing on the server tells them apart.
         """
         landed = 0
-        while True:
+        wanted = tuple(map(decode, self._undecided))
+        sends = [(send, tuple(map(decode, send.items))) for send in self._sends]
+        while any(item is not None for item in strangers):
             start, count, late = 0, 0, None
-            if self._undecided and not landed:
-                start, count = longest_run(self._undecided, len(strangers), strangers.__getitem__)
-            for send in self._sends:
-                found, length = longest_run(send.items, len(strangers), strangers.__getitem__)
+            if wanted and not landed:
+                start, count = longest_run(wanted, len(strangers), strangers.__getitem__)
+            for send, items in sends:
+                found, length = longest_run(items, len(strangers), strangers.__getitem__)
                 # Only the batch in question may stand there in part: a server
                 # that stores parts does so at once. Later, the beginning of a
                 # batch is more likely another writer's message than ours.
-                whole = length == len(send.items)
-                if length > count and (whole or send.items == self._undecided):
+                whole = length == len(items)
+                if length > count and (whole or items == wanted):
                     start, count, late = found, length, send
             if not count:
-                return landed
+                break
             if late is None:
                 landed = count
                 # Which of several equal sends came through cannot be told and
@@ -203,4 +206,6 @@ class Unsettled:
                 self.extra.extend(item.id for item in behind[start : start + count])
             if late is not None:
                 self._sends.remove(late)
+                sends = [(send, items) for send, items in sends if send is not late]
             strangers[start : start + count] = [None] * count
+        return landed

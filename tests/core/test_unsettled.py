@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from cached_session.core.unsettled import ANCHORS, Unsettled
 from tests.core.strategies import held, message
 
 EXPIRES = 100.0
+
+
+def outgoing(text: str) -> bytes:
+    """A message as it is sent."""
+    return json.dumps(message(text)).encode()
 
 
 class Server:
@@ -92,7 +98,7 @@ def test_every_item_once(
             server.store(rest[: data.draw(st.integers(1, len(rest)))])
         elif fate == "late":
             late.append(rest)
-        unsettled.sent(tuple(map(message, rest)), expires=EXPIRES)
+        unsettled.sent(tuple(map(outgoing, rest)), expires=EXPIRES)
         # Not beside a part: of x, x, y + x, x, y, x nothing tells which of the two is the part.
         if late and fate != "part" and data.draw(st.booleans()):
             server.store(late.pop(0))
@@ -115,7 +121,7 @@ def test_equal_messages_on_purpose(batch: list[str], equal: int) -> None:
     """Equal messages that an answer has shown are wanted, and never taken for late copies."""
     server, unsettled = Server(1), Unsettled()
     unsettled.begin(server.items, complete=True)
-    unsettled.sent(tuple(map(message, batch)), expires=EXPIRES)
+    unsettled.sent(tuple(map(outgoing, batch)), expires=EXPIRES)
     assert settle(unsettled, server) == 0
     unsettled.acknowledged(item.id for item in server.store(batch))
     for _ in range(equal):
@@ -140,7 +146,7 @@ def test_it_stays_open_until_it_expires() -> None:
     """A send that did not land is watched until its request can no longer be alive."""
     server, unsettled = Server(1), Unsettled()
     unsettled.begin(server.items, complete=True)
-    unsettled.sent((message("x"),), expires=EXPIRES)
+    unsettled.sent((outgoing("x"),), expires=EXPIRES)
     assert unsettled.undecided
     assert settle(unsettled, server, now=EXPIRES - 1) == 0
     assert unsettled.active
@@ -155,7 +161,7 @@ def test_a_landed_send_is_no_longer_open() -> None:
     """A send that a listing has shown whole is settled: an equal message later is another."""
     server, unsettled = Server(1), Unsettled()
     unsettled.begin(server.items, complete=True)
-    unsettled.sent((message("x"),), expires=EXPIRES)
+    unsettled.sent((outgoing("x"),), expires=EXPIRES)
     server.store(["x"])
     assert settle(unsettled, server) == 1
     assert not unsettled.active
@@ -181,7 +187,7 @@ def test_anchors(before: int, gone: int) -> None:
     """Anchors are the newest items before the first open send; any one of them is enough."""
     server, unsettled = Server(before), Unsettled()
     unsettled.begin(server.items, complete=True)
-    unsettled.sent((message("x"),), expires=EXPIRES)
+    unsettled.sent((outgoing("x"),), expires=EXPIRES)
     assert unsettled.anchors == tuple(item.id for item in reversed(server.items[-ANCHORS:]))
     for item in server.items[max(0, before - gone) :]:
         server.delete(item.id)
@@ -196,7 +202,7 @@ def test_old_items_are_not_taken_for_ours(reached_start: bool) -> None:
     server.store(["x"])
     unknown = server.items
     unsettled.begin([held("msg_gone")], complete=False)
-    unsettled.sent((message("x"),), expires=EXPIRES)
+    unsettled.sent((outgoing("x"),), expires=EXPIRES)
     landed = unsettled.settle(unknown, reached_start=reached_start, listed_at=1.0)
     assert landed is None
     assert unsettled.extra == []
