@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 from cached_session.cache import ConversationCache
 from cached_session.connections import account, connections, settings
 from cached_session.core.outcomes import Applied
+from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
 from cached_session.remote import Remote
@@ -216,7 +217,15 @@ class Binding:
             self.conversation_id = outcome.value
         # The wrapped session may be making one, too, at this moment. This
         # sends nothing, but waits until it has: then both mean the same one.
-        await self._underlying.get_items(limit=0)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._underlying.get_items(limit=0)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{NEW}: the wrapped session's own request took until the deadline; "
+                "nothing was read or written",
+                conversation_id=self.conversation_id,
+            ) from None
 
     def open(self, session: object) -> None:
         """Notes that `session` uses the client's connections."""

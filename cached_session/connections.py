@@ -54,20 +54,18 @@ def settings(client: AsyncOpenAI) -> tuple[object, ...]:
     A key that the client fetches anew for every request is not part of it.
     """
     return (
-        client.api_key if _has_fixed_key(client) else None,
+        None if _has_key_provider(client) else client.api_key,
         client.base_url,
         client.organization,
         client.project,
     )
 
 
-def _has_fixed_key(client: AsyncOpenAI) -> bool:
-    # A key provider's token lands in `api_key`, too. That there is a provider
-    # is told by a private attribute only; a release without it would make
-    # such a client's copies short-lived, not shared.
-    if getattr(client, "_api_key_provider", None) is not None:
-        return False
-    return bool(client.auth_headers) and not client.api_key.startswith("<")
+def _has_key_provider(client: AsyncOpenAI) -> bool:
+    # A provider's token lands in `api_key`, too. That there is a provider is
+    # told by a private attribute only; a release without it would make such a
+    # client's copies short-lived, not shared.
+    return getattr(client, "_api_key_provider", None) is not None
 
 
 def account(client: AsyncOpenAI) -> Account:
@@ -78,7 +76,8 @@ def account(client: AsyncOpenAI) -> Account:
     account of its own.
     """
     digest = hashlib.blake2b(digest_size=16)
-    if _has_fixed_key(client):
+    fixed = not _has_key_provider(client) and not client.api_key.startswith("<")
+    if fixed and client.auth_headers:
         for name, value in sorted({**client.default_headers, **client.auth_headers}.items()):
             # Headers to be left out are no strings.
             if isinstance(value, str):

@@ -49,8 +49,9 @@ class CachedSession(OpenAIConversationsSession):
         cache: Where the local copy is kept; None: the process's own.
         max_staleness: Seconds for which the local copy is trusted without
             asking the server; None: without end; 0: not at all, so that every
-            read asks, in one request. The first read of a session object
-            always asks, unless the session created the conversation.
+            read asks, in one request for each 100 items added since the last
+            time. The first read of a session object always asks, unless the
+            session created the conversation.
         retry: How requests are repeated; None: `RetryPolicy()`.
         observer: Called with each event (see `cached_session.events`), on the
             thread where it happens.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cached_session.bench.kinds import Counter, MakeSession, put_away
 from cached_session.bench.payload import items
 from cached_session.bench.sites import Site
-from cached_session.bench.timing import Stopwatch, percentile
+from cached_session.bench.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,12 @@ class Taken:
     requests: int
 
     @staticmethod
-    def middle(taken: list[Taken]) -> Taken:
-        """The p50 of each."""
+    def least(taken: Sequence[Taken]) -> Taken:
+        """The least of each."""
         return Taken(
-            percentile([one.seconds for one in taken], 50),
-            percentile([one.cpu for one in taken], 50),
-            int(percentile([one.requests for one in taken], 50)),
+            min(one.seconds for one in taken),
+            min(one.cpu for one in taken),
+            min(one.requests for one in taken),
         )
 
 

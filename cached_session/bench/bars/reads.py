@@ -1,8 +1,4 @@
-"""Bars on reads of what is held: ratios of calls that were made in turn.
-
-The p10 stands for each. Such a read is plain work without waiting, and takes
-longer only where the machine does something else meanwhile.
-"""
+"""Bars on reads of what is held: ratios of calls that were made in turn."""
 
 from __future__ import annotations
 
