@@ -29,13 +29,11 @@ class Turn:
 
     __slots__ = ("_loop", "_process", "_turns", "taken_over")
 
-    def __init__(
-        self, turns: Turns, loop: asyncio.AbstractEventLoop, *, taken_over: bool = False
-    ) -> None:
+    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
         self._turns = turns
         self._loop = loop
         self._process = os.getpid()
-        self.taken_over = taken_over
+        self.taken_over = False
 
     @property
     def lost(self) -> bool:
@@ -58,10 +56,11 @@ class Turn:
 
 
 class _Waiter:
-    __slots__ = ("future", "loop", "turn")
+    __slots__ = ("future", "loop", "process", "turn")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.process = os.getpid()
         self.future: asyncio.Future[None] = loop.create_future()
         self.turn: Turn | None = None
 
@@ -72,6 +71,7 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
+        self._one_was_lost = False
         self.current: Turn | None = None
         """Whose turn it is."""
 
@@ -93,27 +93,26 @@ class Turns:
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
-                if self.current is None or self.current.lost:
-                    return self._take(loop)
+                if self.current is None:
+                    self.current = Turn(self, loop)
+                    return self._begun(self.current)
                 waiter = _Waiter(loop)
                 self._waiters.append(waiter)
+                self._look_after()
             try:
                 turn = await self._wait(waiter, deadline)
             except asyncio.CancelledError:
                 self._withdraw(waiter)
                 raise
-            if turn is not None and turn.current:
-                return turn
+            with self._lock:
+                if turn is not None and turn.current:
+                    return self._begun(turn)
             if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     f"{conversation_id}: the operations before this one took until its "
                     "deadline; nothing was sent",
                     conversation_id=conversation_id,
                 )
-
-    def _take(self, loop: asyncio.AbstractEventLoop) -> Turn:
-        self.current = Turn(self, loop, taken_over=self.current is not None)
-        return self.current
 
     async def _wait(self, waiter: _Waiter, deadline: float) -> Turn | None:
         """Waits until the turn is granted, lost by its holder, or the deadline has passed."""
@@ -126,10 +125,34 @@ class Turns:
             if waiter.future.done():
                 return waiter.turn
             with self._lock:
-                first = self._waiters and self._waiters[0] is waiter
-                if first and self.current is not None and self.current.lost:
-                    self._waiters.popleft()
-                    return self._take(waiter.loop)
+                self._look_after()
+
+    def _look_after(self) -> None:
+        """Passes on a turn that its holder has lost."""
+        if self.current is not None and self.current.lost:
+            self._one_was_lost = True
+            self._pass_on()
+
+    def _begun(self, turn: Turn) -> Turn:
+        turn.taken_over, self._one_was_lost = self._one_was_lost, False
+        return turn
+
+    def _pass_on(self) -> None:
+        """Gives the turn to whoever waited longest, on a loop that runs."""
+        self.current = None
+        while self._waiters and self.current is None:
+            waiter = self._waiters.popleft()
+            if waiter.process != os.getpid():
+                continue  # it waits in the process that this one was forked from
+            if waiter.loop.is_running():
+                # Before the other thread is told: it may be done with its
+                # turn by the time this one goes on.
+                self.current = waiter.turn = Turn(self, waiter.loop)
+            # Who waits on a stopped loop is told to ask again when it runs on.
+            try:
+                waiter.loop.call_soon_threadsafe(_grant, waiter.future)
+            except RuntimeError:  # its loop is closed: nobody waits there any more
+                self.current = None
 
     def _withdraw(self, waiter: _Waiter) -> None:
         with self._lock:
@@ -143,18 +166,7 @@ class Turns:
         with self._lock:
             if self.current is not turn:
                 return
-            self.current = None
-            while self._waiters and self.current is None:
-                waiter = self._waiters.popleft()
-                if waiter.loop.is_running():
-                    # Before the other thread is told: it may be done with its
-                    # turn by the time this one goes on.
-                    self.current = waiter.turn = Turn(self, waiter.loop)
-                # Who waits on a stopped loop is told to ask again when it runs on.
-                try:
-                    waiter.loop.call_soon_threadsafe(_grant, waiter.future)
-                except RuntimeError:  # its loop is closed: nobody waits there any more
-                    self.current = None
+            self._pass_on()
 
     def when_idle(self, action: Callable[[], None]) -> bool:
         """Runs `action`, which must not wait, if nobody has the turn; says whether it did."""
