@@ -88,7 +88,7 @@ def test_reads_hold_the_bare_copy_beside_every_kind(bench: Callable[..., list[An
     assert len(figures) == 2 * 5
     assert {figure.session for figure in figures} >= {"bare structural copy", OURS, SDK}
     assert {figure.parameters["limit"] for figure in figures} == {"all", 20}
-    assert all(figure.values["calls"] == 3 for figure in figures)
+    assert {figure.values["calls"] for figure in figures if figure.session != SDK} == {3 * 5}
 
 
 def test_cold_counts_pages(bench: Callable[..., list[Any]]) -> None:
@@ -269,7 +269,7 @@ async def test_cold_reads_count_requests(site: Site) -> None:
 async def test_long_appends_count_requests(site: Site) -> None:
     """The bar on appends is one call of so many items."""
     [bar] = await long_appends(site, size=20, times=1)
-    assert "1 requests" in bar.workload
+    assert "1 request;" in bar.workload
 
 
 async def test_loop_bars(site: Site, emulator: Emulator) -> None:
@@ -316,7 +316,7 @@ def test_bars_say_whether_they_are_met() -> None:
         Bar("w", "at most 1/5", 0.2, measured, unit, "x")
         for measured, unit in ((0.1, ""), (0.9, ""), (0.2, "%"), (0.3, "ms"))
     ]
-    assert [bar.shown for bar in bars] == ["1/10.0", "0.90", "0.2 %", "0 ms"]
+    assert [bar.shown for bar in bars] == ["1/10.00", "0.90", "0.2 %", "0 ms"]
     assert [bar.met for bar in bars] == [True, False, True, False]
     assert bars_markdown(bars).count("| no |") == 2
 

@@ -69,6 +69,11 @@ class Work:
     run: Run
 
 
+def count(number: int, noun: str) -> str:
+    """`1 run`, `30 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def numbers(text: str) -> list[int]:
     """Reads `100,1000`."""
     values = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]

@@ -28,6 +28,19 @@ class Loop:
     cpu: list[float] = field(default_factory=list)
     failed: int = 0
 
+    @property
+    def total(self) -> float:
+        """Seconds of all runs together."""
+        return sum(self.seconds)
+
+    @property
+    def total_cpu(self) -> float:
+        """CPU seconds of all runs together."""
+        return sum(self.cpu)
+
+    def __str__(self) -> str:
+        return f"{self.total:.2f} s ({self.total_cpu:.2f} s CPU)"
+
 
 async def run_loop(
     session: Session,

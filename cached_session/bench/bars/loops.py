@@ -10,7 +10,7 @@ from openai import AsyncOpenAI
 
 from cached_session.bench.bars.table import Bar
 from cached_session.bench.kinds import Counter, cached_session, put_away
-from cached_session.bench.loops import run_loop
+from cached_session.bench.loops import Loop, run_loop
 from cached_session.bench.payload import structural_copy
 from cached_session.bench.sites import Site, append, delete
 from cached_session.bench.timing import Stopwatch, percentile
@@ -25,25 +25,23 @@ async def loop_against_memory(
     bar is a share of can be read in two ways; both are here.
     """
     rounds = [await _one_round(site, runs) for _ in range(times)]
-    # What disturbs one run of one loop meets it at another place in the next.
-    ours, trips, memory, costless = (
-        sum(map(min, zip(*loops, strict=True))) for loops in zip(*rounds, strict=True)
-    )
+    ours, trips, memory, costless = map(_quickest, zip(*rounds, strict=True))
     requests = 1 + 3 * runs
-    beyond = ours - trips - memory
+    beyond = ours.total - trips.total - memory.total
     work = f"{runs} runs with one tool call at {latency * 1e3:g} ms: time beyond"
     how = (
         f"scripted model, tracing off; sum over the runs of the quickest of {times} loops: "
-        f"{ours:.2f} s, of it {trips:.2f} s for {requests} bare requests over the same client, and "
-        f"{memory:.2f} s for the loop on `SQLiteSession` in memory"
+        f"{ours}, of it {trips} for {requests} bare requests over the same client, and "
+        f"{memory} for the loop on `SQLiteSession` in memory"
     )
+    more = (costless.total_cpu - memory.total_cpu) / memory.total_cpu * 100
     return [
         Bar(
             f"{work} the {requests} round trips and the loop on `SQLiteSession` in memory, as a "
             "share of both together",
             "at most 3 %",
             3.0,
-            beyond / (trips + memory) * 100,
+            beyond / (trips.total + memory.total) * 100,
             "%",
             how,
         ),
@@ -51,17 +49,24 @@ async def loop_against_memory(
             f"{work} the same, as a share of the loop on `SQLiteSession` alone",
             "at most 3 %",
             3.0,
-            beyond / memory * 100,
+            beyond / memory.total * 100,
             "%",
-            f"{how}. On a session without any cost that has the server's items, the loop takes "
-            f"{costless:.2f} s: {(costless - memory) / memory * 100:.1f} % more, all of it in the "
-            "Runner and the model",
+            f"as above. On a session without any cost that has the server's items, the loop takes "
+            f"{costless}: {more:.0f} % more CPU, all of it in the Runner and the model",
         ),
     ]
 
 
-async def _one_round(site: Site, runs: int) -> tuple[list[float], ...]:
-    """Seconds of each run: ours, bare requests, SQLite, and a session without cost."""
+def _quickest(loops: Sequence[Loop]) -> Loop:
+    """Each run as it was in the quickest of several loops: noise seldom meets it in all."""
+    return Loop(
+        [min(run) for run in zip(*(loop.seconds for loop in loops), strict=True)],
+        [min(run) for run in zip(*(loop.cpu for loop in loops), strict=True)],
+    )
+
+
+async def _one_round(site: Site, runs: int) -> tuple[Loop, ...]:
+    """Each run: ours, bare requests, SQLite, and a session without cost."""
     async with site.client(Counter()) as client:
         session = cached_session(client)
         ours = await run_loop(session, runs=runs, tools=1)
@@ -72,7 +77,7 @@ async def _one_round(site: Site, runs: int) -> tuple[list[float], ...]:
         memory = await run_loop(local, runs=runs, tools=1)
         local.close()
         costless = await run_loop(_Costless(client, history), runs=runs, tools=1)
-    return ours.seconds, bare, memory.seconds, costless.seconds
+    return ours, bare, memory, costless
 
 
 class _Costless(OpenAIConversationsSession):
@@ -92,9 +97,9 @@ class _Costless(OpenAIConversationsSession):
         self._added += len(items)
 
 
-async def _bare(site: Site, client: AsyncOpenAI, runs: int) -> list[float]:
+async def _bare(site: Site, client: AsyncOpenAI, runs: int) -> Loop:
     """The same requests and nothing else: one conversation, three appends a run."""
-    seconds = []
+    loop = Loop()
     with Stopwatch() as creation:
         conversation_id = await site.fill(client, [])
     for run in range(runs):
@@ -102,10 +107,12 @@ async def _bare(site: Site, client: AsyncOpenAI, runs: int) -> list[float]:
         with Stopwatch() as watch:
             for batch in batches:
                 await append(client, conversation_id, batch)
-        seconds.append(watch.seconds)
+        loop.seconds.append(watch.seconds)
+        loop.cpu.append(watch.cpu)
     await delete(client, conversation_id)
-    seconds[0] += creation.seconds
-    return seconds
+    loop.seconds[0] += creation.seconds
+    loop.cpu[0] += creation.cpu
+    return loop
 
 
 def _batches(run: int) -> list[list[dict[str, object]]]:

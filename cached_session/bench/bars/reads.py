@@ -41,7 +41,9 @@ async def held_reads(
 
         try:
             all_of = await alternate(
-                {"ours": whole.get_items, "bare": bare, "SQLite": local.get_items}, rounds=rounds
+                {"ours": whole.get_items, "bare": bare, "SQLite": local.get_items},
+                rounds=rounds,
+                calls=5,
             )
             some_of = await alternate(
                 {

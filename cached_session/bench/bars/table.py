@@ -41,7 +41,7 @@ class Bar:
         if self.unit:
             return f"{self.measured:.0f} {self.unit}"
         if self.measured < 0.5:
-            return f"1/{1 / self.measured:.1f}"
+            return f"1/{1 / self.measured:.2f}"
         return f"{self.measured:.2f}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cached_session.bench.bars.table import Bar
+from cached_session.bench.harness import count
 from cached_session.bench.kinds import Counter, cached_session, sdk_session
 from cached_session.bench.payload import items
 from cached_session.bench.sites import Site, delete
@@ -64,7 +65,7 @@ async def long_appends(site: Site, *, size: int = 1000, times: int = 5) -> list[
             1 / 6,
             ours.cpu / sdk.cpu,
             "",
-            f"one `add_items` to a new conversation, {ours.requests} requests; the least of "
-            f"{times} each: {ours.cpu:.3f} s against {sdk.cpu:.3f} s of this process",
+            f"one `add_items` to a new conversation, {count(ours.requests, 'request')}; "
+            f"the least of {times} each: {ours.cpu:.3f} s against {sdk.cpu:.3f} s of this process",
         )
     ]

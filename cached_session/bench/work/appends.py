@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, numbers, shares
+from cached_session.bench.harness import Bench, Work, count, numbers, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.payload import items
 from cached_session.bench.results import Figure
@@ -39,8 +39,10 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
 async def _appends(
     bench: Bench, kind: Kind, size: int, many: int, latency: float, times: int
 ) -> Figure:
-    calls = "sessions" if many > 1 else "session"
-    workload = f"{many} {calls} at once, add_items of {size:,} items each, {bench.at(latency)}"
+    workload = (
+        f"{count(many, 'session')} at once, add_items of {count(size, 'item')} each, "
+        f"{bench.at(latency)}"
+    )
     counter = Counter()
     taken: list[float] = []
     sent = items(size)

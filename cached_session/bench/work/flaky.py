@@ -11,7 +11,7 @@ from agents.exceptions import AgentsException
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.harness import Bench, Work, shares
+from cached_session.bench.harness import Bench, Work, count, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.loops import run_loop
 from cached_session.bench.results import Figure
@@ -57,7 +57,8 @@ async def _flaky(bench: Bench, kind: Kind, rate: float, options: argparse.Namesp
     faults = {fault: rate / len(KINDS) for fault in KINDS} if rate else None
     site = bench.sites.at(latency, faults=faults, seed=options.seed)
     workload = (
-        f"{runs} runs with {options.tools} tool calls each, {bench.at(latency)}, scripted model, "
+        f"{count(runs, 'run')} with {count(options.tools, 'tool call')} each, {bench.at(latency)}, "
+        "scripted model, "
         f"{rate:.0%} of the requests fail ({', '.join(KINDS)} in equal shares)"
     )
     counter = Counter()
@@ -78,7 +79,7 @@ async def _flaky(bench: Bench, kind: Kind, rate: float, options: argparse.Namesp
         kind.name,
         {"faults %": rate * 100},
         {
-            "total s": sum(loop.seconds),
+            "total s": loop.total,
             "run p50 ms": percentile(loop.seconds, 50) * 1e3,
             "run p95 ms": percentile(loop.seconds, 95) * 1e3,
             "requests": requests,

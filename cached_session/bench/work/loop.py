@@ -6,7 +6,7 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, numbers, shares
+from cached_session.bench.harness import Bench, Work, count, numbers, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.loops import run_loop
 from cached_session.bench.results import Figure
@@ -39,7 +39,10 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
 
 
 async def _loop(bench: Bench, kind: Kind, runs: int, tools: int, latency: float) -> Figure:
-    workload = f"{runs} runs with {tools} tool calls each, {bench.at(latency)}, scripted model"
+    workload = (
+        f"{count(runs, 'run')} with {count(tools, 'tool call')} each, {bench.at(latency)}, "
+        "scripted model"
+    )
     counter = Counter()
     with bench.measuring(f"loop: {kind.name}, {workload}", runs) as step:
         async with kind.shelf(bench.sites.at(latency), counter) as make:
@@ -52,9 +55,9 @@ async def _loop(bench: Bench, kind: Kind, runs: int, tools: int, latency: float)
         kind.name,
         {"runs": runs, "tools": tools, **bench.where(latency)},
         {
-            "total s": sum(loop.seconds),
+            "total s": loop.total,
             "requests": requests,
-            "CPU s": sum(loop.cpu),
+            "CPU s": loop.total_cpu,
             "run p50 ms": percentile(loop.seconds, 50) * 1e3,
             "run p95 ms": percentile(loop.seconds, 95) * 1e3,
             "first tenth p50 ms": percentile(loop.seconds[:tenth], 50) * 1e3,
