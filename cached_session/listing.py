@@ -139,7 +139,8 @@ async def extend(operation: Operation, history: History, limit: int) -> None:
         else:
             page = await _page(operation, "desc", min(PAGE, missing), items[0].id)
             older = page.items
-            if older and older[0].id == items[0].id:
+            # Listed anew: the item stands in the page, behind what others have appended.
+            if any(item.id == items[0].id for item in older):
                 raise CursorLost
         history.extend_back(older[::-1], complete=not page.has_more or not older)
 

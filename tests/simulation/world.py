@@ -111,10 +111,7 @@ class World:
         if fault is not None:
             self.tally[f"fault {fault.kind}"] += 1
             if fault.kind is FaultKind.PARTIAL_BATCH:
-                self._split.update(
-                    item.get("content") or item["call_id"]
-                    for item in json.loads(request.body)["items"]
-                )
+                self._split.update(text_of(item) for item in json.loads(request.body)["items"])
         return fault
 
     def _session(self, **options: Any) -> CachedSession:
