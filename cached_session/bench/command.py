@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ async def _measure(console: Console, sites: Sites, options: argparse.Namespace) 
     for name in names:
         # For `all`, each benchmark's own defaults.
         chosen = _parser().parse_args([name]) if options.work == "all" else options
+        # What one benchmark has left behind is no work of the next.
+        gc.collect()
         figures = [figure async for figure in WORKS[name].run(bench, chosen)]
         _report(console, name, figures, options.output)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from agents import SQLiteSession
-from agents.memory import Session
 
 from cached_session.bench.bars.table import Bar
 from cached_session.bench.kinds import Counter, cached_session
@@ -30,7 +29,7 @@ async def held_reads(
         held, newest = await whole.get_items(), await long.get_items()
         newest = newest[-few:]
         await short.get_items()
-        local: Session = SQLiteSession("bench")
+        local = SQLiteSession("bench")
         await local.add_items(held)
 
         async def bare() -> object:
@@ -55,6 +54,7 @@ async def held_reads(
                 calls=20,
             )
         finally:
+            local.close()
             for conversation_id in made:
                 await delete(client, conversation_id)
     quick = {name: percentile(taken, 10) for name, taken in all_of.items()}
