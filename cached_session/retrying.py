@@ -8,13 +8,14 @@ import random
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from tenacity import AsyncRetrying, RetryCallState
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 T = TypeVar("T")
 
@@ -175,6 +176,8 @@ class Retrier:
         assert first is not None
         if isinstance(first, Applied) or not first.retryable:
             return first  # the common case, without what repeating needs
+        # Only now: a process whose requests all succeed need not load it.
+        from tenacity import AsyncRetrying
 
         async def next_one() -> Outcome[T]:
             nonlocal first

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import msgspec
+
 # What one held item costs beside its two buffers: the tuple and its slot in
 # the list. Measured, not guessed, so that the cache's byte count stays honest.
 _PER_ITEM = sys.getsizeof((None, None)) + 8
@@ -37,22 +39,43 @@ class Held(NamedTuple):
 
 def hold(item: dict[str, Any]) -> Held:
     """Encodes a listed item; `item` must be decoded JSON with a string `id`."""
-    # marshal rather than JSON or pickle: it decodes as fast as a structural
-    # copy in Python and three times as fast as JSON. The bytes never leave
-    # this process, so its lack of a stable format and of safety do not matter.
-    return Held(item["id"], marshal.dumps(item))
+    # msgspec's MessagePack rather than JSON, marshal or pickle: it shares the
+    # strings of keys among items, and so decodes in two thirds of marshal's
+    # time and in a third of what a structural copy in Python takes. The bytes
+    # never leave this process.
+    try:
+        data = _encode_held(item)
+    except (OverflowError, UnicodeEncodeError, RecursionError):
+        # What JSON can carry and MessagePack cannot: integers above 64 bits,
+        # lone surrogates; and what is nested too deeply for a recursive decoder.
+        data = _encode_held(msgspec.msgpack.Ext(_MARSHAL, marshal.dumps(item)))
+    # A copy: the encoder's own bytes keep the memory of its larger buffer.
+    return Held(item["id"], bytes(memoryview(data)))
 
 
 def unhold(held: Held) -> dict[str, Any]:
     """Decodes a held item into a dict that belongs to the caller."""
-    item: dict[str, Any] = marshal.loads(held.data)
+    item: dict[str, Any] = _decode_held(held.data)
     return item
 
 
 def copies(items: Sequence[Held]) -> list[dict[str, Any]]:
     """Decodes items into a list that belongs to the caller, all the way down."""
-    loads = marshal.loads
-    return [loads(data) for _, data in items]
+    decode_held = _decode_held
+    return [decode_held(data) for _, data in items]
+
+
+# The extension type under which an item stands that only marshal can hold.
+_MARSHAL = 1
+
+
+def _decode_extension(code: int, data: memoryview) -> Any:
+    assert code == _MARSHAL  # nothing else is encoded here
+    return marshal.loads(data)
+
+
+_encode_held = msgspec.msgpack.Encoder().encode
+_decode_held = msgspec.msgpack.Decoder(ext_hook=_decode_extension).decode
 
 
 # An item as it goes over the wire: UTF-8 JSON, fixed when it was accepted.
