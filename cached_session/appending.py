@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from openai import NotFoundError
 
@@ -24,20 +24,39 @@ class Append:
     much of it landed, and only the rest is sent again.
     """
 
-    def __init__(self, window: Window, operation: Operation, items: Sequence[Outgoing]) -> None:
+    def __init__(
+        self,
+        window: Window,
+        operation: Operation,
+        items: Sequence[Outgoing],
+        progress: Callable[[int], None] = lambda landed: None,
+        *,
+        resent: bool = False,
+    ) -> None:
+        """Prepares an append.
+
+        Args:
+            window: The conversation's.
+            operation: The operation that it belongs to.
+            items: What to append.
+            progress: Told how many more items have landed, in the same step in
+                which the window takes them in.
+            resent: Whether an earlier send of these items may still be alive.
+        """
         self._window = window
         self._operation = operation
         self._items = items
+        self._progress = progress
         self._landed = 0
         self._rest: tuple[Outgoing, ...] = ()
         self._in_doubt = False
-        self._resent = False
+        self._resent = self._resent_before = resent
         self._reopened = False
 
     async def run(self) -> None:
         """Appends all items, or raises what stopped it."""
         for batch in batches(self._items):
-            self._rest, self._resent, self._reopened = batch, False, False
+            self._rest, self._resent, self._reopened = batch, self._resent_before, False
             await self._send_batch()
 
     async def anchor(self) -> None:
@@ -119,6 +138,7 @@ class Append:
         self._window.unsettled.acknowledged(item.id for item in held)
         self._landed += len(held)
         self._rest = ()
+        self._progress(len(held))
 
     def _doubt(self) -> None:
         history, unsettled = self._window.history, self._window.unsettled
@@ -142,6 +162,7 @@ class Append:
         self._in_doubt = False
         self._landed += landed
         self._rest = self._rest[landed:]
+        self._progress(landed)
         operation.meter.reconciliations += 1
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
 

@@ -81,6 +81,22 @@ def check_staleness(value: object) -> None:
         raise ValueError("max_staleness must not be negative or NaN")
 
 
+def check_timeout(value: object) -> None:
+    """Refuses what cannot be a timeout in seconds, or None."""
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError("timeout must be a finite number of seconds, and not negative")
+
+
+def check_outbox(value: object) -> None:
+    """Refuses what cannot record a transaction."""
+    if value is not None and not inspect.iscoroutinefunction(getattr(value, "transact", None)):
+        raise TypeError(f"outbox must be an Outbox or None, not {type(value).__name__}")
+
+
 def check_observer(value: object) -> None:
     """Refuses what cannot be called with an event, or would only make a coroutine of it."""
     if value is None:

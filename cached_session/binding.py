@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import math
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
+from cached_session.backlog import Backlog, attach, behind
 from cached_session.cache import ConversationCache
 from cached_session.connections import account, connections, settings
+from cached_session.core.items import Outgoing
 from cached_session.core.outcomes import Applied
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
+from cached_session.outbox import Outbox
+from cached_session.outbox.records import LOCAL
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
@@ -38,6 +44,7 @@ class Binding:
         policy: How requests are repeated.
         meter: Who counts them.
         max_staleness: Seconds for which the copy is trusted without asking; None: without end.
+        outbox: Where appends are recorded before they are sent, or None.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Binding:
         policy: RetryPolicy,
         meter: Meter,
         max_staleness: float | None,
+        outbox: Outbox | None,
     ) -> None:
         self._client = client
         self._underlying = underlying
@@ -58,19 +66,24 @@ class Binding:
         self._retrier = Retrier(policy, meter)
         self._meter = meter
         self._max_staleness = max_staleness
+        self.outbox = outbox
+        """Where appends are recorded before they are sent, or None."""
         self._remote = Remote(client, meter)
         self._creating = Turns()
         self._creations: set[asyncio.Task[None]] = set()
         self._settings: tuple[object, ...] = ()
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
+        self._local: Replica | None = None
         # The number of the listing that opens the copy for this session.
         self._opening: int | None = None
 
     @property
     def conversation_id(self) -> str | None:
         """The conversation's id, None before there is one."""
-        if self._underlying is None:
+        if self._local is not None and not self._local.conversation_id.startswith(LOCAL):
+            self._created(self._local)
+        if self._underlying is None or self._local is not None:
             return self._conversation_id
         try:
             return self._underlying.session_id
@@ -79,11 +92,18 @@ class Binding:
 
     @conversation_id.setter
     def conversation_id(self, value: str | None) -> None:
+        self._local = None
         if self._underlying is not None:
             # The SDK's setter takes None; its annotation does not say so.
             self._underlying.session_id = cast(str, value)
         self._conversation_id = value
         self.replica = None
+
+    def _created(self, replica: Replica) -> None:
+        """Takes over the id of a conversation that had only a local name."""
+        opening = self._opening
+        self.conversation_id = replica.conversation_id
+        self.replica, self._opening = replica, opening
 
     def bound(self) -> Replica | None:
         """The copy of the current conversation, if it is bound already."""
@@ -101,9 +121,14 @@ class Binding:
         replica = self.bound()
         if replica is None:
             self._settings = settings(self._client)
-            replica = self._cache.replica(account(self._client), conversation_id)
+            owner = account(self._client)
+            replica = self._cache.replica(owner, conversation_id)
+            if self.outbox is not None:
+                attach(self.outbox, owner, replica).bindings.add(self)
             self.replica = replica
             self._opening = None
+            if conversation_id.startswith(LOCAL):
+                self._local, self._conversation_id = replica, conversation_id
         return replica
 
     def served(self, limit: int | None) -> list[dict[str, Any]] | None:
@@ -113,13 +138,16 @@ class Binding:
             return None
         self._cache.touch(replica)
         listing, since = self.trust(replica)
-        held = replica.served(limit, listing=listing, since=since)
+        source = behind(replica)
+        held = source.served(limit, listing=listing, since=since)
         if held is not None:
             self._meter.hits += 1
         return held
 
     def trust(self, replica: Replica) -> tuple[int, float]:
         """Which listing on counts as a check for a read now; see `Window.trusted`."""
+        if self._max_staleness == math.inf:
+            return 0, -math.inf
         if self._opening is None:
             self._opening = replica.window.listings + 1
         if self._max_staleness is None:
@@ -131,7 +159,11 @@ class Binding:
         return self._opening, Operation.now() - self._max_staleness
 
     async def perform(
-        self, work: Callable[[Operation, Replica], Awaitable[T]], *, create: bool = True
+        self,
+        work: Callable[[Operation, Replica], Awaitable[T]],
+        *,
+        create: bool = True,
+        seconds: float | None = None,
     ) -> T | None:
         """Does one operation on the current conversation.
 
@@ -139,11 +171,14 @@ class Binding:
             work: What to do. It may be called again, on another conversation:
                 whoever waits behind a `clear_session` goes on with the next one.
             create: Whether to make a conversation if there is none.
+            seconds: What it may take; None: what the policy says.
 
         Returns:
             What `work` returns; None if there is no conversation.
         """
         deadline = self._retrier.deadline()
+        if seconds is not None:
+            deadline = Operation.now() + seconds
         while True:
             if self.conversation_id is None and not create:
                 return None
@@ -152,15 +187,12 @@ class Binding:
                 await self._ensure(deadline)
             conversation_id = cast(str, self.conversation_id)
             previous, replica = self.replica, self.bind(conversation_id)
-            operation = Operation(
-                self._remote,
-                self._policy,
-                self._meter,
-                conversation_id,
-                deadline,
-                functools.partial(self._left, conversation_id),
+            operation = self._operation(
+                conversation_id, deadline, functools.partial(self._left, conversation_id)
             )
             try:
+                if self.outbox is not None and replica.backlog is not None:
+                    await replica.backlog.journal.open(operation)
                 if previous is not None and previous is not replica:
                     # The client's key was changed: another copy. What is in
                     # flight on the old one comes first.
@@ -168,6 +200,39 @@ class Binding:
                 return await work(operation, replica)
             except Superseded:
                 continue
+
+    def _operation(
+        self, conversation_id: str, deadline: float, superseded: Callable[[], bool]
+    ) -> Operation:
+        return Operation(
+            self._remote, self._policy, self._meter, conversation_id, deadline, superseded
+        )
+
+    def sending(self, replica: Replica) -> Operation:
+        """A new operation that sends what the outbox holds, whatever session accepted it."""
+        return self._operation(replica.conversation_id, self._retrier.deadline(), lambda: False)
+
+    async def append(
+        self, operation: Operation, replica: Replica, items: Sequence[Outgoing]
+    ) -> None:
+        """Appends by the outbox, if there is one, or else at once."""
+        if self.outbox is not None and replica.backlog is not None:
+            await replica.backlog.append(operation, items, functools.partial(self.sending, replica))
+            return
+        if replica.backlog is not None:
+            # Another session's outbox holds what was accepted before this.
+            await replica.backlog.drained(operation)
+        await replica.append(operation, items)
+
+    async def flush(self, seconds: float | None) -> None:
+        """Waits for the writes before it; see `CachedSession.flush`."""
+
+        async def settle(operation: Operation, replica: Replica) -> None:
+            if replica.backlog is not None:
+                await replica.backlog.flush(operation, functools.partial(self.sending, replica))
+            await replica.settle(operation)
+
+        await self.perform(settle, create=False, seconds=seconds)
 
     def _left(self, conversation_id: str) -> bool:
         return self.conversation_id != conversation_id
@@ -201,13 +266,20 @@ class Binding:
     async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
         # No request could tell it from the one that is made next.
-        outcome = await self._retrier.run(
+        outcome = await self._creator().run(
             lambda seconds: self._remote.create(timeout=seconds),
             deadline=deadline,
             conversation_id=None,
         )
         if not isinstance(outcome, Applied):
-            raise outcome.error
+            if self.outbox is None or not outcome.retryable:
+                raise outcome.error
+            # The server is out of reach. The outbox takes what is appended all
+            # the same, and makes the conversation when it can.
+            name = f"{LOCAL}{uuid.uuid4().hex}"
+            self.bind(name).window.begin_empty(Operation.now())
+            self._opening = 0
+            return
         if self._underlying is None:
             self.conversation_id = outcome.value
             self.bind(outcome.value).window.begin_empty(Operation.now())
@@ -227,15 +299,47 @@ class Binding:
                 conversation_id=self.conversation_id,
             ) from None
 
-    def open(self, session: object) -> None:
-        """Notes that `session` uses the client's connections."""
-        connections(self._client).users.add(session)
+    def _creator(self) -> Retrier:
+        # With an outbox nobody has to wait for the server to come back.
+        if self.outbox is None:
+            return self._retrier
+        return Retrier(dataclasses.replace(self._policy, max_attempts=1), self._meter)
 
-    async def close(self, session: object) -> None:
-        """Lets go of the copy, and of the connections if nobody else uses them."""
+    def open(self, session: object) -> None:
+        """Notes that `session` uses the client's connections, and the outbox."""
+        connections(self._client).users.add(session)
+        if self.outbox is not None:
+            self.outbox.users.add(session)
+
+    async def close(self, session: object, *, wait: bool) -> None:
+        """Lets go of the copy, the outbox, and the connections if nobody else uses them.
+
+        Args:
+            session: Whose binding this is.
+            wait: Whether to wait for a request of the outbox that is in flight.
+        """
         replica, self.replica = self.replica, None
+        if self.outbox is not None:
+            self.outbox.users.discard(session)
+            try:
+                if replica is not None and replica.backlog is not None:
+                    await self._detach(replica.backlog, wait=wait)
+            finally:
+                if not self.outbox.users:
+                    await self.outbox.close()
         pools = connections(self._client)
         pools.users.discard(session)
         # A write that its caller has left may still be on its way.
         if not pools.users and (replica is None or replica.turns.idle):
             await pools.close()
+
+    async def _detach(self, backlog: Backlog, *, wait: bool) -> None:
+        """Lets go of the backlog if no other session uses it."""
+        backlog.bindings.discard(self)
+        if backlog.bindings:
+            return
+        if wait:
+            await backlog.sender.stop(self.sending(backlog.replica))
+        else:
+            backlog.sender.halt()
+        backlog.replica.backlog = None

@@ -81,7 +81,7 @@ class ConversationCache:
         with self._lock:
             found = self._live.get(key)
             if found is None:
-                found = Replica(conversation_id, key, self._keep)
+                found = Replica(conversation_id, key, self._keep, self._rename)
                 self._live[key] = found
             return found
 
@@ -110,6 +110,15 @@ class ConversationCache:
                 replica.window.forget()
             else:
                 self._copies[key] = replica
+
+    def _rename(self, replica: Replica, conversation_id: str) -> None:
+        """Knows a copy by its conversation's own id from now on."""
+        with self._lock:
+            for copies in (self._copies, self._live, self._doubtful):
+                copies.pop(replica.key, None)
+            replica.key = (replica.key[0], conversation_id)
+            self._live[replica.key] = replica
+            self._keep(replica)
 
     def _doubt(self, key: Key, replica: Replica) -> None:
         if replica.window.unsettled.active:

@@ -34,12 +34,14 @@ class Account(NamedTuple):
         project: The project's id, or None.
         credentials: A digest of the API key and of the headers that the client
             adds; never the key itself.
+        fixed: Whether the credentials mean the same account in another process.
     """
 
     base_url: str
     organization: str | None
     project: str | None
     credentials: str
+    fixed: bool
 
 
 _lock = threading.Lock()
@@ -76,18 +78,27 @@ def account(client: AsyncOpenAI) -> Account:
     account of its own.
     """
     digest = hashlib.blake2b(digest_size=16)
-    fixed = not _has_key_provider(client) and not client.api_key.startswith("<")
-    if fixed and client.auth_headers:
+    fixed = bool(
+        not _has_key_provider(client) and not client.api_key.startswith("<") and client.auth_headers
+    )
+    if fixed:
         for name, value in sorted({**client.default_headers, **client.auth_headers}.items()):
             # Headers to be left out are no strings.
-            if isinstance(value, str):
+            if isinstance(value, str) and not _says_which_software(name.lower()):
                 digest.update(f"{name}\0{value}\0".encode())
         digest.update(repr(sorted(client.default_query.items())).encode())
     else:
         with _lock:
             token = _unnamed.setdefault(client, f"client {next(_numbers)}")
         digest.update(token.encode())
-    return Account(str(client.base_url), client.organization, client.project, digest.hexdigest())
+    return Account(
+        str(client.base_url), client.organization, client.project, digest.hexdigest(), fixed
+    )
+
+
+def _says_which_software(header: str) -> bool:
+    # The client's own headers change with its version; an account does not.
+    return header in ("user-agent", "accept", "content-type") or header.startswith("x-stainless-")
 
 
 def connections(client: AsyncOpenAI) -> Connections:

@@ -66,3 +66,28 @@ class UnexpectedAnswer(CachedSessionError):
 
 class SessionClosed(CachedSessionError, RuntimeError):
     """The session was used after `aclose`."""
+
+
+class OutboxError(CachedSessionError):
+    """The outbox could not record or read; nothing was accepted by the call that met it."""
+
+
+class OutboxFull(OutboxError):
+    """The backlog has reached its limit, and stayed there; nothing was accepted by the call."""
+
+
+class OutboxPaused(OutboxError):
+    """The server refused a recorded batch, so that nothing of the backlog is sent any more.
+
+    All of it is kept. `cached-session outbox` shows it, sends it again, or
+    discards it. The cause is the server's answer, where this process got it.
+
+    Attributes:
+        waiting: How many items are recorded and not on the server.
+    """
+
+    def __init__(
+        self, message: str, *, conversation_id: str | None = None, waiting: int = 0
+    ) -> None:
+        super().__init__(message, conversation_id=conversation_id)
+        self.waiting = waiting

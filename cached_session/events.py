@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
 
 logger = logging.getLogger("cached_session")
@@ -91,8 +92,47 @@ class AbandonedWriteFailed:
     error: str
 
 
+class Sending(StrEnum):
+    """What becomes of the items that an outbox holds of a conversation."""
+
+    IDLE = "idle"
+    """Nothing waits."""
+    SENDING = "sending"
+    """They are on their way, in order."""
+    OFFLINE = "offline"
+    """The server does not answer, or asks to wait; it is asked again, ever less often."""
+    PAUSED = "paused"
+    """The server refused a batch. All is kept, and nothing is sent until somebody decides."""
+    ELSEWHERE = "elsewhere"
+    """Another living process that uses the same file sends them."""
+    FAILED = "failed"
+    """The outbox could not be written; the next use of the session tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogChanged:
+    """The sending of a conversation's outbox has taken another state.
+
+    Attributes:
+        conversation_id: The conversation, or its local name before it could be created.
+        state: The new state.
+        waiting: How many items wait.
+        error: The class name of what brought it about, or None.
+    """
+
+    conversation_id: str
+    state: Sending
+    waiting: int
+    error: str | None
+
+
 Event: TypeAlias = (
-    RequestFinished | RetryScheduled | Reconciled | LateCopyRemoved | AbandonedWriteFailed
+    RequestFinished
+    | RetryScheduled
+    | Reconciled
+    | LateCopyRemoved
+    | AbandonedWriteFailed
+    | BacklogChanged
 )
 Observer: TypeAlias = Callable[[Event], None]
 
@@ -109,6 +149,8 @@ class Stats:
         reconciliations: Appends whose lost answer a listing made up for.
         items: Items held of the conversation, by all sessions of the process.
         bytes: Bytes of memory that they take.
+        waiting: Items accepted into an outbox that are not on the server yet.
+        sending: What becomes of those; "idle" without an outbox.
     """
 
     hits: int
@@ -118,6 +160,8 @@ class Stats:
     reconciliations: int
     items: int
     bytes: int
+    waiting: int = 0
+    sending: Sending = Sending.IDLE
 
 
 class Meter:

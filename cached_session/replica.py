@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
 
@@ -32,6 +32,9 @@ from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.turns import Turn, Turns
 from cached_session.window import RESTARTS, Window
 
+if TYPE_CHECKING:
+    from cached_session.backlog import Backlog
+
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
 
@@ -44,16 +47,37 @@ class Replica:
         key: The account and the conversation, by which the cache knows it.
         turns: Who may work on it.
         window: What is held of it.
+        backlog: What an outbox holds for it, if a session uses one.
     """
 
-    def __init__(self, conversation_id: str, key: Key, resized: Callable[[Replica], None]) -> None:
-        """Makes an empty copy; `resized` is called whenever its size may have changed."""
+    def __init__(
+        self,
+        conversation_id: str,
+        key: Key,
+        resized: Callable[[Replica], None],
+        renamed: Callable[[Replica, str], None],
+    ) -> None:
+        """Makes an empty copy.
+
+        Args:
+            conversation_id: The conversation.
+            key: See the class.
+            resized: Called whenever its size may have changed.
+            renamed: Called with the new id when the conversation gets its own.
+        """
         self.conversation_id = conversation_id
         self.key = key
         self._resized = resized
+        self._renamed = renamed
+        self.backlog: Backlog | None = None
         self.turns = Turns()
         self.window = Window(conversation_id)
         self._writes: set[asyncio.Task[Any]] = set()
+
+    def rename(self, conversation_id: str) -> None:
+        """Gives a conversation its id that had only a local name."""
+        self._renamed(self, conversation_id)
+        self.conversation_id = self.window.conversation_id = conversation_id
 
     @property
     def size(self) -> int:
@@ -80,18 +104,18 @@ class Replica:
         self, operation: Operation, limit: int | None, *, listing: int, since: float
     ) -> list[dict[str, Any]]:
         """Answers a read, with as few requests as it takes; arguments as in `served`."""
-        async with self._turn(operation):
+        async with self.turn(operation):
             history = await self.window.fresh(operation, limit, listing, since)
             return copies(history.tail(limit))
 
     async def settled(self, operation: Operation) -> None:
         """Waits for the writes before this call."""
-        async with self._turn(operation):
+        async with self.turn(operation):
             pass
 
     async def settle(self, operation: Operation) -> None:
         """Waits for the writes before this call, and checks what is still in doubt."""
-        async with self._turn(operation):
+        async with self.turn(operation):
             if self.window.unsettled.active:
                 try:
                     await self.window.fresh(operation, 1, 0, -math.inf)
@@ -154,7 +178,7 @@ class Replica:
 
     async def refresh(self, operation: Operation) -> None:
         """Drops the window, in its turn: a write before this call settles first."""
-        async with self._turn(operation):
+        async with self.turn(operation):
             self.window.forget()
 
     async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
@@ -193,6 +217,13 @@ class Replica:
             raise
         await self._write(operation, turn, append.run())
 
+    async def deliver(
+        self, operation: Operation, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Does a write in its turn, to its end, whatever becomes of the caller."""
+        turn = await self._enter(operation)
+        await self._write(operation, turn, work())
+
     async def _enter(self, operation: Operation) -> Turn:
         turn = await self.turns.enter(operation.deadline, self.conversation_id)
         if turn.taken_over:
@@ -204,7 +235,8 @@ class Replica:
         return turn
 
     @asynccontextmanager
-    async def _turn(self, operation: Operation) -> AsyncIterator[None]:
+    async def turn(self, operation: Operation) -> AsyncIterator[None]:
+        """Around work of the caller's own task that needs the turn."""
         turn = await self._enter(operation)
         try:
             yield

@@ -12,17 +12,22 @@ from openai import AsyncOpenAI
 from cached_session.arguments import (
     check_id,
     check_observer,
+    check_outbox,
     check_staleness,
+    check_timeout,
     check_type,
     client_of,
     resolve_limit,
 )
+from cached_session.backlog import behind
 from cached_session.binding import NEW, Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
 from cached_session.errors import SessionClosed
-from cached_session.events import Meter, Observer, Stats
+from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.operation import Operation
+from cached_session.outbox import Outbox
+from cached_session.outbox.records import LOCAL
 from cached_session.replica import Replica
 from cached_session.retrying import RetryPolicy
 
@@ -53,6 +58,9 @@ class CachedSession(OpenAIConversationsSession):
             time. The first read of a session object always asks, unless the
             session created the conversation.
         retry: How requests are repeated; None: `RetryPolicy()`.
+        outbox: Where appends are recorded before they are sent: a
+            `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
+            the record is made. None: it returns when the server has the items.
         observer: Called with each event (see `cached_session.events`), on the
             thread where it happens.
 
@@ -71,6 +79,7 @@ class CachedSession(OpenAIConversationsSession):
         cache: ConversationCache | None = None,
         max_staleness: float | None = None,
         retry: RetryPolicy | None = None,
+        outbox: Outbox | None = None,
         observer: Observer | None = None,
     ) -> None:
         check_type("underlying_session", underlying_session, OpenAIConversationsSession)
@@ -82,6 +91,7 @@ class CachedSession(OpenAIConversationsSession):
         if conversation_id is not None:
             check_id("conversation_id", conversation_id)
         check_staleness(max_staleness)
+        check_outbox(outbox)
         if underlying_session is not None:
             for name, value in (
                 ("conversation_id", conversation_id),
@@ -109,6 +119,7 @@ class CachedSession(OpenAIConversationsSession):
             RetryPolicy() if retry is None else retry,
             self.__meter,
             max_staleness,
+            outbox,
         )
         self.__binding.open(self)
 
@@ -121,6 +132,12 @@ class CachedSession(OpenAIConversationsSession):
                 with an item, makes the conversation.
         """
         conversation_id = self.__binding.conversation_id
+        if conversation_id is not None and conversation_id.startswith(LOCAL):
+            raise ValueError(
+                "session_id is not yet available: the server could not be reached. The outbox "
+                f"holds the conversation as {conversation_id}, and it gets its id when the "
+                "server answers; await flush()."
+            )
         if conversation_id is None:
             raise ValueError(
                 "session_id is not yet available: the conversation is made on first use. "
@@ -139,6 +156,7 @@ class CachedSession(OpenAIConversationsSession):
     def stats(self) -> Stats:
         """What this session did so far, and what is held of its conversation."""
         meter, replica = self.__meter, self.__binding.replica
+        backlog = None if replica is None else replica.backlog
         history = None if replica is None else replica.window.history
         return Stats(
             hits=meter.hits,
@@ -148,6 +166,8 @@ class CachedSession(OpenAIConversationsSession):
             reconciliations=meter.reconciliations,
             items=0 if history is None else len(history),
             bytes=0 if history is None else history.size,
+            waiting=0 if backlog is None else len(backlog.journal.waiting),
+            sending=Sending.IDLE if backlog is None else backlog.sender.state,
         )
 
     def __repr__(self) -> str:
@@ -189,7 +209,7 @@ class CachedSession(OpenAIConversationsSession):
                     return held
                 self.__meter.misses += 1
                 listing, since = binding.trust(replica)
-                return await replica.read(operation, limit, listing=listing, since=since)
+                return await behind(replica).read(operation, limit, listing=listing, since=since)
 
             held = await binding.perform(read)
         return cast(list[TResponseInputItem], held)
@@ -218,7 +238,7 @@ class CachedSession(OpenAIConversationsSession):
         outgoing = accept(items)
         if outgoing:
             await self.__binding.perform(
-                lambda operation, replica: replica.append(operation, outgoing)
+                lambda operation, replica: self.__binding.append(operation, replica, outgoing)
             )
 
     async def pop_item(self) -> TResponseInputItem | None:
@@ -238,7 +258,8 @@ class CachedSession(OpenAIConversationsSession):
 
         async def pop(operation: Operation, replica: Replica) -> dict[str, Any] | None:
             listing, since = self.__binding.trust(replica)
-            return await replica.pop(operation, listing=listing, since=since)
+            source = replica.backlog or replica
+            return await source.pop(operation, listing=listing, since=since)
 
         return cast(TResponseInputItem | None, await self.__binding.perform(pop))
 
@@ -260,7 +281,7 @@ class CachedSession(OpenAIConversationsSession):
                 if not operation.superseded():
                     self.__binding.conversation_id = None
 
-            await replica.clear(operation, deleted)
+            await (replica.backlog or replica).clear(operation, deleted)
 
         await self.__binding.perform(clear, create=False)
 
@@ -273,27 +294,30 @@ class CachedSession(OpenAIConversationsSession):
         """
         self.__check_open()
         await self.__binding.perform(
-            lambda operation, replica: replica.refresh(operation), create=False
+            lambda operation, replica: (replica.backlog or replica).refresh(operation),
+            create=False,
         )
 
-    async def flush(self) -> None:
+    async def flush(self, timeout: float | None = None) -> None:
         """Waits until every write before this call is on the server or has failed.
 
         Looks once more for items that a late commit stored twice, if such a
         commit may still come.
 
+        Args:
+            timeout: Seconds that it may take; None: `RetryPolicy.deadline`.
+
         Raises:
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or not finite.
+            OutboxPaused: The server refused what the outbox holds.
             openai.OpenAIError: That look failed.
             DeadlineExceeded: The operations before this one took too long.
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        await self.__flush()
-
-    async def __flush(self) -> None:
-        await self.__binding.perform(
-            lambda operation, replica: replica.settle(operation), create=False
-        )
+        check_timeout(timeout)
+        await self.__binding.flush(timeout)
 
     async def aclose(self) -> None:
         """Flushes, then lets go of the local copy and of the connections opened for it.
@@ -309,9 +333,9 @@ class CachedSession(OpenAIConversationsSession):
             return
         self.__closed = True
         try:
-            await self.__flush()
+            await self.__binding.flush(None)
         finally:
-            await self.__binding.close(self)
+            await self.__binding.close(self, wait=True)
 
     async def __aenter__(self) -> Self:
         self.__check_open()
@@ -329,7 +353,7 @@ class CachedSession(OpenAIConversationsSession):
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
             self.__closed = True
-            await self.__binding.close(self)
+            await self.__binding.close(self, wait=False)
 
     def __check_open(self) -> None:
         if self.__closed:

@@ -70,9 +70,11 @@ class Window:
                 one that was begun before a read says nothing about it.
             since: When the last check must have been asked for.
         """
-        if self._checked < listing or self._checked_at < since or self.unsettled.active:
-            return None
-        return self.history
+        return self.history if self.checked(listing, since) and not self.unsettled.active else None
+
+    def checked(self, listing: int, since: float) -> bool:
+        """Whether a listing that counts has confirmed the items; see `trusted`."""
+        return self._checked >= listing and self._checked_at >= since
 
     @contextmanager
     def doubting(self, note: Callable[[], None]) -> Iterator[None]:

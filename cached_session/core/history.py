@@ -21,9 +21,10 @@ class History:
             What follows was added by our own appends; another writer's item
             may stand between.
         size: Bytes of memory that the held items take.
+        revision: Counts the changes that were more than an append.
     """
 
-    __slots__ = ("_items", "complete", "size", "verified")
+    __slots__ = ("_items", "complete", "revision", "size", "verified")
 
     def __init__(self, items: Sequence[Held] = (), *, complete: bool) -> None:
         """Starts from a listing's newest items, oldest first."""
@@ -31,6 +32,7 @@ class History:
         self.complete = complete
         self.verified = len(self._items)
         self.size = sum(item.size for item in self._items)
+        self.revision = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -84,11 +86,14 @@ class History:
         self.verified += len(older)
         self.size += sum(item.size for item in older)
         self.complete = complete
+        self.revision += 1
 
     def replace_after(self, position: int, newer: Sequence[Held]) -> None:
         """Puts what a listing showed in the place of everything behind `position`."""
         items = self._items[: position + 1]
         items.extend(newer)
+        if len(items) < len(self._items) or items[: len(self._items)] != self._items:
+            self.revision += 1
         self.size = sum(item.size for item in items)
         self._items = items
         self.verified = len(items)
@@ -100,9 +105,11 @@ class History:
         self.size = sum(item.size for item in kept)
         self._items = kept
         self.verified -= gone_verified
+        self.revision += 1
 
     def drop_last(self) -> None:
         """Takes the newest item out of the window."""
         last = self._items.pop()
         self.verified = min(self.verified, len(self._items))
         self.size -= last.size
+        self.revision += 1

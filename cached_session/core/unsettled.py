@@ -9,6 +9,7 @@ listing are a copy that nobody wanted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +20,9 @@ from cached_session.core.matching import longest_run
 # How many ids before the first open send are remembered as its anchor. One is
 # enough until another writer deletes it.
 ANCHORS = 32
+
+# How many ids behind the anchor are remembered at most before it is moved on.
+CROWD = 100
 
 # Stands among the ids of items that may be removed for the conversation as a
 # whole. No item has an empty id.
@@ -48,6 +52,7 @@ class Unsettled:
         self._removals: dict[str, float] = {}
         self._undecided: Sent = ()
         self._known: set[str] = set()
+        self._behind: list[str] = []
         self._anchors: tuple[str, ...] = ()
         self._from_start = False
         self.extra: list[str] = []
@@ -83,6 +88,7 @@ class Unsettled:
         if self.active:
             return
         self._known = {item.id for item in items}
+        self._behind = []
         self._anchors = tuple(item.id for item in reversed(items[-ANCHORS:]))
         self._from_start = complete
 
@@ -109,10 +115,64 @@ class Unsettled:
         """Whether such a delete may have been applied, or still be."""
         return _CONVERSATION in self._removals
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much is known to stand behind the anchor that a new listing is due."""
+        return self.active and len(self._behind) > CROWD
+
+    def dump(self, items: Sequence[Held], *, complete: bool) -> bytes:
+        """What another process needs to go on from here, about to send a batch behind `items`.
+
+        Args:
+            items: The window before the batch, oldest first.
+            complete: Whether it reaches the beginning.
+        """
+        if not self.active:
+            noted = {
+                "anchors": [item.id for item in reversed(items[-ANCHORS:])],
+                # Of a longer window not all that stands there is noted.
+                "from_start": complete and len(items) <= ANCHORS,
+            }
+        else:
+            whole = self._from_start and len(self._known) <= CROWD
+            noted = {
+                "anchors": list(self._anchors),
+                "from_start": whole,
+                "known": sorted(self._known) if whole else self._behind,
+                "sends": [[item.decode() for item in send.items] for send in self._sends],
+                "extra": self.extra,
+            }
+        return json.dumps(noted, separators=(",", ":")).encode()
+
+    def restore(self, noted: bytes | None, sealed: Sent, *, expires: float) -> None:
+        """Takes over from a process that ended.
+
+        Args:
+            noted: Its last `dump`, or None.
+            sealed: The batch that it may have sent since; () if there is none.
+            expires: When its requests can no longer be alive. When it sent them
+                is not known: no clock that a machine's restart or its owner
+                may change has a say in it.
+        """
+        if self.active or noted is None:
+            return
+        state: dict[str, Any] = json.loads(noted)
+        self._anchors = tuple(state["anchors"])
+        self._behind = list(state.get("known", ()))
+        self._known = {*self._anchors, *self._behind}
+        self._from_start = state["from_start"]
+        self.extra = list(state.get("extra", ()))
+        for send in state.get("sends", ()):
+            self._sends.append(_Send(tuple(item.encode() for item in send), expires))
+        if sealed:
+            self.sent(sealed, expires=expires)
+
     def acknowledged(self, ids: Iterable[str]) -> None:
         """Notes items that an answer has shown: they are wanted."""
         if self.active:
-            self._known.update(ids)
+            fresh = list(ids)
+            self._known.update(fresh)
+            self._behind += fresh
 
     def decided_lost(self) -> None:
         """Drops the question what landed: the conversation is not to be found."""
@@ -157,6 +217,7 @@ class Unsettled:
             # The older anchors stay: the newest items may yet be popped.
             newest = (item.id for item in reversed(items[:end][-ANCHORS:]))
             self._anchors = tuple(dict.fromkeys((*newest, *self._anchors)))[:ANCHORS]
+            self._behind = [item.id for item in items[end:]]
             self._from_start = reached_start
 
     def _behind_anchor(self, items: Sequence[Held], reached_start: bool) -> Sequence[Held] | None:

@@ -1,0 +1,328 @@
+"""A conversation whose appends go through an outbox: accept, read, pop, clear, wait.
+
+One backlog a conversation and outbox. What is recorded, and its mirror in
+memory, is the journal's; the sender puts it on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from cached_session.connections import Account
+from cached_session.core.items import Outgoing, copies
+from cached_session.delivering import settle
+from cached_session.errors import DeadlineExceeded, OutboxFull, OutboxPaused
+from cached_session.journal import Journal
+from cached_session.operation import Operation, Superseded
+from cached_session.outbox import Outbox
+from cached_session.outbox.records import Address
+from cached_session.replica import Replica
+from cached_session.sending import Sender
+from cached_session.turns import Turns
+
+T = TypeVar("T")
+
+
+class Backlog:
+    """The accepted items of one conversation, and the conversation behind them.
+
+    Attributes:
+        journal: What is recorded.
+        sender: Who sends it.
+        bindings: Who uses it: sessions that are not closed.
+    """
+
+    def __init__(self, outbox: Outbox, address: Address, replica: Replica) -> None:
+        self.replica = replica
+        self.journal = Journal(outbox, address, replica)
+        self.sender = Sender(self.journal)
+        self.bindings: weakref.WeakSet[object] = weakref.WeakSet()
+        self._outbox = outbox
+        # Held by a clear: what is accepted meanwhile belongs to the next conversation.
+        self._clearing = Turns()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has a part in what a read shows."""
+        return bool(self.journal.waiting) or self.journal.local
+
+    async def append(
+        self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
+    ) -> None:
+        """Accepts items; they are recorded when it returns.
+
+        Args:
+            operation: The call's own.
+            items: The items, as they will be sent.
+            context: Makes the operations that send them.
+
+        Raises:
+            OutboxPaused: The server refused what was accepted before.
+            OutboxFull: The backlog stayed at its limit.
+            OutboxError: They could not be recorded.
+        """
+        if not self._clearing.idle:
+            turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+            turn.end()
+            if operation.superseded():
+                raise Superseded
+        await self._check(context)
+        await self._room(items)
+        # Whether items are recorded is not for a caller's cancellation to say.
+        await self._to_its_end(self._accept(items, context))
+
+    async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
+        await self.journal.accept(items)
+        self.sender.start(context)
+
+    async def _room(self, items: Sequence[Outgoing]) -> None:
+        count, size = len(items), sum(map(len, items))
+        outbox, waiting = self._outbox, self.journal.waiting
+        name = self.replica.conversation_id
+        if count > outbox.max_items or size > outbox.max_bytes:
+            raise OutboxFull(
+                f"{name}: {count} items, {size} bytes, are more than the outbox takes of one "
+                f"conversation ({outbox.max_items} items, {outbox.max_bytes} bytes); nothing was "
+                "accepted",
+                conversation_id=name,
+            )
+
+        def room() -> bool:
+            return self.journal.paused is not None or (
+                len(waiting) + count <= outbox.max_items
+                and waiting.size + size <= outbox.max_bytes
+                and not self._too_old()
+            )
+
+        deadline = Operation.now() + outbox.max_wait
+        if not await self.journal.changed.until(room, deadline, self.sender.start):
+            raise OutboxFull(
+                f"{name}: {len(waiting)} items, {waiting.size} bytes, wait in the outbox, and it "
+                f"stayed at its limit for {outbox.max_wait:g} s; nothing was accepted by this "
+                "call, and nothing that waits was dropped",
+                conversation_id=name,
+            )
+        self._raise_if_paused()
+
+    def _too_old(self) -> bool:
+        # A clock that was set back makes an item young, never too old.
+        oldest, limit = self.journal.waiting.oldest, self._outbox.max_age
+        return limit is not None and oldest is not None and time.time() - oldest > limit
+
+    def served(self, limit: int | None, *, listing: int, since: float) -> list[Any] | None:
+        """Answers a read without waiting, or returns None; arguments as in `Replica.served`."""
+        journal = self.journal
+        if not journal.local and not self.replica.window.checked(listing, since):
+            return None
+        with journal.lock:
+            if not journal.local:
+                return journal.waiting.view(limit)
+            # Nobody else can know the conversation: the server holds nothing of it.
+            newest = None if limit is None else (-limit or sys.maxsize)
+            return copies([item.held for item in journal.waiting.items][newest:])
+
+    async def read(
+        self, operation: Operation, limit: int | None, *, listing: int, since: float
+    ) -> list[dict[str, Any]]:
+        """Answers a read, with as few requests as it takes; arguments as in `served`."""
+        journal, window = self.journal, self.replica.window
+        while True:
+            async with self.replica.turn(operation):
+                await settle(journal, operation)
+                missing = None if limit is None else max(1, limit - len(journal.waiting))
+                history = await window.fresh(operation, missing, listing, since)
+                if await journal.alone(operation):
+                    with journal.lock:
+                        journal.waiting.show_behind(history)
+                        shown = journal.waiting.view(limit) if journal.waiting else None
+                    await journal.keep_window()
+                    if shown is not None:
+                        return shown
+                    # Nothing waits any more: what there is, is on the server.
+                    history = await window.fresh(operation, limit, listing, since)
+                    return copies(history.tail(limit))
+            # Another process is sending: what is on the server and what waits
+            # cannot be told apart at this moment.
+            await self.drained(operation)
+
+    async def refresh(self, operation: Operation) -> None:
+        """Forgets what the server has; see `Replica.refresh`."""
+        if not self.journal.local:
+            await self.replica.refresh(operation)
+            with self.journal.lock:
+                self.journal.waiting.show_behind(None)
+
+    async def pop(
+        self, operation: Operation, *, listing: int, since: float
+    ) -> dict[str, Any] | None:
+        """Removes the newest item, from the outbox if it was not sent, and returns it."""
+        waiting = self.journal.waiting
+        while True:
+            withdrawn = await self._to_its_end(self.journal.withdraw())
+            if withdrawn is not None:
+                return withdrawn
+            if not waiting:
+                if self.journal.local:
+                    return None
+                # What has landed must be recorded before any of it is removed:
+                # a process that takes over in between would send it again.
+                async with self.replica.turn(operation):
+                    await self.journal.record()
+                return await self.replica.pop(operation, listing=listing, since=since)
+            self._raise_if_paused()
+            await self._until(
+                self._differs(waiting.seen, len(waiting)),
+                operation,
+                "the newest item is being sent, and that took until the deadline; it was not "
+                "removed",
+            )
+
+    def _differs(self, seen: int, count: int) -> Callable[[], bool]:
+        waiting = self.journal.waiting
+        return lambda: (waiting.seen, len(waiting)) != (seen, count) or bool(self.journal.paused)
+
+    async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        """Drops what waits, then deletes the conversation; see `Replica.clear`."""
+        turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+        try:
+            await self._clear(operation, deleted)
+        finally:
+            turn.end()
+
+    async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        dropped = await self._to_its_end(self.journal.drop(sealed=False))
+        # What is in flight comes first: nothing may land on a conversation that is gone.
+        await self._until(
+            self._at_rest,
+            operation,
+            "a batch is being sent, and that took until the deadline; the "
+            f"{dropped} items that waited behind it were dropped, and the conversation was not "
+            "deleted",
+        )
+        dropped += await self._to_its_end(self.journal.drop(sealed=True))
+        if self.journal.local:
+            deleted()
+            return
+        try:
+            await self.replica.clear(operation, deleted)
+        except Exception as error:
+            error.add_note(
+                f"{operation.conversation_id}: {dropped} items that waited in the outbox were "
+                "dropped before the conversation was to be deleted"
+            )
+            raise
+        await self.journal.forget_window()
+
+    async def flush(self, operation: Operation, context: Callable[[], Operation]) -> None:
+        """Waits until nothing waits any more.
+
+        Raises:
+            OutboxPaused: The server refused a batch.
+            DeadlineExceeded: It took too long; all is kept.
+        """
+        await self._check(context)
+        self.sender.start(context)
+        await self.drained(operation)
+        self._raise_if_paused()
+        async with self.replica.turn(operation):
+            await self.journal.record()
+
+    async def drained(self, operation: Operation) -> None:
+        """Waits until nothing waits any more, or the backlog is paused."""
+        await self._until(self._at_rest, operation, "the server did not take all of it in time")
+
+    def _at_rest(self) -> bool:
+        return not self.journal.waiting or self.journal.paused is not None
+
+    async def _until(
+        self, condition: Callable[[], bool], operation: Operation, otherwise: str
+    ) -> None:
+        journal = self.journal
+        if await journal.changed.until(condition, operation.deadline, self.sender.start):
+            return
+        raise DeadlineExceeded(
+            f"{operation.conversation_id}: {otherwise}. {len(journal.waiting)} items are recorded "
+            f"in the outbox and not known to be on the server (sending: {self.sender.state})",
+            conversation_id=operation.conversation_id,
+        )
+
+    async def _check(self, context: Callable[[], Operation]) -> None:
+        """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
+        if self.journal.paused is not None and await self.journal.resumed():
+            await self.journal.reload(context())
+            self.sender.start(context)
+        self._raise_if_paused()
+
+    def _raise_if_paused(self) -> None:
+        journal, name = self.journal, self.replica.conversation_id
+        if journal.paused is not None:
+            raise OutboxPaused(
+                f"{name}: the server refused a recorded batch ({journal.paused}); "
+                f"{len(journal.waiting)} items are kept in the outbox and not sent. See "
+                "`cached-session outbox --help`",
+                conversation_id=name,
+                waiting=len(journal.waiting),
+            ) from journal.refusal
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does something to the outbox and its mirror, whatever becomes of the caller."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.add_done_callback(_heard)
+            raise
+        return task.result()
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Retrieves what nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
+    """The one backlog of a conversation; made if there is none.
+
+    Raises:
+        ValueError: The conversation has another outbox in this process, or
+            this outbox has the conversation in another cache.
+    """
+    name = replica.conversation_id
+    address = Address(
+        owner.base_url,
+        owner.organization or "",
+        owner.project or "",
+        owner.credentials if owner.fixed else "",
+        name,
+    )
+    with outbox.lock:
+        backlog: Backlog | None = outbox.backlogs.get(address)
+        if backlog is None or (backlog.replica is not replica and not backlog.bindings):
+            backlog = Backlog(outbox, address, replica)
+        if backlog.replica is not replica:
+            raise ValueError(
+                f"cache: a session with this outbox has {name} in another cache; give all "
+                "sessions on a conversation the same one"
+            )
+        if replica.backlog not in (None, backlog):
+            raise ValueError(
+                f"outbox: {name} has another outbox in this process; give all sessions on a "
+                "conversation the same one"
+            )
+        outbox.backlogs[address] = replica.backlog = backlog
+        return backlog
+
+
+def behind(replica: Replica) -> Backlog | Replica:
+    """What answers reads: the backlog while it has a part in it, or the copy alone."""
+    backlog = replica.backlog
+    return replica if backlog is None or not backlog.waits else backlog

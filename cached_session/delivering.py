@@ -1,0 +1,70 @@
+"""Putting the next batch of a backlog on the server, exactly once. In the conversation's turn."""
+
+from __future__ import annotations
+
+from cached_session.appending import Append
+from cached_session.core.outcomes import Applied
+from cached_session.errors import AppendOutcomeUnknown
+from cached_session.events import Reconciled
+from cached_session.journal import Journal
+from cached_session.operation import Operation
+
+
+async def deliver(journal: Journal, operation: Operation) -> None:
+    """Sends one batch, once, after what is in doubt was settled.
+
+    Raises:
+        Elsewhere: Another process sends this backlog.
+        Changed: Another process did.
+        AppendOutcomeUnknown: What became of the batch is still in doubt; or it
+            cannot be found out any more, and then nothing is undecided.
+        Exception: As from `Append.run`.
+    """
+    window = journal.replica.window
+    once = operation.without_retries()
+    if journal.local:
+        await _create(journal, once)
+    await settle(journal, once)
+    if window.history is None or window.unsettled.crowded:
+        await window.relist(once, 1)
+        await window.remove_late_copies(once)
+    if not journal.waiting:
+        return
+    batch = await journal.seal()
+    if batch:
+        # While an earlier send of anything may be alive, it may be one of these.
+        resent = window.unsettled.active
+        await Append(window, once, batch, journal.landed, resent=resent).run()
+
+
+async def _create(journal: Journal, operation: Operation) -> None:
+    outcome = await operation.run(lambda seconds: operation.remote.create(timeout=seconds))
+    if not isinstance(outcome, Applied):
+        raise outcome.error
+    await journal.created(outcome.value, operation)
+
+
+async def settle(journal: Journal, operation: Operation) -> None:
+    """Finds out how much of a batch in doubt has landed.
+
+    Raises:
+        AppendOutcomeUnknown: The server shows nothing that could tell.
+    """
+    window = journal.replica.window
+    if not journal.batch or not window.unsettled.undecided:
+        return
+    sent = len(journal.batch)
+    landed = await window.relist(operation, 1)
+    if landed is None:
+        window.forget()
+        raise AppendOutcomeUnknown(
+            f"append to {operation.conversation_id}: other writers removed what stood before a "
+            f"recorded batch of {sent} items; whether it is on the server could not be found out",
+            conversation_id=operation.conversation_id,
+            total=sent,
+        )
+    journal.landed(landed)
+    operation.meter.reconciliations += 1
+    operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
+    # Before the rest is sent: what is sealed next stands behind this.
+    await journal.record()

@@ -1,0 +1,89 @@
+"""Outboxes: where writes are recorded that return before the server has them.
+
+An outbox knows nothing of the server. It records items by conversation, says
+which of them may have been sent, and who sends them.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from cached_session.outbox.memory import MemoryOutbox
+from cached_session.outbox.records import (
+    LOCAL,
+    Address,
+    Claim,
+    Mailbox,
+    Row,
+    StoredItem,
+    StoredWindow,
+    Summary,
+)
+from cached_session.outbox.sqlite import SQLiteOutbox
+from cached_session.outbox.store import Store
+
+T = TypeVar("T")
+
+__all__ = [
+    "LOCAL",
+    "Address",
+    "Claim",
+    "Mailbox",
+    "MemoryOutbox",
+    "Outbox",
+    "Row",
+    "SQLiteOutbox",
+    "Store",
+    "StoredItem",
+    "StoredWindow",
+    "Summary",
+]
+
+
+class Outbox(Protocol):
+    """What the rest of the package needs of an outbox."""
+
+    @property
+    def max_items(self) -> int:
+        """How many items may wait in one backlog."""
+
+    @property
+    def max_bytes(self) -> int:
+        """How many bytes of JSON may wait in one backlog."""
+
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which an item counts as waiting too long, or None."""
+
+    @property
+    def max_wait(self) -> float:
+        """Seconds that a call waits for room at most."""
+
+    @property
+    def max_window_bytes(self) -> int:
+        """Bytes for the stored windows of all conversations together; 0: none is stored."""
+
+    @property
+    def users(self) -> weakref.WeakSet[object]:
+        """The open sessions that use the outbox."""
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Guards `backlogs`."""
+
+    @property
+    def backlogs(self) -> weakref.WeakValueDictionary[Address, Any]:
+        """The backlogs in use, one a conversation."""
+
+    async def transact(self, work: Callable[[Store], T]) -> T:
+        """Runs `work` in a transaction; when it returns, what the work did is recorded.
+
+        Raises:
+            OutboxError: Nothing of the work is recorded.
+        """
+
+    async def close(self) -> None:
+        """Finishes what waits and lets go of what is open; the next use opens it again."""

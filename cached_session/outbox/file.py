@@ -1,0 +1,205 @@
+"""Opening an outbox file, and saying plainly why it cannot be opened or written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+import time
+
+from cached_session.errors import OutboxError
+from cached_session.outbox import schema
+from cached_session.outbox.owners import Owner, connect, create
+from cached_session.outbox.store import Store
+
+_DAMAGED = (
+    "is damaged. Stop its writers, move it away together with its -wal and -shm files, and "
+    "start with a new one; the command `sqlite3 FILE .recover` reads what is left of it."
+)
+
+# By SQLite's primary result code: what is so, and what to do.
+_EXPLANATIONS = {
+    sqlite3.SQLITE_FULL: "has no room: the disk is full. Free some space and try again.",
+    sqlite3.SQLITE_READONLY: (
+        "cannot be written: the file or its directory is read-only for this user. "
+        "Change their permissions, or name another path."
+    ),
+    sqlite3.SQLITE_PERM: (
+        "cannot be used: this user has no permission. Change its permissions, or name another path."
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "cannot be opened: this user must be able to read and write the file, and to create "
+        "files in its directory. Change their permissions, or name another path."
+    ),
+    sqlite3.SQLITE_NOTADB: "is not an SQLite database; it was left as it is. Name another path.",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_IOERR: (
+        "could not be read or written. Check the disk, its quota and the limit on file sizes."
+    ),
+}
+
+
+class OpenFile:
+    """One open outbox: its file, the lock that says that its owner lives, its statements.
+
+    Belongs to the thread that makes it.
+
+    Args:
+        path: The file, absolute and without symbolic links, so that all who
+            open it agree on the names of the files beside it. Created if missing.
+        busy_timeout: How long to wait for another process's transaction, in seconds.
+        max_window_bytes: What all stored windows may take.
+
+    Raises:
+        OutboxError: It cannot be used; says why, and what to do.
+    """
+
+    def __init__(self, path: str, *, busy_timeout: float, max_window_bytes: int) -> None:
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._owner: Owner | None = None
+        _make(path)
+        try:
+            self.connection = connect(path, timeout=busy_timeout)
+        except sqlite3.Error as error:
+            raise self.explain(error) from error
+        try:
+            self._owner = owner = self._open()
+            self._identity = _identity(path)
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise self.explain(error) from error
+        except BaseException:
+            self.close()
+            raise
+        self.store = Store(
+            self.connection, owner.token, alive=owner.alive, max_window_bytes=max_window_bytes
+        )
+
+    def check(self) -> None:
+        """Looks whether what is recorded here will be found there, and by whom.
+
+        A file that was removed or replaced can still be written by those who
+        have it open, and is gone with them.
+
+        Raises:
+            OutboxError: The file, or the one that shows that its owner lives, is gone.
+        """
+        if _identity(self._path) != self._identity or not (self._owner and self._owner.exists()):
+            raise OutboxError(
+                f"The outbox {self._path}, or its file {os.path.basename(self._path)}-owner-..., "
+                "was removed or replaced while it was open; nothing was recorded. "
+                "Close the outbox; its next use opens what is there then."
+            )
+
+    def explain(self, error: BaseException) -> OutboxError:
+        """The error to tell callers of, with the path, what is so, and what to do."""
+        return _explain(self._path, error, self._busy_timeout)
+
+    def close(self) -> None:
+        """Closes the connection, and then lets go of the owner's file."""
+        self.connection.close()
+        if self._owner is not None:
+            self._owner.close()
+
+    def _open(self) -> Owner:
+        execute = self.connection.execute
+        execute("PRAGMA foreign_keys = ON")
+        # FULL: a commit is on the disk before the caller hears of it.
+        execute("PRAGMA synchronous = FULL")
+        execute("BEGIN IMMEDIATE")
+        schema.prepare(self.connection, self._path)
+        # Changes nothing. On a file that may not be written, BEGIN IMMEDIATE begins
+        # a transaction that only reads; it is a statement like this that fails.
+        execute("DELETE FROM totals WHERE window_size IS NULL")
+        owner = self._owner = Owner(self._path)
+        owner.sweep()
+        execute("COMMIT")
+        self._use_wal()
+        # What a long transaction made of the journal is given back.
+        execute("PRAGMA journal_size_limit = 16777216")
+        return owner
+
+    def _use_wal(self) -> None:
+        # Writers do not wait for readers, and a commit is one write to the disk.
+        # SQLite does not wait for the lock that this change takes, so we do.
+        end = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                (mode,) = self.connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+                continue
+            if mode != "wal":
+                raise OutboxError(
+                    f"The outbox {self._path} is on a file system that cannot share memory between "
+                    "processes, a network's for example. Name a path on a local disk."
+                )
+            return
+
+
+def _explain(path: str, error: BaseException, busy_timeout: float = 0) -> OutboxError:
+    if isinstance(error, OutboxError):
+        return OutboxError(str(error))
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_CANTOPEN
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        explanation = (
+            f"was locked for longer than {busy_timeout:g} s. "
+            "Look for a process that holds a transaction open on it."
+        )
+    else:
+        explanation = _EXPLANATIONS.get(code, f"could not be used ({name}).")
+    return OutboxError(f"The outbox {path} {explanation}")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _make(path: str) -> None:
+    """Creates the file, or takes the permissions of others away from it.
+
+    Never opens an existing file: closing it would end the locks that SQLite
+    holds on it for other outboxes of this process.
+    """
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        raise OutboxError(
+            f"The outbox {path} cannot be made: there is no directory {directory}. Make it first."
+        )
+    try:
+        create(path)
+    except FileExistsError:
+        _narrow(path)
+    except OSError as error:
+        raise _explain(path, error) from error
+
+
+def _narrow(path: str) -> None:
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        try:
+            mode = os.stat(name).st_mode
+            if name == path and not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise OutboxError(f"{path} is {what}. Name a file for the outbox.")
+            if stat.S_IMODE(mode) & 0o077:
+                os.chmod(name, stat.S_IMODE(mode) & 0o600)
+        except FileNotFoundError:
+            # The other files come and go with those who use them.
+            continue
+        except OSError as error:
+            raise OutboxError(
+                f"The outbox {path} can be read by others, and this user cannot change that "
+                f"({error.strerror}). Change the permissions of {name} to 0600."
+            ) from error

@@ -1,0 +1,100 @@
+"""An outbox in memory, which is lost with the process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from cached_session.errors import OutboxError
+from cached_session.outbox import schema
+from cached_session.outbox.shared import MIB, Shared
+from cached_session.outbox.store import Store
+from cached_session.outbox.writer import run_group
+
+T = TypeVar("T")
+
+
+class MemoryOutbox(Shared):
+    """An outbox for writes that may be lost with the process.
+
+    Safe to use from several threads and event loops. Keeps no windows.
+
+    Args:
+        max_items: How many items may wait in one backlog.
+        max_bytes: How many bytes of JSON may wait in one backlog.
+        max_age: Seconds after which an item counts as waiting too long; None: never.
+        max_wait: Seconds that a call waits for room at most.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_items: int = 100_000,
+        max_bytes: int = 256 * MIB,
+        max_age: float | None = None,
+        max_wait: float = 10.0,
+    ) -> None:
+        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes=0)
+        self._pid = os.getpid()
+        self._statements = threading.Lock()
+        self._connection = sqlite3.connect(
+            ":memory:", check_same_thread=False, isolation_level=None
+        )
+        weakref.finalize(self, self._connection.close)
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        schema.create(self._connection)
+        self._store = Store(
+            self._connection, secrets.token_hex(16), alive=_nobody, max_window_bytes=0
+        )
+
+    async def transact(self, work: Callable[[Store], T]) -> T:
+        """Runs `work` in a transaction, at once.
+
+        Args:
+            work: Called once. If it raises, what it did is undone, and the
+                caller gets its exception.
+
+        Raises:
+            OutboxError: There is no memory left, and nothing of the work is
+                recorded; or the process was forked after the outbox was made.
+        """
+        if os.getpid() != self._pid:
+            # Both processes would send what was recorded before the fork.
+            raise OutboxError(
+                "The outbox in memory was made before this process was forked. "
+                "Make a new MemoryOutbox in the child."
+            )
+        try:
+            with self._statements:
+                outcome = run_group(self._connection, self._store, _explain, [work]).pop()
+        except sqlite3.Error as error:
+            raise _explain(error) from error
+        try:
+            return cast(T, outcome.result())
+        finally:
+            # An error's traceback refers to this frame.
+            del outcome
+
+    async def close(self) -> None:
+        """Does nothing: there is no file to let go of, and what is recorded stays."""
+
+    def __repr__(self) -> str:
+        return "MemoryOutbox()"
+
+
+def _nobody(token: str) -> bool:
+    """No other owner than its own ever writes to it."""
+    return False
+
+
+def _explain(error: sqlite3.Error) -> OutboxError:
+    return OutboxError(f"The outbox in memory could not be used ({error.sqlite_errorname}).")

@@ -1,0 +1,123 @@
+"""What an outbox keeps, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class Address(NamedTuple):
+    """Which conversation a backlog is for, and whose it is.
+
+    Attributes:
+        base_url: The API's base URL.
+        organization: The organisation's id, or "".
+        project: The project's id, or "".
+        credentials: A digest of the API key and headers; "" for a client whose
+            key is not fixed. Never the key itself.
+        conversation: The conversation's id; before it could be created, a
+            local name that begins with `LOCAL`.
+    """
+
+    base_url: str
+    organization: str
+    project: str
+    credentials: str
+    conversation: str
+
+
+# What the name of a conversation begins with that the server has not created yet.
+LOCAL = "local-"
+
+
+class Claim(Enum):
+    """How somebody came to own a backlog.
+
+    Attributes:
+        KEPT: Nobody else has had it since they had, or nobody ever had.
+        TAKEN: Somebody else had it last. What was known of it may have changed.
+    """
+
+    KEPT = "kept"
+    TAKEN = "taken"
+
+
+class Row(NamedTuple):
+    """One accepted item.
+
+    Attributes:
+        seq: Its place in the order of acceptance; grows, never used again.
+        data: The item as UTF-8 JSON, as it will be sent.
+        sealed: Whether it belongs to a batch that may have been sent.
+        accepted_at: When it was accepted, seconds since the epoch.
+    """
+
+    seq: int
+    data: bytes
+    sealed: bool
+    accepted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """The backlog of one conversation, as recorded.
+
+    Attributes:
+        rows: Oldest first.
+        doubt: What was noted about requests that may still be applied, or None.
+        paused: Why the backlog is not sent, or None.
+    """
+
+    rows: tuple[Row, ...]
+    doubt: bytes | None
+    paused: str | None
+
+
+class StoredItem(NamedTuple):
+    """One item of a conversation's last known window: its id, and its JSON as listed."""
+
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWindow:
+    """The newest part of a conversation, as last known.
+
+    Attributes:
+        items: Oldest first.
+        complete: Whether they reach the conversation's beginning.
+        unverified: How many of the newest ones no listing has shown yet.
+    """
+
+    items: tuple[StoredItem, ...]
+    complete: bool
+    unverified: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One backlog, in short.
+
+    Attributes:
+        number: Its number in the file.
+        address: Whose it is.
+        items: How many items wait.
+        size: Bytes of their JSON.
+        sealed: How many of them belong to a batch that may have been sent.
+        oldest: When the oldest was accepted, seconds since the epoch, or None.
+        paused: Why it is not sent, or None.
+        owned: Whether a living process sends it at the moment.
+        window: Bytes that its stored window takes.
+    """
+
+    number: int
+    address: Address
+    items: int
+    size: int
+    sealed: int
+    oldest: float | None
+    paused: str | None
+    owned: bool
+    window: int

@@ -1,0 +1,73 @@
+"""What the outboxes have in common: their limits, and who uses them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from typing import Any
+
+from cached_session.outbox.records import Address
+
+MIB = 1024 * 1024
+
+
+class Shared:
+    """The limits of an outbox, checked, and what those who use it keep with it.
+
+    Attributes:
+        max_items: How many items may wait in one backlog.
+        max_bytes: How many bytes of JSON may wait in one backlog.
+        max_age: Seconds after which an item counts as waiting too long, or None.
+        max_wait: Seconds that a call waits for room at most.
+        max_window_bytes: Bytes for the stored windows of all conversations together.
+        users: The open sessions that use the outbox.
+        lock: Guards `backlogs`.
+        backlogs: The backlogs in use, one a conversation.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        max_items: int,
+        max_bytes: int,
+        max_age: float | None,
+        max_wait: float,
+        max_window_bytes: int,
+    ) -> None:
+        _check_count("max_items", max_items, 1)
+        _check_count("max_bytes", max_bytes, 1)
+        if max_age is not None:
+            _check_seconds("max_age", max_age, " or None")
+            if max_age == 0:
+                raise ValueError("max_age must be above 0, or None")
+        _check_seconds("max_wait", max_wait, "")
+        _check_count("max_window_bytes", max_window_bytes, 0)
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self.max_age = max_age
+        self.max_wait = max_wait
+        self.max_window_bytes = max_window_bytes
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.lock = threading.Lock()
+        self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    """Refuses what is no int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}")
+
+
+def _check_seconds(name: str, value: object, alternative: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a number of seconds{alternative}, not {type(value).__name__}"
+        )
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of seconds, and not negative")

@@ -1,0 +1,57 @@
+"""The SQL of `Store`, except that of the stored windows."""
+
+from __future__ import annotations
+
+ACCOUNT = "base_url = ? AND organization = ? AND project = ? AND credentials = ?"
+FIND = f"SELECT number FROM conversations WHERE {ACCOUNT} AND conversation = ?"
+FIND_LOCAL = f"SELECT number, conversation FROM conversations WHERE {ACCOUNT} AND local = ?"
+ENTER = """
+INSERT INTO conversations (base_url, organization, project, credentials, conversation)
+VALUES (?, ?, ?, ?, ?)
+"""
+ADDRESS = """
+SELECT base_url, organization, project, credentials, conversation
+FROM conversations WHERE number = ?
+"""
+STATE = "SELECT doubt, paused FROM conversations WHERE number = ?"
+OWNER = "SELECT owner, released FROM conversations WHERE number = ?"
+SET_OWNER = "UPDATE conversations SET owner = ?, released = 0 WHERE number = ?"
+RELEASE = "UPDATE conversations SET released = 1 WHERE number = ?"
+SET_DOUBT = "UPDATE conversations SET doubt = ? WHERE number = ?"
+SET_PAUSED = "UPDATE conversations SET paused = ? WHERE number = ?"
+RENAME = "UPDATE conversations SET conversation = ?, local = ? WHERE number = ?"
+MOVE_ITEMS = "UPDATE items SET conversation = ? WHERE conversation = ?"
+MOVE_STATE = """
+UPDATE conversations SET
+    owner = COALESCE(owner, (SELECT owner FROM conversations WHERE number = :old)),
+    released = released AND (SELECT released FROM conversations WHERE number = :old),
+    doubt = COALESCE(doubt, (SELECT doubt FROM conversations WHERE number = :old)),
+    paused = COALESCE(paused, (SELECT paused FROM conversations WHERE number = :old))
+WHERE number = :new
+"""
+DELETE = "DELETE FROM conversations WHERE number = ?"
+# A local name stays as long as the file: whoever still has it must find the conversation.
+DELETE_IF_EMPTY = """
+DELETE FROM conversations
+WHERE number = ? AND doubt IS NULL AND paused IS NULL AND local IS NULL
+    AND window_written IS NULL AND NOT EXISTS (SELECT 1 FROM items WHERE conversation = number)
+"""
+ACCEPT = "INSERT INTO items (conversation, accepted_at, data) VALUES (?, ?, ?)"
+ROWS = "SELECT seq, data, sealed, accepted_at FROM items"
+ROWS_AFTER = f"{ROWS} WHERE conversation = ? AND seq > ? ORDER BY seq"
+ROWS_SEALED = f"{ROWS} WHERE conversation = ? AND sealed = 1 ORDER BY seq"
+ROW_NEWEST = f"{ROWS} WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
+SEAL = "UPDATE items SET sealed = 1 WHERE conversation = ? AND seq <= ? AND sealed = 0"
+LANDED = "DELETE FROM items WHERE conversation = ? AND seq <= ? AND sealed = 1"
+WITHDRAW = "DELETE FROM items WHERE seq = ?"
+DROP = "DELETE FROM items WHERE conversation = ? AND sealed = 0"
+DROP_ALL = "DELETE FROM items WHERE conversation = ?"
+SUMMARIES = """
+SELECT number, base_url, organization, project, credentials, conversations.conversation,
+    COUNT(seq), COALESCE(SUM(LENGTH(data)), 0), COALESCE(SUM(sealed), 0), MIN(accepted_at),
+    paused, CASE WHEN released THEN NULL ELSE owner END, window_size
+FROM conversations LEFT JOIN items ON items.conversation = number
+GROUP BY number
+HAVING COUNT(seq) > 0 OR paused IS NOT NULL OR window_written IS NOT NULL
+ORDER BY number
+"""

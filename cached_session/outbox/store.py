@@ -1,0 +1,264 @@
+"""What is done to an outbox, as SQL statements inside somebody else's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+
+from cached_session.outbox import statements as sql
+from cached_session.outbox.records import (
+    LOCAL,
+    Address,
+    Claim,
+    Mailbox,
+    Row,
+    StoredItem,
+    StoredWindow,
+    Summary,
+)
+from cached_session.outbox.windows import Windows
+
+
+def _row(values: tuple[int, bytes, int, float]) -> Row:
+    seq, data, sealed, accepted_at = values
+    return Row(seq, data, bool(sealed), accepted_at)
+
+
+def _rows(found: Iterable[tuple[int, bytes, int, float]]) -> tuple[Row, ...]:
+    return tuple(map(_row, found))
+
+
+class Store:
+    """The statements on one open connection.
+
+    Every method is called inside a transaction that the caller began and
+    commits. A conversation's record is looked up anew each time, as another
+    process may have made, renamed or removed it. A local name that the server
+    has meanwhile made a conversation of leads to that conversation's record.
+
+    Args:
+        connection: An open connection to an outbox.
+        token: Who this store acts for, as an owner of backlogs.
+        alive: Whether the owner of a token that is not this one lives.
+        max_window_bytes: What all stored windows may take; 0: none is kept.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        token: str,
+        *,
+        alive: Callable[[str], bool],
+        max_window_bytes: int,
+    ) -> None:
+        self._connection = connection
+        self._token = token
+        self._alive = alive
+        self._windows = Windows(connection, max_window_bytes)
+
+    def claim(self, address: Address) -> Claim | None:
+        """Makes this store the owner of a backlog that no living one holds on to.
+
+        Returns:
+            How the backlog came to be this store's; None: a living one has it.
+        """
+        number = self._enter(address)
+        owner, released = self._connection.execute(sql.OWNER, (number,)).fetchone()
+        if owner != self._token and not released and self._lives(owner):
+            return None
+        if owner == self._token and not released:
+            return Claim.KEPT
+        self._connection.execute(sql.SET_OWNER, (self._token, number))
+        # Whoever released it stays on record, so that the next one knows
+        # whether anybody else has worked on it meanwhile.
+        return Claim.KEPT if owner in (None, self._token) else Claim.TAKEN
+
+    def release(self, address: Address) -> None:
+        """Gives a backlog up, if it is this store's. A record with nothing in it goes."""
+        number = self._find(address)
+        if number is None:
+            return
+        owner, _ = self._connection.execute(sql.OWNER, (number,)).fetchone()
+        if owner == self._token:
+            self._connection.execute(sql.RELEASE, (number,))
+            self._connection.execute(sql.DELETE_IF_EMPTY, (number,))
+
+    def accept(self, address: Address, items: Sequence[bytes], now: float) -> tuple[int, ...]:
+        """Records items behind those that wait.
+
+        Args:
+            address: Which conversation they are for.
+            items: Each as UTF-8 JSON.
+            now: Seconds since the epoch.
+
+        Returns:
+            Their places in the order of acceptance.
+        """
+        number = self._enter(address)
+        return tuple(self._insert(sql.ACCEPT, (number, now, item)) for item in items)
+
+    def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
+        """A conversation's backlog, of its items those that were accepted after `after`."""
+        number = self._find(address)
+        if number is None:
+            return Mailbox((), None, None)
+        doubt, paused = self._connection.execute(sql.STATE, (number,)).fetchone()
+        rows = self._connection.execute(sql.ROWS_AFTER, (number, after))
+        return Mailbox(_rows(rows), doubt, paused)
+
+    def seal(self, address: Address, through: int, doubt: bytes | None) -> tuple[Row, ...]:
+        """Notes that the items up to `through` may be sent from now on, and the doubt.
+
+        Returns:
+            All sealed items, oldest first.
+        """
+        number = self._find(address)
+        if number is None:
+            self.set_doubt(address, doubt)
+            return ()
+        self._connection.execute(sql.SEAL, (number, through))
+        self._connection.execute(sql.SET_DOUBT, (doubt, number))
+        return _rows(self._connection.execute(sql.ROWS_SEALED, (number,)))
+
+    def landed(self, address: Address, through: int) -> None:
+        """Removes the sealed items up to `through`, which the server has."""
+        number = self._find(address)
+        if number is not None:
+            self._connection.execute(sql.LANDED, (number, through))
+
+    def set_doubt(self, address: Address, doubt: bytes | None) -> None:
+        """Notes what may still be applied; None: nothing."""
+        number = self._find(address) if doubt is None else self._enter(address)
+        if number is not None:
+            self._connection.execute(sql.SET_DOUBT, (doubt, number))
+
+    def withdraw(self, address: Address) -> Row | None:
+        """Removes and returns the newest item; None if there is none or it is sealed."""
+        number = self._find(address)
+        if number is None:
+            return None
+        newest = self._connection.execute(sql.ROW_NEWEST, (number,)).fetchone()
+        if newest is None or _row(newest).sealed:
+            return None
+        row = _row(newest)
+        self._connection.execute(sql.WITHDRAW, (row.seq,))
+        return row
+
+    def drop(self, address: Address, *, sealed: bool) -> int:
+        """Removes the items that were never sent; with `sealed` all items, and the doubt.
+
+        Returns:
+            How many items were removed.
+        """
+        number = self._find(address)
+        if number is None:
+            return 0
+        if not sealed:
+            return self._connection.execute(sql.DROP, (number,)).rowcount
+        self._connection.execute(sql.SET_DOUBT, (None, number))
+        return self._connection.execute(sql.DROP_ALL, (number,)).rowcount
+
+    def pause(self, address: Address, reason: str) -> None:
+        """Notes why a backlog is not sent."""
+        self._connection.execute(sql.SET_PAUSED, (reason, self._enter(address)))
+
+    def resume(self, address: Address) -> None:
+        """Notes that a backlog may be sent again."""
+        number = self._find(address)
+        if number is not None:
+            self._connection.execute(sql.SET_PAUSED, (None, number))
+
+    def created(self, address: Address, conversation: str) -> Address:
+        """Makes the record of a local name that of the conversation the server made.
+
+        Returns:
+            Where the backlog is from now on. If the local name was made a
+            conversation of before, that one's address.
+
+        Raises:
+            ValueError: `address` is not that of a local name.
+        """
+        if not address.conversation.startswith(LOCAL):
+            raise ValueError("address: its conversation exists on the server already")
+        known = self.known_as(address)
+        if known is not None:
+            return address._replace(conversation=known)
+        number = self._enter(address)
+        new = address._replace(conversation=conversation)
+        other = self._find(new)
+        if other is not None:
+            # Somebody knew of the conversation before this was recorded.
+            self._connection.execute(sql.MOVE_ITEMS, (other, number))
+            self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
+            self._connection.execute(sql.DELETE, (number,))
+            number = other
+        self._connection.execute(sql.RENAME, (conversation, address.conversation, number))
+        return new
+
+    def known_as(self, address: Address) -> str | None:
+        """The id of the conversation that was made for a local name, or None."""
+        found = self._find_local(address)
+        return None if found is None else found[1]
+
+    def append_window(self, address: Address, items: Sequence[StoredItem], unverified: int) -> None:
+        """Adds newer items behind the stored window; `unverified` counts all of it."""
+        self._windows.append(self._enter(address), items, unverified)
+
+    def replace_window(self, address: Address, window: StoredWindow | None) -> None:
+        """Stores a window, or forgets the one that is stored."""
+        if window is not None:
+            self._windows.replace(self._enter(address), window)
+        elif (number := self._find(address)) is not None:
+            self._windows.drop(number)
+
+    def window(self, address: Address) -> StoredWindow | None:
+        """The stored window, or None."""
+        number = self._find(address)
+        return None if number is None else self._windows.read(number)
+
+    def summaries(self) -> list[Summary]:
+        """All records that hold items or a window, or are paused, in the order of their making."""
+        found = self._connection.execute(sql.SUMMARIES).fetchall()
+        lives = {owner: self._lives(owner) for owner in {row[11] for row in found}}
+        return [
+            Summary(
+                number=row[0],
+                address=Address(*row[1:6]),
+                items=row[6],
+                size=row[7],
+                sealed=row[8],
+                oldest=row[9],
+                paused=row[10],
+                owned=lives[row[11]],
+                window=row[12],
+            )
+            for row in found
+        ]
+
+    def address(self, number: int) -> Address | None:
+        """The address that a summary's number stands for, or None."""
+        found = self._connection.execute(sql.ADDRESS, (number,)).fetchone()
+        return None if found is None else Address(*found)
+
+    def _lives(self, owner: str | None) -> bool:
+        return owner is not None and (owner == self._token or self._alive(owner))
+
+    def _find(self, address: Address) -> int | None:
+        found = self._connection.execute(sql.FIND, address).fetchone()
+        found = found or self._find_local(address)
+        return None if found is None else int(found[0])
+
+    def _find_local(self, address: Address) -> tuple[int, str] | None:
+        if not address.conversation.startswith(LOCAL):
+            return None
+        found: tuple[int, str] | None = self._connection.execute(sql.FIND_LOCAL, address).fetchone()
+        return found
+
+    def _enter(self, address: Address) -> int:
+        number = self._find(address)
+        return self._insert(sql.ENTER, address) if number is None else number
+
+    def _insert(self, statement: str, values: Sequence[object]) -> int:
+        number = self._connection.execute(statement, tuple(values)).lastrowid
+        assert number is not None  # an INSERT that succeeds has one
+        return number

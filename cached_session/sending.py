@@ -1,0 +1,181 @@
+"""The sender of a backlog: a task that sends batch after batch, through anything."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import os
+import threading
+from collections.abc import Callable
+
+from openai import APIStatusError
+
+from cached_session.classify import classify
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.delivering import deliver
+from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, TurnLost
+from cached_session.events import BacklogChanged, Sending
+from cached_session.journal import Changed, Elsewhere, Journal
+from cached_session.operation import Operation
+from cached_session.retrying import Retrier
+from cached_session.turns import LOOK_AFTER
+
+
+class Sender:
+    """Sends what a journal holds, on the loop on which it was last needed.
+
+    Attributes:
+        state: What it is doing.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._context: Callable[[], Operation] | None = None
+        self._lock = threading.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._process = os.getpid()
+        self.state = Sending.IDLE
+
+    def start(self, context: Callable[[], Operation] | None = None) -> None:
+        """Sees to it that what waits is being sent, on the running loop if on no other.
+
+        Args:
+            context: Makes the operations from now on; None: the one given last.
+        """
+        if context is not None:
+            self._context = context
+        with self._lock:
+            journal = self._journal
+            if not journal.waiting or journal.paused is not None or self._context is None:
+                return
+            if self._task is not None and not self._lost(self._task):
+                return
+            self._process = os.getpid()
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+            )
+        self._change(Sending.SENDING)
+
+    def _lost(self, task: asyncio.Task[None]) -> bool:
+        """Whether nobody works on it any more: its loop has ended or stands still."""
+        return task.done() or not task.get_loop().is_running() or self._process != os.getpid()
+
+    def halt(self) -> None:
+        """Begins no request any more. What is left stays recorded."""
+        with self._lock:
+            task, self._task = self._task, None
+        if task is not None and not self._lost(task):
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+    async def stop(self, operation: Operation) -> None:
+        """Halts; a request in flight settles first, and what it did is recorded."""
+        self.halt()
+        async with self._journal.replica.turn(operation):
+            await self._journal.record(release=True)
+
+    async def _run(self, operation: Operation) -> None:
+        journal, me = self._journal, asyncio.current_task()
+        # Without end: what was accepted is sent, however long the server is away.
+        endless = dataclasses.replace(operation.policy, max_attempts=1 << 62)
+        retrier = Retrier(endless, operation.meter)
+        while self._task is me:
+            try:
+                if journal.waiting and journal.paused is None:
+                    outcome = await retrier.run(
+                        self._attempt,
+                        deadline=math.inf,
+                        conversation_id=journal.replica.conversation_id,
+                    )
+                    if not isinstance(outcome, Applied):
+                        await self._pause(outcome.error)
+                    continue
+                async with journal.replica.turn(self._operation()):
+                    await journal.record(release=True)
+            except DeadlineExceeded:
+                continue  # the turn did not come; whoever has it is being waited for
+            except TurnLost:
+                return  # somebody else went on in its place
+            except Elsewhere:
+                await self._watch()
+            except Changed:
+                await journal.reload(self._operation())
+            except OutboxError as error:
+                # What cannot be sealed is not sent. The next use tries again.
+                self._end(me, Sending.FAILED, error)
+                return
+            if self._nothing_left(me):
+                return
+
+    def _operation(self) -> Operation:
+        assert self._context is not None  # `start` has seen to it
+        return self._context()
+
+    def _nothing_left(self, me: asyncio.Task[None] | None) -> bool:
+        # With the lock, so that whoever accepts an item now finds no sender
+        # that has just decided to end.
+        journal = self._journal
+        if journal.waiting and journal.paused is None:
+            return False
+        self._end(me, Sending.IDLE if journal.paused is None else Sending.PAUSED)
+        return True
+
+    def _end(
+        self, me: asyncio.Task[None] | None, state: Sending, error: Exception | None = None
+    ) -> None:
+        with self._lock:
+            if self._task is not me:
+                return
+            self._task = None
+        self._change(state, error)
+        self._journal.changed.fire()
+
+    async def _attempt(self, _: float) -> Outcome[None]:
+        journal, operation = self._journal, self._operation()
+        outcome: Outcome[None]
+        try:
+            await journal.replica.deliver(operation, lambda: deliver(journal, operation))
+        except (TurnLost, Elsewhere, Changed, OutboxError):
+            raise
+        except AppendOutcomeUnknown as error:
+            # With the anchor gone, no listing will ever tell: that is for a human.
+            undecided = journal.replica.window.unsettled.undecided
+            outcome = Unknown(error, retryable=undecided)
+        except DeadlineExceeded as error:
+            outcome = Refused(error, retryable=True)
+        except Exception as error:
+            outcome = classify(error)
+        else:
+            outcome = Applied(None)
+        if isinstance(outcome, Applied):
+            self._change(Sending.SENDING)
+        elif outcome.retryable:
+            self._change(Sending.OFFLINE, outcome.error)
+        return outcome
+
+    async def _watch(self) -> None:
+        """Waits for the process that sends this backlog to be done with it, or to end."""
+        self._change(Sending.ELSEWHERE)
+        # Nothing tells what another process does with a file.
+        while not await self._journal.done_elsewhere():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(LOOK_AFTER / 4)
+        await self._journal.reload(self._operation())
+
+    async def _pause(self, error: Exception) -> None:
+        reason = type(error).__name__
+        if isinstance(error, APIStatusError):
+            # Without its message, which may quote an item.
+            details = {"status": error.status_code, "code": error.code, "param": error.param}
+            reason += "".join(f", {name} {value}" for name, value in details.items() if value)
+        await self._journal.pause(reason, error)
+        self._change(Sending.PAUSED, error)
+
+    def _change(self, state: Sending, error: Exception | None = None) -> None:
+        if state is not self.state:
+            self.state = state
+            journal, went_wrong = self._journal, None if error is None else type(error).__name__
+            self._operation().meter.tell(
+                BacklogChanged(
+                    journal.replica.conversation_id, state, len(journal.waiting), went_wrong
+                )
+            )
