@@ -50,7 +50,9 @@ class Backlog:
     @property
     def waits(self) -> bool:
         """Whether it has a part in what a read shows."""
-        return bool(self.journal.waiting) or self.journal.local
+        # A doubt may have become another process's to look after.
+        doubt = self.replica.window.unsettled.active
+        return bool(self.journal.waiting) or self.journal.local or doubt
 
     async def append(
         self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
@@ -134,22 +136,36 @@ class Backlog:
         journal, window = self.journal, self.replica.window
         while True:
             async with self.replica.turn(operation):
-                await settle(journal, operation)
-                missing = None if limit is None else max(1, limit - len(journal.waiting))
-                history = await window.fresh(operation, missing, listing, since)
-                if await journal.alone(operation):
-                    with journal.lock:
-                        journal.waiting.show_behind(history)
-                        shown = journal.waiting.view(limit) if journal.waiting else None
-                    await journal.keep_window()
-                    if shown is not None:
-                        return shown
-                    # Nothing waits any more: what there is, is on the server.
-                    history = await window.fresh(operation, limit, listing, since)
-                    return copies(history.tail(limit))
+                alone, waited = await journal.alone(operation), bool(journal.waiting)
+                if alone:
+                    await settle(journal, operation)
+                    missing = None if limit is None else max(1, limit - len(journal.waiting))
+                    try:
+                        history = await window.fresh(operation, missing, listing, since)
+                        with journal.lock:
+                            journal.waiting.show_behind(history if waited else None)
+                            shown = journal.waiting.view(limit) if journal.waiting else None
+                        await journal.keep_window()
+                        if not journal.waiting:
+                            # Nothing waits any more: what there is, is on the server.
+                            history = await window.fresh(operation, limit, listing, since)
+                            return copies(history.tail(limit))
+                        if waited and shown is not None:
+                            return shown
+                        # What was accepted meanwhile may stand behind another
+                        # process's items, of which some were listed. And what
+                        # was withdrawn meanwhile leaves room for older ones.
+                        continue
+                    finally:
+                        await self._let_go()
             # Another process is sending: what is on the server and what waits
             # cannot be told apart at this moment.
             await self.drained(operation)
+
+    async def _let_go(self) -> None:
+        """Lets others send, where nothing waits here that would be sent. In the turn."""
+        if not self.journal.waiting:
+            await self.journal.record(release=True)
 
     async def refresh(self, operation: Operation) -> None:
         """Forgets what the server has; see `Replica.refresh`."""
@@ -173,7 +189,8 @@ class Backlog:
                 # What has landed must be recorded before any of it is removed:
                 # a process that takes over in between would send it again.
                 async with self.replica.turn(operation):
-                    await self.journal.record()
+                    await self.journal.alone(operation)
+                    await self._let_go()
                 return await self.replica.pop(operation, listing=listing, since=since)
             self._raise_if_paused()
             await self._until(
@@ -231,7 +248,11 @@ class Backlog:
         await self.drained(operation)
         self._raise_if_paused()
         async with self.replica.turn(operation):
-            await self.journal.record()
+            try:
+                if await self.journal.alone(operation):
+                    await self.replica.look(operation)
+            finally:
+                await self._let_go()
 
     async def drained(self, operation: Operation) -> None:
         """Waits until nothing waits any more, or the backlog is paused."""
@@ -289,6 +310,17 @@ def _heard(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
+def address_of(owner: Account, conversation: str) -> Address:
+    """Under which name an outbox has a conversation of an account."""
+    return Address(
+        owner.base_url,
+        owner.organization or "",
+        owner.project or "",
+        owner.credentials if owner.fixed else "",
+        conversation,
+    )
+
+
 def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
     """The one backlog of a conversation; made if there is none.
 
@@ -297,13 +329,7 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
             this outbox has the conversation in another cache.
     """
     name = replica.conversation_id
-    address = Address(
-        owner.base_url,
-        owner.organization or "",
-        owner.project or "",
-        owner.credentials if owner.fixed else "",
-        name,
-    )
+    address = address_of(owner, name)
     with outbox.lock:
         backlog: Backlog | None = outbox.backlogs.get(address)
         if backlog is None or (backlog.replica is not replica and not backlog.bindings):
@@ -319,6 +345,7 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
                 "conversation the same one"
             )
         outbox.backlogs[address] = replica.backlog = backlog
+        replica.window.recording = backlog.journal.record
         return backlog
 
 

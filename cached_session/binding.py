@@ -185,7 +185,9 @@ class Binding:
             if self.conversation_id is None or not self._creating.idle:
                 # Whoever comes while others wait for it waits behind them.
                 await self._ensure(deadline)
-            conversation_id = cast(str, self.conversation_id)
+            conversation_id = self.conversation_id
+            if conversation_id is None:
+                continue  # cleared meanwhile
             previous, replica = self.replica, self.bind(conversation_id)
             operation = self._operation(
                 conversation_id, deadline, functools.partial(self._left, conversation_id)
@@ -193,6 +195,8 @@ class Binding:
             try:
                 if self.outbox is not None and replica.backlog is not None:
                     await replica.backlog.journal.open(operation)
+                    # What another process left is its to send from now on.
+                    replica.backlog.sender.start(functools.partial(self.sending, replica))
                 if previous is not None and previous is not replica:
                     # The client's key was changed: another copy. What is in
                     # flight on the old one comes first.
@@ -230,7 +234,8 @@ class Binding:
         async def settle(operation: Operation, replica: Replica) -> None:
             if replica.backlog is not None:
                 await replica.backlog.flush(operation, functools.partial(self.sending, replica))
-            await replica.settle(operation)
+            else:
+                await replica.settle(operation)
 
         await self.perform(settle, create=False, seconds=seconds)
 
@@ -240,8 +245,8 @@ class Binding:
     async def _ensure(self, deadline: float) -> None:
         """Makes the conversation, once, whoever calls first."""
         turn = await self._creating.enter(deadline, NEW)
-        if self.conversation_id is not None:
-            turn.end()
+        if self.conversation_id is not None or not turn.current:
+            turn.end_for_all()
             return
         # In a task of its own: a caller who is cancelled must not leave
         # behind a conversation that the next caller does not know.
@@ -253,8 +258,10 @@ class Binding:
             task.add_done_callback(lambda task: self._abandoned(task, turn))
             raise
         self._creations.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            turn.end()
         # From here on without waiting: whoever came first goes first.
-        turn.end()
+        turn.end_for_all()
         task.result()
 
     def _abandoned(self, task: asyncio.Task[None], turn: Turn) -> None:
@@ -342,4 +349,4 @@ class Binding:
             await backlog.sender.stop(self.sending(backlog.replica))
         else:
             backlog.sender.halt()
-        backlog.replica.backlog = None
+        backlog.replica.backlog = backlog.replica.window.recording = None

@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx2
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, OpenAIError
+from openai import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    OpenAIError,
+)
 
 from cached_session.core.outcomes import Refused, Unknown
 
@@ -68,6 +75,12 @@ def classify(error: Exception) -> Refused | Unknown:
         if type(error.__cause__).__name__ in _NEVER_SENT:
             return Refused(error, retryable=True)
         return Unknown(error, retryable=True)
+    if isinstance(error, APIResponseValidationError):
+        # An answer that cannot be read. To a request that a redirect made
+        # another one, the next answer would be no better.
+        answer = error.response
+        asked = answer.history[0].request if answer.history else answer.request
+        return Unknown(error, retryable=asked.method == answer.request.method)
     if isinstance(error, OpenAIError) and not isinstance(error, APIError):
         # The client itself gave up before sending: no credentials, say.
         return Refused(error, retryable=False)

@@ -18,14 +18,14 @@ class Command:
     Attributes:
         summary: What it does, in one line.
         module: Where its `main(arguments)` is, which returns an exit status.
-        extra: The extra of this package that brings what it needs.
+        extra: The extra of this package that brings what it needs; "": it needs none.
         needs: The packages that come with that extra.
     """
 
     summary: str
     module: str
-    extra: str
-    needs: tuple[str, ...]
+    extra: str = ""
+    needs: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -40,6 +40,10 @@ COMMANDS = {
         "cached_session.emulator.__main__",
         "emulator",
         ("starlette", "uvicorn"),
+    ),
+    "outbox": Command(
+        "what waits in an outbox's file: list, show, retry, discard, export",
+        "cached_session.outbox_command.command",
     ),
     "bench": Command(
         "time, requests, CPU and memory, side by side with other sessions",

@@ -6,7 +6,7 @@ from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
 from cached_session.errors import AppendOutcomeUnknown
 from cached_session.events import Reconciled
-from cached_session.journal import Journal
+from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
 
 
@@ -24,6 +24,10 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     once = operation.without_retries()
     if journal.local:
         await _create(journal, once)
+    open_questions = journal.batch or window.history is None or window.unsettled.active
+    # Those are for the one who sends, and nobody else.
+    if open_questions and not await journal.alone(once):
+        raise Elsewhere
     await settle(journal, once)
     if window.history is None or window.unsettled.crowded:
         await window.relist(once, 1)

@@ -23,6 +23,7 @@ from cached_session.outbox.records import LOCAL, Address, Claim, Mailbox, Row, S
 from cached_session.outbox.store import Store
 from cached_session.replica import Replica
 from cached_session.signals import Signal
+from cached_session.turns import Turns
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ class Journal:
         self.refusal: Exception | None = None
         self._kept = KeptWindow(wanted=outbox.max_window_bytes > 0)
         self._opened = False
+        self._opening = Turns()
 
     @property
     def local(self) -> bool:
@@ -75,11 +77,19 @@ class Journal:
 
     async def open(self, operation: Operation) -> None:
         """Reads what the outbox holds, once."""
-        if not self._opened:
-            async with self.replica.turn(operation):
-                if not self._opened:
+        if self._opened and self._opening.idle:
+            return
+        # Whoever comes while others wait for it waits behind them.
+        turn = await self._opening.enter(operation.deadline, operation.conversation_id)
+        try:
+            if not self._opened and turn.current:
+                async with self.replica.turn(operation):
                     await self._load(operation)
                     self._opened = True
+        except BaseException:
+            turn.end()
+            raise
+        turn.end_for_all()
 
     async def reload(self, operation: Operation) -> None:
         """Reads it anew: somebody else has changed it."""
@@ -92,31 +102,35 @@ class Journal:
 
         def work(
             store: Store, address: Address
-        ) -> tuple[Address, bool, Mailbox, StoredWindow | None]:
+        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, int]:
             real = store.known_as(address)
             if real is not None:
                 address = address._replace(conversation=real)
             mailbox = store.mailbox(address)
-            mine = not mailbox.rows or store.claim(address) is not None
-            return address, mine, mailbox, store.window(address)
+            nothing = not mailbox.rows and mailbox.doubt is None
+            mine = nothing or store.claim(address) is not None
+            return address, mine, mailbox, store.window(address), store.last()
 
-        self.address, mine, mailbox, stored = await self._transact(work)
+        self.address, mine, mailbox, stored, last = await self._transact(work)
         if self.address.conversation != self.replica.conversation_id:
             self._rename(operation)
         if window.history is None and stored is not None:
             window.history = self._kept.read(stored)
         sealed = [row for row in mailbox.rows if row.sealed]
-        if mine and mailbox.doubt is not None:
-            # What was in doubt here, if anything, the one who sent since has settled.
+        if self._opened or (mine and mailbox.doubt is not None):
+            # What was in doubt here, if anything, the one who sent since looks after.
             window.unsettled = Unsettled()
+        if mine:
             window.unsettled.restore(
                 mailbox.doubt,
                 tuple(row.data for row in sealed),
                 expires=operation.now() + operation.policy.deadline,
             )
         with self.lock:
+            # Accepted since that answer was given, and told of already.
+            newer = [item[:3] for item in self.waiting.items if item.seq > last]
             self.waiting.reset()
-            self.waiting.take_in(_plain(mailbox.rows))
+            self.waiting.take_in([*_plain(mailbox.rows), *newer])
             self.batch = [row.seq for row in sealed]
             self.waiting.sealed_are(self.batch, max(self.batch, default=0))
             self.waiting.show_behind(window.history)
@@ -134,16 +148,25 @@ class Journal:
         """Records items behind those that wait."""
         waiting, window = self.waiting, self.replica.window
 
-        def work(store: Store, address: Address) -> tuple[Row, ...]:
-            seen = waiting.seen
-            store.accept(address, items, time.time())
-            return store.mailbox(address, after=seen).rows
+        def work(store: Store, address: Address) -> tuple[int, float, tuple[int, ...]]:
+            now = time.time()
+            return store.newest(address), now, store.accept(address, items, now)
 
-        rows = await self._transact(work)
+        before, now, seqs = await self._transact(work)
+        rows = [(seq, data, now) for seq, data in zip(seqs, items, strict=True)]
+        others = before > waiting.seen
+        if others:
+            # Another process, or a task of another loop, has recorded some before these.
+            seen = waiting.seen
+            found = await self._transact(lambda store, address: store.mailbox(address, after=seen))
+            # These ones, too, where another process has them on the server by now.
+            rows = sorted({row[0]: row for row in (*_plain(found.rows), *rows)}.values())
         with self.lock:
             empty = not waiting
-            waiting.take_in(_plain(rows))
-            if empty and self.replica.turns.idle and not window.unsettled.active:
+            waiting.take_in(rows)
+            # Of another process's items some may be on the server, and listed, already.
+            shown = not others and self.replica.turns.idle and not window.unsettled.active
+            if empty and shown:
                 waiting.show_behind(window.history)
 
     async def withdraw(self) -> dict[str, Any] | None:
@@ -164,6 +187,7 @@ class Journal:
         """Removes what was not sent; with `sealed` all, and what it was paused for."""
 
         def work(store: Store, address: Address) -> list[int]:
+            store.landed(address, self.waiting.landed)
             rows = store.mailbox(address).rows
             if sealed:
                 store.resume(address)
@@ -186,7 +210,11 @@ class Journal:
         self.address = await self._transact(
             lambda store, address: store.created(address, conversation_id)
         )
-        self.replica.window.begin_empty(operation.now())
+        if self.address.conversation == conversation_id:
+            self.replica.window.begin_empty(operation.now())
+        else:
+            # Another process that has the local name had made one before.
+            self.replica.window.forget()
         self._rename(operation)
         self.changed.fire()
 
@@ -252,49 +280,70 @@ class Journal:
         if unsettled.active or (self.batch and history is not None):
             doubt = unsettled.dump(items, complete=complete)
 
-        def work(store: Store, address: Address) -> tuple[Row, ...]:
+        def work(store: Store, address: Address) -> tuple[bool, tuple[Row, ...]]:
             seen = waiting.seen
             store.landed(address, waiting.landed)
-            keep(store, address)
-            if doubt is not None or not self.batch:
-                store.set_doubt(address, doubt)
+            # What another process has noted since is newer than what is known here.
+            mine = store.owns(address)
+            if mine:
+                keep(store, address)
+                if doubt is not None or not self.batch:
+                    store.set_doubt(address, doubt)
             newer = store.mailbox(address, after=seen).rows
             if release:
                 store.release(address)
-            return newer
+            return mine, newer
 
-        newer = await self._transact(work)
-        kept()
+        mine, newer = await self._transact(work)
+        if mine:
+            kept()
         with self.lock:
             waiting.take_in(_plain(newer))
 
     async def keep_window(self) -> None:
         """Keeps the window for the next process, if it has changed."""
         history = self.replica.window.history
-        if self._kept.behind(history):
-            keep, kept = self._kept.writing(history)
-            await self._transact(keep)
+        if not self._kept.behind(history):
+            return
+        keep, kept = self._kept.writing(history)
+
+        def work(store: Store, address: Address) -> bool:
+            mine = store.owns(address)
+            if mine:
+                keep(store, address)
+            return mine
+
+        if await self._transact(work):
             kept()
 
     # Other processes, refusals
 
     async def alone(self, operation: Operation) -> bool:
-        """Whether no other process sends what waits here. In the turn."""
-        if not self.waiting or self.local:
+        """Whether no other process sends what waits here, from now on. In the turn.
+
+        What another process has done is read first. What is in doubt and was
+        taken over by another one is that one's to look after.
+        """
+        window = self.replica.window
+        if self.local or not (self.waiting or window.unsettled.active):
             return True
         claimed = await self._transact(lambda store, address: store.claim(address))
         if claimed is Claim.TAKEN:
-            self.replica.window.forget()
+            window.forget()
             await self._load(operation)
-            return False
+        elif claimed is None and not self.waiting:
+            window.forget()
+            window.unsettled = Unsettled()
+            return True
         return claimed is not None
 
     async def done_elsewhere(self) -> bool:
         """Whether the other process that sends this has ended, or has nothing left to send."""
-        claimed, left = await self._transact(
-            lambda store, address: (store.claim(address), store.mailbox(address).rows)
+        # Without a claim: that comes with reading what was done, in the turn.
+        elsewhere, left = await self._transact(
+            lambda store, address: (store.elsewhere(address), store.mailbox(address).rows)
         )
-        return claimed is not None or not left
+        return not elsewhere or not left
 
     async def pause(self, reason: str, error: Exception) -> None:
         """Notes that nothing is sent until somebody decides."""

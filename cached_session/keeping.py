@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,8 +12,9 @@ from cached_session.core.items import Held, hold, unhold
 from cached_session.outbox.records import Address, StoredItem, StoredWindow
 from cached_session.outbox.store import Store
 
-# A history, its revision, how much of it there is, and how much of that is verified.
-_State: TypeAlias = tuple[History, int, int, int]
+# A history, its revision, how much of it there is, and how much of that is
+# verified. Weakly: what the cache lets go of must not stay for this.
+_State: TypeAlias = tuple[weakref.ref[History], int, int, int]
 Writing: TypeAlias = Callable[[Store, Address], None]
 
 
@@ -60,7 +62,7 @@ class KeptWindow:
 
 
 def _state(history: History) -> _State:
-    return history, history.revision, len(history), history.verified
+    return weakref.ref(history), history.revision, len(history), history.verified
 
 
 def _stored(item: Held) -> StoredItem:

@@ -25,7 +25,7 @@ from openai import APIResponseValidationError, AsyncOpenAI
 from cached_session.classify import as_openai_error, classify
 from cached_session.connections import Connections, connections
 from cached_session.core.items import Held, Outgoing, body, hold
-from cached_session.core.outcomes import Applied, Outcome, Unknown
+from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
 
 # "A limit on the number of objects to be returned, between 1 and 100"; above
@@ -195,11 +195,11 @@ def _understand(response: httpx2.Response, method: str, parse: Any) -> Outcome[A
     """Reads a 2xx answer. One that cannot be read says nothing about what was done."""
     if response.request.method != method.upper():
         # A 301, 302 or 303 turns a POST or DELETE into a GET, whose answer
-        # looks like that of an append. Repeating would end there again.
+        # looks like that of an append.
         moved = APIResponseValidationError(
             response, None, message="the request was redirected and became a GET; check base_url"
         )
-        return Unknown(moved, retryable=False)
+        return classify(moved)
     try:
         return Applied(parse(json.loads(response.content)))
     except (ValueError, TypeError, KeyError, LookupError, RecursionError):
@@ -207,7 +207,7 @@ def _understand(response: httpx2.Response, method: str, parse: Any) -> Outcome[A
         error = APIResponseValidationError(
             response, None, message="the answer is not what the Conversations API sends"
         )
-        return Unknown(error, retryable=True)
+        return classify(error)
 
 
 def _id(answer: Any) -> Any:

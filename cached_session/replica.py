@@ -116,13 +116,17 @@ class Replica:
     async def settle(self, operation: Operation) -> None:
         """Waits for the writes before this call, and checks what is still in doubt."""
         async with self.turn(operation):
-            if self.window.unsettled.active:
-                try:
-                    await self.window.fresh(operation, 1, 0, -math.inf)
-                except NotFoundError:
-                    # A clear that was given up on came through: nothing is left in doubt.
-                    if not self.window.unsettled.may_be_cleared:
-                        raise
+            await self.look(operation)
+
+    async def look(self, operation: Operation) -> None:
+        """Checks what is still in doubt. In the turn."""
+        if self.window.unsettled.active:
+            try:
+                await self.window.fresh(operation, 1, 0, -math.inf)
+            except NotFoundError:
+                # A clear that was given up on came through: nothing is left in doubt.
+                if not self.window.unsettled.may_be_cleared:
+                    raise
 
     async def pop(
         self, operation: Operation, *, listing: int, since: float

@@ -55,8 +55,8 @@ class CachedSession(OpenAIConversationsSession):
         max_staleness: Seconds for which the local copy is trusted without
             asking the server; None: without end; 0: not at all, so that every
             read asks, in one request for each 100 items added since the last
-            time. The first read of a session object always asks, unless the
-            session created the conversation.
+            time. The first read of a session object asks, unless the session
+            created the conversation, or this is `math.inf`.
         retry: How requests are repeated; None: `RetryPolicy()`.
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when

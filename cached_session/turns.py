@@ -7,6 +7,7 @@ several, one after the other or in threads, so this one does not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import deque
@@ -54,6 +55,14 @@ class Turn:
         """Gives the turn to whoever waited longest."""
         self._turns.leave(self)
 
+    def end_for_all(self) -> None:
+        """Lets all who wait go on at once, in order of arrival, with a turn that has ended.
+
+        For whoever did what they all waited for. One by one, each would cost a
+        round of the event loop.
+        """
+        self._turns.leave(self, everyone=True)
+
 
 class _Waiter:
     __slots__ = ("future", "loop", "process", "turn")
@@ -71,6 +80,8 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
+        # Told to go on by `end_for_all`. Whoever comes before they have done so waits behind them.
+        self._going_on: deque[_Waiter] = deque()
         self._one_was_lost = False
         self.current: Turn | None = None
         """Whose turn it is."""
@@ -78,7 +89,7 @@ class Turns:
     @property
     def idle(self) -> bool:
         """Whether nobody works on the conversation and nobody waits to."""
-        return self.current is None and not self._waiters
+        return self.current is None and not self._waiters and not self._going_on
 
     async def enter(self, deadline: float, conversation_id: str) -> Turn:
         """Waits for the turn.
@@ -93,7 +104,7 @@ class Turns:
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
-                if self.current is None:
+                if self.current is None and not self._going_on:
                     self.current = Turn(self, loop)
                     return self._begun(self.current)
                 waiter = _Waiter(loop)
@@ -107,6 +118,8 @@ class Turns:
             with self._lock:
                 if turn is not None and turn.current:
                     return self._begun(turn)
+                if turn is not None and self._gone_on(waiter):
+                    return turn
             if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     f"{conversation_id}: the operations before this one took until its "
@@ -129,6 +142,9 @@ class Turns:
 
     def _look_after(self) -> None:
         """Passes on a turn that its holder has lost."""
+        for waiter in list(self._going_on):
+            if not waiter.loop.is_running() or waiter.process != os.getpid():
+                self._gone_on(waiter)
         if self.current is not None and self.current.lost:
             self._one_was_lost = True
             self._pass_on()
@@ -154,19 +170,43 @@ class Turns:
             except RuntimeError:  # its loop is closed: nobody waits there any more
                 self.current = None
 
+    def _go_on(self) -> None:
+        """Lets everybody go on who waits on a loop that runs."""
+        self.current = None
+        for _ in range(len(self._waiters)):
+            waiter = self._waiters.popleft()
+            if waiter.process != os.getpid() or not waiter.loop.is_running():
+                self._waiters.append(waiter)
+                continue
+            waiter.turn = Turn(self, waiter.loop)
+            with contextlib.suppress(RuntimeError):  # its loop was closed just now
+                waiter.loop.call_soon_threadsafe(_grant, waiter.future)
+                self._going_on.append(waiter)
+        if not self._going_on:
+            self._pass_on()
+
+    def _gone_on(self, waiter: _Waiter) -> bool:
+        """Notes that a waiter has gone on; says whether it was told to."""
+        if waiter not in self._going_on:
+            return False
+        self._going_on.remove(waiter)
+        if not self._going_on and self.current is None:
+            self._pass_on()
+        return True
+
     def _withdraw(self, waiter: _Waiter) -> None:
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            self._gone_on(waiter)
         if waiter.turn is not None:
             waiter.turn.end()
 
-    def leave(self, turn: Turn) -> None:
-        """Ends `turn`, if it is the current one."""
+    def leave(self, turn: Turn, *, everyone: bool = False) -> None:
+        """Ends `turn`, if it is the current one; see `Turn`."""
         with self._lock:
-            if self.current is not turn:
-                return
-            self._pass_on()
+            if self.current is turn:
+                (self._go_on if everyone else self._pass_on)()
 
     def when_idle(self, action: Callable[[], None]) -> bool:
         """Runs `action`, which must not wait, if nobody has the turn; says whether it did."""

@@ -6,7 +6,7 @@ Whoever calls what awaits here holds the conversation's turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 
 from openai import NotFoundError
@@ -40,6 +40,7 @@ class Window:
         history: The items, or None if nothing is held.
         unsettled: Requests without an answer that may still be applied.
         listings: How many listings were begun, numbered from 1.
+        recording: Puts down what is known here where another process finds it, if one may.
     """
 
     def __init__(self, conversation_id: str) -> None:
@@ -47,6 +48,7 @@ class Window:
         self.history: History | None = None
         self.unsettled = Unsettled()
         self.listings = 0
+        self.recording: Callable[[], Awaitable[None]] | None = None
         # The number of the last listing that confirmed the items, and when it
         # was asked for, on the loops' clock.
         self._checked = 0
@@ -215,6 +217,9 @@ class Window:
     async def remove_late_copies(self, operation: Operation) -> None:
         """Deletes the items that a late commit stored a second time."""
         extra = self.unsettled.extra
+        if extra and self.recording is not None:
+            # By what is left of a copy, a process that takes over could not tell it.
+            await self.recording()
         while extra:
             outcome = await operation.delete_item(extra[0])
             if not (isinstance(outcome, Applied) or is_gone(outcome)):

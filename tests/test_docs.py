@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -17,14 +19,23 @@ from typing import Any
 
 import pytest
 
-from cached_session import CachedSession, ConversationCache, RetryPolicy
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    MemoryOutbox,
+    RetryPolicy,
+    Sending,
+    SQLiteOutbox,
+)
 from cached_session.cli import COMMANDS, main
 from cached_session.emulator import Emulator, FaultKind, Habits
+from cached_session.outbox import schema
 from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
 
 README = ROOT / "README.md"
 EMULATOR_PAGE = ROOT / "docs" / "emulator.md"
+OUTBOX_PAGE = ROOT / "docs" / "outbox.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PATIENCE = 120.0
 
@@ -108,6 +119,9 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         case ["make", target, *variables]:
             assert target in make_targets()
             assert all(variable.startswith("ARGS=") for variable in variables)
+        case ["cached-session", "outbox", command, *options]:
+            assert_known([command], help_of(["outbox"], capsys))
+            assert_known(options, help_of(["outbox", command], capsys))
         case ["cached-session", command, *options]:
             assert command in COMMANDS
             assert_known(options, help_of([command], capsys))
@@ -173,6 +187,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         (README, "### RetryPolicy", RetryPolicy),
         (README, "### ConversationCache", ConversationCache),
         (EMULATOR_PAGE, "## In a test", Emulator),
+        (OUTBOX_PAGE, "### SQLiteOutbox", SQLiteOutbox),
+        (OUTBOX_PAGE, "### MemoryOutbox", MemoryOutbox),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -197,6 +213,27 @@ def test_tables_of_arguments_agree_with_the_code(page: Path, heading: str, calla
 def test_tables_of_the_emulator_are_complete(heading: str, names: list[str]) -> None:
     """Every fault and every habit has its row, and no row is left over."""
     assert sorted(table_below(EMULATOR_PAGE, heading)) == sorted(names)
+
+
+def test_tables_of_the_outbox_are_those_of_its_file() -> None:
+    """The page names every column of every table of an outbox's file, with its type, in order."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        schema.create(connection)
+        [(version,)] = connection.execute("PRAGMA user_version")
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+        for (table,) in connection.execute(tables):
+            columns = connection.execute(f"PRAGMA table_info({table})")
+            written = table_below(OUTBOX_PAGE, f"### Table `{table}`")
+            assert list(written.items()) == [(column[1], column[2]) for column in columns]
+    source = OUTBOX_PAGE.read_text(encoding="utf-8")
+    assert f"`user_version` is {version}" in source
+    assert f"`application_id` is {schema.APPLICATION_ID}" in source
+
+
+def test_states_of_sending_are_those_of_the_package() -> None:
+    """The page's table of states has every state of `Sending`, and no other."""
+    written = table_below(OUTBOX_PAGE, "## Watching it")
+    assert list(written) == [state.value for state in Sending]
 
 
 def test_errors_in_the_readme_are_those_of_the_package() -> None:

@@ -19,9 +19,11 @@ from openai import AsyncOpenAI, OpenAIError
 from cached_session.bench.sites import Site
 from cached_session.cache import ConversationCache
 from cached_session.errors import CachedSessionError
+from cached_session.outbox import SQLiteOutbox
 from cached_session.session import CachedSession
 
 SDK, OURS = "OpenAIConversationsSession", "CachedSession"
+OUTBOX = "CachedSession (outbox)"
 MEMORY, FILE, REDIS = "SQLiteSession (memory)", "SQLiteSession (file)", "RedisSession"
 
 REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -81,6 +83,32 @@ def cached_session(client: AsyncOpenAI, conversation_id: str | None = None) -> S
         openai_client=client,
         cache=ConversationCache(max_bytes=1 << 30),
     )
+
+
+def outbox_session(client: AsyncOpenAI, outbox: SQLiteOutbox) -> CachedSession:
+    """A session that records what it appends, with a cache of its own."""
+    return CachedSession(
+        openai_client=client, cache=ConversationCache(max_bytes=1 << 30), outbox=outbox
+    )
+
+
+@asynccontextmanager
+async def _by_outbox(site: Site, counter: Counter) -> AsyncIterator[Make]:
+    made: list[CachedSession] = []
+    with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
+        outbox = SQLiteOutbox(Path(directory) / "outbox.db")
+        async with site.client(counter) as client:
+
+            def session() -> Session:
+                made.append(outbox_session(client, outbox))
+                return made[-1]
+
+            try:
+                yield session
+            finally:
+                await put_away(site, made)
+                for one in made:
+                    await one.aclose()
 
 
 def _remote(make: MakeSession) -> Shelf:
@@ -164,6 +192,7 @@ async def _in_redis(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
 KINDS = (
     Kind(SDK, "sdk", sdk_session, _remote(sdk_session)),
     Kind(OURS, "cached", cached_session, _remote(cached_session)),
+    Kind(OUTBOX, "cached-outbox", None, _by_outbox),
     Kind(MEMORY, "sqlite-memory", None, _in_memory),
     Kind(FILE, "sqlite-file", None, _in_a_file),
     Kind(REDIS, "redis", None, _in_redis),

@@ -24,7 +24,7 @@ class History:
         revision: Counts the changes that were more than an append.
     """
 
-    __slots__ = ("_items", "complete", "revision", "size", "verified")
+    __slots__ = ("__weakref__", "_items", "complete", "revision", "size", "verified")
 
     def __init__(self, items: Sequence[Held] = (), *, complete: bool) -> None:
         """Starts from a listing's newest items, oldest first."""

@@ -29,6 +29,12 @@ UPDATE conversations SET
     paused = COALESCE(paused, (SELECT paused FROM conversations WHERE number = :old))
 WHERE number = :new
 """
+RELOCATE = """
+UPDATE conversations SET base_url = ?, organization = ?, project = ?, credentials = ?,
+    conversation = ?, local = ?
+WHERE number = ?
+"""
+LOCAL_NAME = "SELECT local FROM conversations WHERE number = ?"
 DELETE = "DELETE FROM conversations WHERE number = ?"
 # A local name stays as long as the file: whoever still has it must find the conversation.
 DELETE_IF_EMPTY = """
@@ -40,6 +46,8 @@ ACCEPT = "INSERT INTO items (conversation, accepted_at, data) VALUES (?, ?, ?)"
 ROWS = "SELECT seq, data, sealed, accepted_at FROM items"
 ROWS_AFTER = f"{ROWS} WHERE conversation = ? AND seq > ? ORDER BY seq"
 ROWS_SEALED = f"{ROWS} WHERE conversation = ? AND sealed = 1 ORDER BY seq"
+LAST = "SELECT seq FROM sqlite_sequence WHERE name = 'items'"
+NEWEST = "SELECT MAX(seq) FROM items WHERE conversation = ?"
 ROW_NEWEST = f"{ROWS} WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 SEAL = "UPDATE items SET sealed = 1 WHERE conversation = ? AND seq <= ? AND sealed = 0"
 LANDED = "DELETE FROM items WHERE conversation = ? AND seq <= ? AND sealed = 1"

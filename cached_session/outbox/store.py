@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
+from cached_session.errors import OutboxError
 from cached_session.outbox import statements as sql
 from cached_session.outbox.records import (
     LOCAL,
@@ -73,6 +74,19 @@ class Store:
         # whether anybody else has worked on it meanwhile.
         return Claim.KEPT if owner in (None, self._token) else Claim.TAKEN
 
+    def owns(self, address: Address) -> bool:
+        """Whether this store has had a backlog, and nobody else since."""
+        number = self._find(address)
+        return number is not None and self._owner(number)[0] == self._token
+
+    def elsewhere(self, address: Address) -> bool:
+        """Whether a living owner other than this store has a backlog."""
+        number = self._find(address)
+        if number is None:
+            return False
+        owner, released = self._owner(number)
+        return owner != self._token and not released and self._lives(owner)
+
     def release(self, address: Address) -> None:
         """Gives a backlog up, if it is this store's. A record with nothing in it goes."""
         number = self._find(address)
@@ -96,6 +110,17 @@ class Store:
         """
         number = self._enter(address)
         return tuple(self._insert(sql.ACCEPT, (number, now, item)) for item in items)
+
+    def newest(self, address: Address) -> int:
+        """The place of the newest item that waits; 0 if none does."""
+        number = self._find(address)
+        found = self._connection.execute(sql.NEWEST, (number,)).fetchone()
+        return int(found[0] or 0)
+
+    def last(self) -> int:
+        """The last place that was given to an item of any backlog; 0 if none was."""
+        found = self._connection.execute(sql.LAST).fetchone()
+        return 0 if found is None else int(found[0])
 
     def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
         """A conversation's backlog, of its items those that were accepted after `after`."""
@@ -188,12 +213,42 @@ class Store:
         other = self._find(new)
         if other is not None:
             # Somebody knew of the conversation before this was recorded.
-            self._connection.execute(sql.MOVE_ITEMS, (other, number))
-            self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
-            self._connection.execute(sql.DELETE, (number,))
+            self._merge(number, other)
             number = other
         self._connection.execute(sql.RENAME, (conversation, address.conversation, number))
         return new
+
+    def move(self, address: Address, to: Address) -> None:
+        """Moves a backlog to another account's address, and makes this store its owner.
+
+        Its stored window is forgotten: it shows what the first account could read.
+
+        Raises:
+            OutboxError: A living owner has one of the two, or what is noted
+                there could not be told from what is noted here any more.
+        """
+        number, other = self._find(address), self._find(to)
+        if number is None or number == other:
+            return
+        if self.claim(address) is None or (other is not None and self.claim(to) is None):
+            raise OutboxError(
+                f"The backlog of {to.conversation} cannot be moved to another account: a living "
+                "process sends it. Close its sessions first."
+            )
+        if other is None:
+            (local,) = self._connection.execute(sql.LOCAL_NAME, (number,)).fetchone()
+            if local is not None and self.known_as(to._replace(conversation=local)):
+                local = None
+            self._windows.drop(number)
+            self._connection.execute(sql.RELOCATE, (*to, local, number))
+            return
+        there = self.mailbox(to)
+        if there.rows or (there.doubt and self.mailbox(address).doubt):
+            raise OutboxError(
+                f"The other account has a backlog of {to.conversation}, too, with number {other}. "
+                "Send or discard that one first."
+            )
+        self._merge(number, other)
 
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""
@@ -239,6 +294,15 @@ class Store:
         """The address that a summary's number stands for, or None."""
         found = self._connection.execute(sql.ADDRESS, (number,)).fetchone()
         return None if found is None else Address(*found)
+
+    def _merge(self, number: int, other: int) -> None:
+        self._connection.execute(sql.MOVE_ITEMS, (other, number))
+        self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
+        self._connection.execute(sql.DELETE, (number,))
+
+    def _owner(self, number: int) -> tuple[str | None, bool]:
+        owner, released = self._connection.execute(sql.OWNER, (number,)).fetchone()
+        return owner, bool(released)
 
     def _lives(self, owner: str | None) -> bool:
         return owner is not None and (owner == self._token or self._alive(owner))

@@ -12,16 +12,19 @@ from collections.abc import Iterable
 
 from simloop import SimLoop
 
+from tests.simulation.outbox_world import OutboxSetting, OutboxWorld
 from tests.simulation.world import Setting, World
 
 
 class Failure(AssertionError):
     """A seed that breaks an invariant, with the command that replays it."""
 
-    def __init__(self, seed: int, error: BaseException, trace: list[str]) -> None:
+    def __init__(
+        self, seed: int, error: BaseException, trace: list[str], *, outbox: bool = False
+    ) -> None:
         super().__init__(
             f"seed {seed}: {error}\nreplay: python -m tests.simulation.campaign "
-            f"--seeds 1 --start {seed} --trace"
+            f"--seeds 1 --start {seed} --trace{' --outbox' if outbox else ''}"
         )
         self.seed = seed
         self.trace = trace
@@ -36,24 +39,34 @@ def _freeze(runs: list[int] = [0]) -> None:  # noqa: B006 - counts the process's
         runs[0] += 1
 
 
-def run_seed(seed: int, setting: Setting | None = None) -> Counter[str]:
+def run_seed(
+    seed: int, setting: Setting | OutboxSetting | None = None, *, outbox: bool = False
+) -> Counter[str]:
     """Runs one seed and returns what happened in it.
+
+    Args:
+        seed: The seed.
+        setting: What the run is like; None: as drawn from the seed.
+        outbox: Whether it is a run with the outbox, if `setting` does not say.
 
     Raises:
         Failure: An invariant does not hold.
     """
     _freeze()
-    setting = Setting.draw(seed) if setting is None else setting
+    if setting is None:
+        setting = OutboxSetting.draw(seed) if outbox else Setting.draw(seed)
+    outbox = isinstance(setting, OutboxSetting)
     loop = SimLoop(seed)
     # The loop raises what a callback raised when it stops: nothing is lost.
     world: World | None = None
     try:
         asyncio.set_event_loop(None)
-        world = World(setting)
+        world = OutboxWorld(setting) if isinstance(setting, OutboxSetting) else World(setting)
         loop.run_until_complete(world.run())
     except (Exception, ExceptionGroup) as error:
         _drain(loop)
-        raise Failure(seed, error, [] if world is None else world.network.trace) from error
+        trace = [] if world is None else world.network.trace
+        raise Failure(seed, error, trace, outbox=outbox) from error
     finally:
         loop.close()
     world.tally["requests"] = len(world.network.trace)
@@ -72,11 +85,11 @@ def _drain(loop: SimLoop) -> None:
     loop.run_until_complete(end())
 
 
-def run(seeds: Iterable[int]) -> Counter[str]:
+def run(seeds: Iterable[int], *, outbox: bool = False) -> Counter[str]:
     """Runs seeds one after the other and adds up what happened."""
     tally: Counter[str] = Counter()
     for seed in seeds:
-        tally.update(run_seed(seed))
+        tally.update(run_seed(seed, outbox=outbox))
         tally["seeds"] += 1
     return tally
 
@@ -88,11 +101,12 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     parser.add_argument("--keep-going", action="store_true", help="count failures, do not stop")
+    parser.add_argument("--outbox", action="store_true", help="the runs with the outbox")
     arguments = parser.parse_args()
     tally: Counter[str] = Counter()
     for seed in range(arguments.start, arguments.start + arguments.seeds):
         try:
-            tally.update(run_seed(seed))
+            tally.update(run_seed(seed, outbox=arguments.outbox))
         except Failure as failure:
             tally["failures"] += 1
             print(failure, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 import httpx2
 from openai import AsyncOpenAI
@@ -36,6 +37,7 @@ class Network(httpx2.AsyncBaseTransport):
         service: Answers the requests.
         in_flight: Requests that have not ended.
         committed: Called after every request that may have changed the service.
+        cut_off: Called with a request whose client was gone before it was carried out.
         trace: One line a request: time, request, fault, what the client saw.
     """
 
@@ -45,6 +47,7 @@ class Network(httpx2.AsyncBaseTransport):
         self.in_flight = 0
         self.trace: list[str] = []
         self.committed: Callable[[], None] = lambda: None
+        self.cut_off: Callable[[Request], None] = lambda request: None
         self._latency = latency
         self._random = random.Random(f"{seed}:network")
         self._away_until = 0.0
@@ -60,7 +63,11 @@ class Network(httpx2.AsyncBaseTransport):
         )
         self.in_flight += 1
         try:
-            await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
+            try:
+                await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
+            except asyncio.CancelledError:
+                self.cut_off(plain)
+                raise
             if loop.time() < self._away_until:
                 self._note(plain, "away", "refused")
                 raise httpx2.ConnectError("connection refused")
@@ -69,7 +76,7 @@ class Network(httpx2.AsyncBaseTransport):
             self.committed()
             self._note(plain, None if fault is None else fault.kind, outcome.sight)
             if outcome.late is not None:
-                loop.call_later(outcome.late, self._late, plain)
+                self.later(outcome.late, plain)
             await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
             match outcome.sight:
                 case Sight.RESET:
@@ -92,6 +99,10 @@ class Network(httpx2.AsyncBaseTransport):
             )
         finally:
             self.in_flight -= 1
+
+    def later(self, seconds: float, request: Request) -> None:
+        """Carries a request out when nobody waits for its answer any more."""
+        asyncio.get_running_loop().call_later(seconds, self._late, request)
 
     def _late(self, request: Request) -> None:
         self.service.handle(request)
@@ -116,12 +127,21 @@ class Network(httpx2.AsyncBaseTransport):
             self._shown[item_id] for item_id in store.conversation(conversation_id).entries
         )
 
-    def client(self) -> AsyncOpenAI:
-        """An openai client on this network."""
+    def shown(self, item_id: str) -> str | None:
+        """What a listing shows or showed of an item, as JSON; None: it was never there."""
+        return self._shown.get(item_id)
+
+    def shown_item(self, item_id: str) -> dict[str, Any] | None:
+        """The same, decoded."""
+        shown = self._shown.get(item_id)
+        return None if shown is None else json.loads(shown)
+
+    def client(self, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncOpenAI:
+        """An openai client on this network, over a transport that leads to it, or directly."""
         client = AsyncOpenAI(
             api_key="simulated",
             base_url="http://simulated/v1",
-            http_client=httpx2.AsyncClient(transport=self, trust_env=False),
+            http_client=httpx2.AsyncClient(transport=transport or self, trust_env=False),
         )
         # The client asks for the platform in a thread, which a simulated loop has none of.
         client._platform = "Linux"

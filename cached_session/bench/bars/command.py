@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cached_session.bench.bars.footprint import imports, memory_held
 from cached_session.bench.bars.loops import late_runs, loop_against_memory
+from cached_session.bench.bars.outbox import full_batches, loop_against_file
 from cached_session.bench.bars.reads import held_reads
 from cached_session.bench.bars.table import Bar, bars_markdown, bars_table
 from cached_session.bench.bars.wire import cold_reads, long_appends
@@ -25,6 +26,9 @@ BARS: dict[str, Callable[[Sites], Awaitable[list[Bar]]]] = {
     "cold": lambda sites: cold_reads(sites.at(LATENCY), latency=LATENCY),
     "appends": lambda sites: long_appends(sites.at()),
     "loop": lambda sites: loop_against_memory(sites.at(LATENCY), latency=LATENCY),
+    "outbox-50": lambda sites: loop_against_file(sites.at(LATENCY), latency=LATENCY),
+    "outbox-200": lambda sites: loop_against_file(sites.at(0.2), latency=0.2),
+    "batches": lambda sites: full_batches(sites.at()),
     "memory": lambda sites: memory_held(sites.at()),
     "late": lambda sites: late_runs(sites.at()),
     "import": lambda _: imports(),

@@ -1,0 +1,112 @@
+"""Bars on the outbox: the loop that does not wait for the server, and full batches."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tempfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+from agents import SQLiteSession
+
+from cached_session.bench.bars.loops import quickest
+from cached_session.bench.bars.table import Bar
+from cached_session.bench.kinds import Counter, outbox_session, put_away
+from cached_session.bench.loops import Loop, run_loop
+from cached_session.bench.payload import items
+from cached_session.bench.sites import BATCH, Site
+from cached_session.bench.timing import Stopwatch
+from cached_session.outbox import SQLiteOutbox
+from cached_session.session import CachedSession
+
+
+async def loop_against_file(
+    site: Site, *, latency: float, runs: int = 100, times: int = 3
+) -> list[Bar]:
+    """The bar on the loop with an outbox, at one latency."""
+    rounds = [await _one_round(site, runs) for _ in range(times)]
+    ours = quickest([one[0] for one in rounds])
+    local = quickest([one[1] for one in rounds])
+    flushed = min(one[2] for one in rounds)
+    requests = max(one[3] for one in rounds)
+    return [
+        Bar(
+            f"{runs} runs with one tool call at {latency * 1e3:g} ms, with a `SQLiteOutbox`, "
+            "against the loop on `SQLiteSession` on file",
+            "at most 1.1",
+            1.1,
+            ours.total / local.total,
+            "",
+            f"scripted model, tracing off; sum over the runs of the quickest of {times} loops: "
+            f"{ours} against {local}. {requests} requests; when the last run has ended, `flush()` "
+            f"takes another {flushed:.2f} s",
+        )
+    ]
+
+
+async def _one_round(site: Site, runs: int) -> tuple[Loop, Loop, float, int]:
+    """Our loop, SQLite's, how long the flush behind ours took, and our requests."""
+    counter = Counter()
+    with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
+        local = SQLiteSession("bench", Path(directory) / "sessions.db")
+        theirs = await run_loop(local, runs=runs, tools=1)
+        local.close()
+        async with site.client(counter) as client:
+            session = outbox_session(client, SQLiteOutbox(Path(directory) / "outbox.db"))
+            ours = await run_loop(session, runs=runs, tools=1)
+            with Stopwatch() as watch:
+                await session.flush()
+            await put_away(site, [session])
+            await session.aclose()
+    return ours, theirs, watch.seconds, counter.requests
+
+
+async def full_batches(site: Site, *, appends: int = 10_000, size: int = 3) -> list[Bar]:
+    """The bars on many small appends as fast as they come."""
+    counter = Counter()
+    sent = items(size)
+    with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
+        async with site.client(counter) as client:
+            session = outbox_session(client, SQLiteOutbox(Path(directory) / "outbox.db"))
+            tracemalloc.start()
+            # The first time, what grows with the number of tasks grows.
+            _, before = await _burst(session, sent, appends)
+            requests = counter.requests
+            seconds, after = await _burst(session, sent, appends)
+            made = counter.requests - requests
+            tracemalloc.stop()
+            await put_away(site, [session])
+            await session.aclose()
+    least = appends * size / BATCH
+    how = f"{appends:,} `add_items` calls of {size} items at once, accepted in {seconds:.1f} s"
+    return [
+        Bar(
+            f"requests of {appends:,} appends of {size} items, against items/{BATCH}",
+            "within 5 %",
+            1.05,
+            made / least,
+            "",
+            f"{how}; {made:,} requests for {appends * size:,} items",
+        ),
+        Bar(
+            "memory that they leave behind, for each item",
+            "flat: at most 4 bytes",
+            4.0,
+            max(0, after - before) / (appends * size),
+            "bytes",
+            f"{how}; {(after - before) / 1e3:.0f} KB more than after the same before, both times "
+            "with everything sent and the local copy dropped",
+        ),
+    ]
+
+
+async def _burst(session: CachedSession, sent: list[Any], appends: int) -> tuple[float, int]:
+    """Seconds until all is accepted, and the memory that is left when all is sent."""
+    with Stopwatch() as watch:
+        await asyncio.gather(*(session.add_items(sent) for _ in range(appends)))
+    await session.flush(600)
+    await session.refresh()
+    gc.collect()
+    return watch.seconds, tracemalloc.get_traced_memory()[0]

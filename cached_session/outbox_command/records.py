@@ -1,0 +1,88 @@
+"""What the file holds of a backlog, and how it is said: no content, no key, no digest of one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from typing import Any
+
+from cached_session.outbox import LOCAL, Address, Row, Store, Summary
+
+
+class Stop(Exception):
+    """The command cannot do what it was asked; its text says why."""
+
+
+def find(store: Store, options: argparse.Namespace) -> Summary:
+    """The backlog that the command line names.
+
+    Raises:
+        Stop: There is none of that number.
+    """
+    for summary in store.summaries():
+        if summary.number == options.number:
+            return summary
+    raise Stop(
+        f"there is no backlog {options.number} in {options.file}. "
+        f"`cached-session outbox list {options.file}` shows those that there are."
+    )
+
+
+def read(store: Store, options: argparse.Namespace) -> tuple[Summary, tuple[Row, ...]]:
+    """A backlog, and the items that wait in it; raises as `find`."""
+    summary = find(store, options)
+    return summary, store.mailbox(summary.address).rows
+
+
+def overview(summary: Summary) -> tuple[str, ...]:
+    """A backlog's line in a list."""
+    return (
+        str(summary.number),
+        conversation(summary.address),
+        str(summary.items),
+        str(summary.size),
+        "-" if summary.oldest is None else age(summary.oldest),
+        state(summary),
+        str(summary.window),
+    )
+
+
+def conversation(address: Address) -> str:
+    """Which conversation a backlog is for."""
+    created = not address.conversation.startswith(LOCAL)
+    return visible(address.conversation) + ("" if created else " (not created yet)")
+
+
+def state(summary: Summary) -> str:
+    """Whether what waits is being sent."""
+    if summary.paused is not None:
+        return visible(f"paused: {summary.paused}")
+    if not summary.items:
+        return "nothing waits"
+    return "being sent by a living process" if summary.owned else "waiting"
+
+
+def age(moment: float) -> str:
+    """How long ago a moment was."""
+    seconds = max(0, int(time.time() - moment))
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds // unit} {name}"
+    return f"{seconds} s"
+
+
+def moment(moment: float) -> str:
+    """A moment, seconds since the epoch, as a date and a time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+
+
+def word(value: Any) -> str:
+    """A type or a role; an item may hold anything in its place."""
+    return value if isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) else "-"
+
+
+def visible(text: str) -> str:
+    """Text for a terminal; what would control it is written as in JSON."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -1,0 +1,1 @@
+"""Real processes with one outbox file, killed at random moments, before a real server."""

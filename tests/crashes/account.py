@@ -1,0 +1,189 @@
+"""The account of a round: what was called and what returned, and what may follow from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Violation(AssertionError):
+    """A promise that was not kept."""
+
+
+@dataclass
+class Call:
+    """One call of `add_items`.
+
+    Attributes:
+        texts: What tells its items.
+        returned: Whether it returned: its items are there. Otherwise they may be.
+    """
+
+    texts: tuple[str, ...]
+    returned: bool = False
+
+
+@dataclass
+class Process:
+    """What one process said.
+
+    Attributes:
+        name: Its name.
+        calls: Its calls, in order.
+        reads: What each read answered: the limit, the texts, how many of the calls were made.
+        notes: What else it said, by kind.
+    """
+
+    name: str
+    calls: list[Call] = field(default_factory=list)
+    reads: list[tuple[int | None, tuple[str, ...], int]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
+
+    def hear(self, entries: Iterable[Sequence[Any]]) -> None:
+        """Takes in what it said, in order."""
+        for kind, *details in entries:
+            if kind == "about":
+                self.calls.append(Call(tuple(details[0])))
+            elif kind == "returned":
+                self.calls[-1].returned = True
+            elif kind == "read":
+                self.reads.append((details[0], tuple(details[1]), len(self.calls)))
+            elif kind == "event":
+                self.events[details[0]] += 1
+            else:
+                self.notes[kind] = details[0]
+
+
+def text_of(item: dict[str, Any]) -> str:
+    """What tells an item."""
+    if "call_id" in item:
+        return f"{item['type']} {item['call_id']}"
+    content = item["content"]
+    return str(content if isinstance(content, str) else content[0]["text"])
+
+
+Phase = Sequence[Sequence[Call]]
+"""The calls of processes that ran at the same time."""
+
+
+def explained(
+    listing: Sequence[str], before: Sequence[str], phases: Sequence[Phase], *, whole: bool
+) -> bool:
+    """Whether a listing can be what calls have put there.
+
+    Each call that returned is there, the others are or are not, each whole and
+    in its process's order, and nothing else is.
+
+    Args:
+        listing: The texts, oldest first.
+        before: What stood there before.
+        phases: One after the other.
+        whole: Whether the listing is of all items; otherwise of the newest ones.
+    """
+    # From the newest item on, so that a listing of a few may end anywhere.
+    wanted, length = listing[::-1], len(listing)
+    reached = {0}
+    for phase in [[[Call(tuple(before), returned=True)]], *phases][::-1]:
+        found: set[int] = set()
+        todo = {(tuple(map(len, phase)), place) for place in reached}
+        seen = set(todo)
+        while todo:
+            left, place = todo.pop()
+            if not whole and place == length:
+                return True
+            if not any(left):
+                found.add(place)
+            for number, count in enumerate(left):
+                if not count:
+                    continue
+                call = phase[number][count - 1]
+                fewer = (*left[:number], count - 1, *left[number + 1 :])
+                ends = [] if call.returned else [place]
+                texts = call.texts[::-1]
+                part = wanted[place : place + len(texts)]
+                if part == texts[: len(part)] and (len(part) == len(texts) or not whole):
+                    ends.append(place + len(part))
+                for end in ends:
+                    if (fewer, end) not in seen:
+                        seen.add((fewer, end))
+                        todo.add((fewer, end))
+        reached = found
+    return length in reached
+
+
+@dataclass
+class Account:
+    """What a round's processes did.
+
+    Attributes:
+        before: What stood in the conversation before the first of them.
+        phases: The processes of each run.
+    """
+
+    before: tuple[str, ...] = ()
+    phases: list[list[Process]] = field(default_factory=list)
+
+    @property
+    def processes(self) -> list[Process]:
+        """All of them, in order."""
+        return [process for phase in self.phases for process in phase]
+
+    def _calls(self) -> list[Phase]:
+        return [[process.calls for process in phase] for phase in self.phases]
+
+    def check_reads(self) -> None:
+        """Checks every read of the newest run.
+
+        Raises:
+            Violation: One shows what cannot be there, or not what must be.
+        """
+        earlier, newest = self._calls()[:-1], self.phases[-1]
+        for process in newest:
+            for limit, texts, made in process.reads:
+                # What the process beside it has there at this moment is open.
+                others: list[list[Call]] = [
+                    [Call(call.texts) for call in other.calls]
+                    for other in newest
+                    if other is not process
+                ]
+                whole = limit is None or len(texts) < limit
+                phases = [*earlier, [process.calls[:made], *others]]
+                if not explained(texts, self.before, phases, whole=whole):
+                    raise Violation(
+                        f"{process.name}: a read of {limit} after {made} calls shows {texts}, "
+                        f"and the calls were {self._calls()}"
+                    )
+
+    def check_end(self, listing: Sequence[str]) -> None:
+        """Checks what the server holds in the end.
+
+        Raises:
+            Violation: Something is lost, doubled, out of order, or was never sent.
+        """
+        if not explained(tuple(listing), self.before, self._calls(), whole=True):
+            lost, doubled = self.count(listing)
+            raise Violation(
+                f"{lost} lost, {doubled} doubled; the server holds {list(listing)[-400:]}"
+            )
+
+    def count(self, listing: Sequence[str]) -> tuple[int, int]:
+        """How many items are lost, and how many stand there too often."""
+        held = Counter(listing)
+        calls = [call for process in self.processes for call in process.calls]
+        sure: Counter[str] = Counter(self.before)
+        most = Counter(self.before)
+        for call in calls:
+            most.update(call.texts)
+            if call.returned:
+                sure.update(call.texts)
+        return (sure - held).total(), (held - most).total()
+
+    @property
+    def accepted(self) -> int:
+        """How many items were in calls that returned."""
+        return sum(
+            len(call.texts) for process in self.processes for call in process.calls if call.returned
+        )

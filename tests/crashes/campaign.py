@@ -1,0 +1,98 @@
+"""Runs a campaign: `python -m tests.crashes.campaign --start SEED --kills 2000`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+from tests.crashes.account import Violation
+from tests.crashes.nursery import Nursery
+from tests.crashes.plan import Round
+from tests.crashes.world import World
+
+
+class Failure(AssertionError):
+    """A seed in which a promise was not kept, with the command that replays its plan."""
+
+    def __init__(self, world: World, error: BaseException) -> None:
+        seed = world.plan.seed
+        super().__init__(
+            f"seed {seed}: {error}\nreplay (the same plan, other timing): "
+            f"python -m tests.crashes.campaign --start {seed} --seeds 1 --times 20"
+        )
+        self.world = world
+
+
+def play(seeds: Iterable[int], nursery: Nursery, ablation: str | None = None) -> Iterator[World]:
+    """Plays rounds, one after the other.
+
+    Raises:
+        Failure: A promise was not kept.
+    """
+    for seed in seeds:
+        world = World(Round.draw(seed), nursery, ablation)
+        try:
+            world.run()
+        except (Violation, RuntimeError) as error:
+            raise Failure(world, error) from error
+        yield world
+
+
+def kill(kills: int, start: int, nursery: Nursery) -> Counter[str]:
+    """Plays rounds until so many processes were killed, and returns what happened."""
+    tally: Counter[str] = Counter()
+    for world in play(count(start), nursery):
+        tally.update(world.tally)
+        tally.update(rounds=1, restarts=world.tally["processes"] - 1)
+        if tally["kills"] >= kills:
+            break
+    return tally
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--start", type=int, default=random.randrange(1 << 40))
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--kills", type=int, default=100)
+    length.add_argument("--seeds", type=int, help="so many rounds")
+    parser.add_argument("--times", type=int, default=1, help="play each of the seeds so often")
+    parser.add_argument("--ablation", help="a safeguard that is switched off")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
+    parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
+    arguments = parser.parse_args()
+    tally: Counter[str] = Counter()
+    seeds: Iterable[int] = count(arguments.start)
+    if arguments.seeds is not None:
+        seeds = range(arguments.start, arguments.start + arguments.seeds)
+    began = time.monotonic()
+    with Nursery() as nursery:
+        for seed in (seed for seed in seeds for _ in range(arguments.times)):
+            try:
+                (world,) = play([seed], nursery, arguments.ablation)
+            except Failure as failure:
+                tally["failures"] += 1
+                world = failure.world
+                sys.stdout.write(f"{failure}\n")
+                if arguments.trace:
+                    sys.stdout.write("\n".join(map(str, world.emulator.requests)) + "\n")
+                sys.stdout.flush()
+                if not arguments.keep_going:
+                    break
+            tally.update(world.tally)
+            tally.update(rounds=1, restarts=world.tally["processes"] - 1)
+            if arguments.seeds is None and tally["kills"] >= arguments.kills:
+                break
+    tally["seconds"] = round(time.monotonic() - began)
+    for name, number in sorted({"lost": 0, "doubled": 0, **tally}.items()):
+        sys.stdout.write(f"{name:32} {number}\n")
+    return 1 if tally["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

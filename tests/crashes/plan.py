@@ -1,0 +1,148 @@
+"""What a round is like: which processes are run, on what network, and when they are killed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from cached_session.emulator import FaultKind
+
+ATTEMPT = 0.5
+"""Seconds that one request may take."""
+
+DEADLINE = 3.0
+"""Seconds that one operation may take, and for which a late commit is watched for."""
+
+SPANS = {
+    FaultKind.SLOW: (0.01, 0.3),
+    FaultKind.LATE_COMMIT: (0.005, 0.5),
+    FaultKind.REFUSED: (0.01, 0.1),
+    FaultKind.RATE_LIMITED: (0.005, 0.05),
+}
+"""Short times, all of them far below the deadline."""
+
+# Asks the user to act, and pauses the backlog. Nobody is there to act.
+KINDS = [kind for kind in FaultKind if kind is not FaultKind.RATE_LIMITED_QUOTA]
+
+Mode = Literal["work", "flush", "check"]
+Ending = Literal["close", "exit", "stay"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process does.
+
+    Attributes:
+        name: Tells it from the others of its round.
+        seed: Of what it draws.
+        mode: Appends and reads; or flushes; or flushes and shows what there is.
+        calls: How many calls of `add_items` it makes at most.
+        reads: How often it reads before a call.
+        pause: Seconds between two of its operations, on average.
+        slow_disk: Whether the disk takes its time.
+        ending: What it does after its calls: closes its session, exits without,
+            or stays and goes on sending until it is killed.
+        kill_after: Seconds from its start until it is killed; None: it is not.
+        kill_at: It is killed as soon as so many events were told to its observer, or not by that.
+    """
+
+    name: str
+    seed: str
+    mode: Mode = "work"
+    calls: int = 0
+    reads: float = 0.0
+    pause: float = 0.0
+    slow_disk: bool = False
+    ending: Ending = "close"
+    kill_after: float | None = None
+    kill_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Processes that are started at the same moment.
+
+    Attributes:
+        works: What each does.
+        away: Whether the server is away meanwhile.
+    """
+
+    works: tuple[Work, ...]
+    away: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """A few runs on one file, and two undisturbed ones at the end.
+
+    Attributes:
+        seed: Of everything that is drawn. Real processes add chance of their own.
+        rate: Share of requests that a fault befalls.
+        weights: How often each kind of fault comes.
+        history: How many items the conversation holds at the beginning; None:
+            there is no conversation yet.
+        told: Whether a process is told the conversation's id if it is known.
+        runs: The runs in which processes are killed.
+        last: The ones at the end, in which the server is well.
+    """
+
+    seed: int
+    rate: float
+    weights: dict[FaultKind, float]
+    history: int | None
+    told: bool
+    runs: tuple[Run, ...]
+    last: tuple[Run, ...] = field(default=())
+
+    @classmethod
+    def draw(cls, seed: int) -> Round:
+        """The round that belongs to a seed."""
+        rng = random.Random(f"{seed}:round")
+        history = rng.choice((None, 0, 3, 3, 130))
+        pairs = rng.random() < 0.4
+        runs = []
+        for number in range(rng.randint(1, 6)):
+            # Before the first item is accepted nothing says what the processes
+            # would have in common.
+            two = pairs and rng.random() < 0.7 and (history is not None or number > 0)
+            works = tuple(_work(rng, f"{number}{letter}") for letter in ("ab" if two else "a"))
+            away = rng.random() < (0.7 if history is None and number == 0 else 0.1)
+            runs.append(Run(works, away))
+        flush = Work("flush", f"{seed}", "flush", ending=rng.choice(("close", "exit")))
+        check = Work("check", f"{seed}", "check")
+        return cls(
+            seed=seed,
+            rate=rng.choice((0.1, 0.25, 0.4)),
+            weights={kind: rng.random() for kind in KINDS},
+            history=history,
+            told=rng.random() < 0.5,
+            runs=tuple(runs),
+            last=(Run((flush,), away=False), Run((check,), away=False)),
+        )
+
+    @property
+    def rates(self) -> dict[FaultKind, float]:
+        """The share of requests that each kind of fault befalls."""
+        scale = self.rate / sum(self.weights.values())
+        return {kind: weight * scale for kind, weight in self.weights.items()}
+
+
+def _work(rng: random.Random, name: str) -> Work:
+    span = rng.choices(((0.0, 0.03), (0.02, 0.2), (0.1, 0.5)), (2, 5, 3))[0]
+    return Work(
+        name=name,
+        seed=f"{rng.random()}",
+        calls=rng.randint(3, 30),
+        reads=rng.choice((0.1, 0.1, 0.5)),
+        pause=rng.choice((0.0, 0.002, 0.01)),
+        slow_disk=rng.random() < 0.4,
+        ending=rng.choice(("close", "exit", "stay", "stay")),
+        kill_after=rng.uniform(*span),
+        kill_at=rng.randint(1, 25) if rng.random() < 0.25 else None,
+    )
+
+
+def as_json(work: Work) -> dict[str, Any]:
+    """A work as it goes to another process."""
+    return asdict(work)

@@ -1,0 +1,136 @@
+"""One round: a server, a file, processes that come and are killed, and the account of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cached_session.emulator import Emulator, Faults
+from tests.crashes.account import Account, Process, Violation, text_of
+from tests.crashes.nursery import Nursery
+from tests.crashes.plan import SPANS, Round, Run
+from tests.crashes.service import Watched
+from tests.servers import eventually
+
+
+class World:
+    """A conversation, the processes that come and go, and the account of it.
+
+    Attributes:
+        tally: What happened, by name.
+        account: What was called and what returned.
+        emulator: The server with its log of requests.
+    """
+
+    def __init__(self, plan: Round, nursery: Nursery, ablation: str | None = None) -> None:
+        self.plan = plan
+        self.tally: Counter[str] = Counter()
+        self.account = Account()
+        self.service = Watched()
+        self.emulator = Emulator(service=self.service)  # type: ignore[arg-type]
+        self._nursery = nursery
+        self._ablation = ablation
+        self._conversation: str | None = None
+        self._serving = False
+
+    def run(self) -> None:
+        """Runs everything to its end.
+
+        Raises:
+            Violation: A promise was not kept.
+        """
+        plan = self.plan
+        if plan.history is not None:
+            self.account.before = tuple(f"old {number}" for number in range(plan.history))
+            self._conversation = self.service.make(list(self.account.before))
+        faults = self.service.planned(Faults(plan.seed, plan.rates, spans=SPANS))
+        self._serve(True)
+        try:
+            with TemporaryDirectory(prefix="crashes-") as directory:
+                self._path = Path(directory, "outbox.db")
+                for run in plan.runs:
+                    self.emulator.faults = faults
+                    self._run(run)
+                self.emulator.faults = None
+                for run in plan.last:
+                    (last,) = self._run(run)
+                    eventually(self.service.settled)
+                self._check(last)
+        finally:
+            self._serve(False)
+            self.tally["requests"] = len(self.emulator.requests)
+            self.tally["faults"] = self.service.faults.total()
+            self.tally.update({f"fault {name}": n for name, n in self.service.faults.items()})
+
+    def _serve(self, serving: bool) -> None:
+        if serving is not self._serving:
+            self._serving = serving
+            if serving:
+                self.emulator.start()
+            else:
+                self.emulator.stop()
+                self.service.stopped()
+
+    def _run(self, run: Run) -> list[Process]:
+        self._serve(not run.away)
+        setting = {
+            "path": str(self._path),
+            "base_url": self.emulator.base_url,
+            "conversation": self._conversation,
+            "ablation": self._ablation,
+        }
+        works = run.works
+        if self._conversation is None and not self.account.accepted:
+            # Nothing says yet what two processes would have in common.
+            works = works[:1]
+        reports = self._nursery.run(works, setting)
+        phase = [Process(work.name) for work in works]
+        self.account.phases.append(phase)
+        for process, report in zip(phase, reports, strict=True):
+            process.hear(report["said"])
+            self._tally(process, report["end"])
+        for process in phase:
+            if "failed" in process.notes:
+                raise Violation(f"{process.name} failed: {process.notes['failed']}")
+            known = process.notes.get("conversation")
+            if known is not None and (self.plan.told or self._conversation is not None):
+                if self._conversation not in (None, known):
+                    raise Violation(f"{self._conversation} has become {known}")
+                self._conversation = known
+        self.account.check_reads()
+        return phase
+
+    def _tally(self, process: Process, end: str) -> None:
+        self.tally["processes"] += 1
+        self.tally["kills" if end == "SIGKILL" else "ended by themselves"] += 1
+        if end == "SIGKILL":
+            stage = "before opening" if "opened" not in process.notes else "at work"
+            self.tally[f"kills {stage}"] += 1
+        self.tally["calls"] += len(process.calls)
+        self.tally["calls cut off"] += sum(not call.returned for call in process.calls)
+        self.tally["items accepted"] += sum(
+            len(call.texts) for call in process.calls if call.returned
+        )
+        self.tally["reads"] += len(process.reads)
+        self.tally.update(process.events)
+
+    def _check(self, last: Process) -> None:
+        """Checks what there is in the end."""
+        conversation, items = last.notes["conversation"], last.notes["items"]
+        held: list[dict[str, Any]] = self.service.items(conversation)
+        listing = [text_of(item) for item in held]
+        lost, doubled = self.account.count(listing)
+        self.tally.update({"lost": lost, "doubled": doubled})
+        self.account.check_end(listing)
+        if items != held or not last.notes["again"]:
+            raise Violation(
+                f"the last read shows {[text_of(item) for item in items]}, "
+                f"and the server holds {listing}"
+            )
+        if last.notes["waiting"]:
+            raise Violation(f"{last.notes['waiting']} items are left in the file")
+        for other in self.service.made:
+            if other != conversation and self.service.items(other):
+                raise Violation(f"another conversation, {other}, holds items")

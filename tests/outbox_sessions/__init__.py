@@ -1,0 +1,1 @@
+"""Tests of sessions with an outbox, through the public names."""

@@ -1,0 +1,72 @@
+"""Servers, clients and outboxes for the tests of sessions with an outbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from agents import set_tracing_disabled
+from openai import AsyncOpenAI
+
+from cached_session import MemoryOutbox, Outbox, SQLiteOutbox
+from cached_session.emulator import Emulator
+from tests.session.support import clean_environment, new_client
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> Iterator[None]:
+    set_tracing_disabled(True)
+    with pytest.MonkeyPatch.context() as patch:
+        clean_environment(patch)
+        yield
+
+
+@pytest.fixture(scope="session", name="running_emulator")
+def _running_emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(running_emulator: Emulator) -> Iterator[Emulator]:
+    """A server that many tests share, with an empty request log."""
+    running_emulator.clear_log()
+    yield running_emulator
+    running_emulator.faults = None
+
+
+@pytest.fixture
+def client(emulator: Emulator) -> AsyncOpenAI:
+    """A client for the emulator; closed at the end of the test, in its event loop."""
+    return new_client(emulator)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where an outbox in a file is."""
+    return tmp_path / "agent.db"
+
+
+@pytest.fixture
+def new_outbox(path: Path) -> Iterator[Callable[[], SQLiteOutbox]]:
+    """Makes outboxes on the one file, as processes would; they are closed at the end."""
+    made: list[SQLiteOutbox] = []
+
+    def make(**options: float) -> SQLiteOutbox:
+        made.append(SQLiteOutbox(path, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for outbox in made:
+        asyncio.run(outbox.close())
+
+
+@pytest.fixture(params=["memory", "file"])
+def outbox(request: pytest.FixtureRequest) -> Outbox:
+    """Each kind of outbox."""
+    if request.param == "memory":
+        return MemoryOutbox()
+    found: SQLiteOutbox = request.getfixturevalue("new_outbox")()
+    return found

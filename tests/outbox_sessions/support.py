@@ -1,0 +1,92 @@
+"""What the tests of sessions with an outbox share."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from cached_session import CachedSession, ConversationCache, MemoryOutbox, RetryBudget, RetryPolicy
+from cached_session.emulator import Emulator
+from tests.faults import virtual
+from tests.faults.line import Line
+from tests.session.support import new_client
+
+QUICK = RetryPolicy(initial_delay=0.001, max_delay=0.01, budget=RetryBudget(10_000, 10_000))
+"""A policy that loses no time when the server is away."""
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test on a loop whose clock jumps; with it goes a `Line` and a `MemoryOutbox`."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        virtual.run(test(*args, **kwargs))
+
+    return run
+
+
+def words(items: list[Any]) -> list[str]:
+    """The texts of messages, of accepted ones and of listed ones."""
+    return [item["content"][0]["text"] for item in items]
+
+
+async def opened(
+    *texts: str, outbox: MemoryOutbox | None = None, **options: Any
+) -> tuple[Line, CachedSession, str]:
+    """A line, a session with an outbox that has read its conversation, and the conversation."""
+    line = Line()
+    conversation = line.conversation(*texts)
+    session = line.session(conversation, outbox=outbox or MemoryOutbox(), **options)
+    await session.get_items()
+    line.asked()
+    return line, session, conversation
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Goes round the event loop until something has come about that nobody announces."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.001)
+
+
+def batches(emulator: Emulator) -> int:
+    """How many appends the server was asked for since the log was cleared."""
+    return sum(
+        entry.method == "POST" and entry.path.endswith("/items") for entry in emulator.requests
+    )
+
+
+async def raised(awaitable: Awaitable[Any]) -> BaseException | None:
+    """What an awaitable raises, or None."""
+    try:
+        await awaitable
+    except Exception as error:
+        return error
+    return None
+
+
+class Process:
+    """What one process of a program has: its client, its cache, its outbox."""
+
+    def __init__(self, emulator: Emulator, outbox: Any) -> None:
+        self.client = new_client(emulator)
+        self.cache = ConversationCache()
+        self.outbox = outbox
+
+    def session(self, conversation_id: str | None = None, **options: Any) -> CachedSession:
+        settings = {"retry": QUICK, **options}
+        return CachedSession(
+            conversation_id=conversation_id,
+            openai_client=self.client,
+            cache=self.cache,
+            outbox=self.outbox,
+            **settings,
+        )
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()

@@ -1,0 +1,342 @@
+"""What comes after appends: pop, clear, flush and close, with items that wait or are in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from cached_session import (
+    CachedSession,
+    DeadlineExceeded,
+    MemoryOutbox,
+    Outbox,
+    Sending,
+    SessionClosed,
+)
+from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
+from tests.faults.line import CUT, LOST, is_conversation_delete, notes
+from tests.faults.virtual import at_every_step, now
+from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
+from tests.session.support import Gate, numbered, texts, users
+
+SLOW = Fault(FaultKind.SLOW, delay=5.0)
+
+
+@in_virtual_time
+async def test_pop_of_what_was_not_sent() -> None:
+    """An item that was not sent yet is taken from the outbox; the server never sees it."""
+    line, session, conversation = await opened("a")
+    line.on(is_append, SLOW)
+    await session.add_items(users("b"))
+    await asyncio.sleep(1)
+    await session.add_items(users("c", "d"))
+    before = await session.get_items()
+    assert await session.pop_item() == before[-1]
+    assert words(await session.get_items()) == ["a", "b", "c"]
+    await session.flush()
+    assert line.asked() == ["append", "append"]
+    assert line.texts(conversation) == ["a", "b", "c"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_pop_of_what_is_in_flight() -> None:
+    """An item that is in flight is waited for, and then removed on the server."""
+    line, session, conversation = await opened("a")
+    line.on(is_append, SLOW)
+    await session.add_items(users("b", "c"))
+    await asyncio.sleep(1)
+    popped: Any = await session.pop_item()
+    assert now() >= 5
+    assert words([popped]) == ["c"]
+    assert "id" in popped
+    assert line.asked() == ["append", "delete item"]
+    assert line.texts(conversation) == ["a", "b"]
+    assert await session.get_items() == line.service.items(conversation)
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_pop_of_what_stays_in_flight() -> None:
+    """A pop that cannot be decided before its deadline says so, and removes nothing."""
+    line, session, conversation = await opened("a")
+    line.always(is_append, CUT)
+    await session.add_items(users("b"))
+    await asyncio.sleep(1)
+    error = await raised(session.pop_item())
+    assert isinstance(error, DeadlineExceeded)
+    assert "not removed" in str(error)
+    assert "1 items" in str(error)
+    line.heal()
+    await session.flush()
+    assert line.texts(conversation) == ["a", "b"]
+    await session.aclose()
+
+
+@pytest.mark.parametrize("waiting", [1, 3, 25])
+def test_pop_at_every_moment(waiting: int) -> None:
+    """At whatever moment a pop comes, it takes the newest item and no other."""
+
+    async def trial(steps: int) -> bool:
+        line, session, conversation = await opened("a")
+        await session.add_items(numbered(0, waiting))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        going_on = session.stats.waiting > 0
+        popped = [await session.pop_item() for _ in range(2)]
+        expected = ["a", *map(str, range(waiting))]
+        assert words(popped) == [expected[-1], expected[-2]]
+        await session.flush()
+        assert line.texts(conversation) == expected[:-2]
+        assert await session.get_items() == line.service.items(conversation)
+        await session.aclose()
+        return going_on
+
+    assert at_every_step(trial) > 2
+
+
+async def test_pop_until_nothing_is_left(outbox: Outbox, emulator: Emulator) -> None:
+    """Pops go through what waits and what is on the server alike, newest first, to the end."""
+    async with Process(emulator, outbox) as process:
+        session = process.session()
+        await session.add_items(users("a", "b"))
+        await session.flush()
+        await session.add_items(users("c"))
+        popped = [await session.pop_item() for _ in range(4)]
+        assert popped[3] is None
+        assert words(popped[:3]) == ["c", "b", "a"]
+        await session.flush()
+        assert emulator.items(session.session_id) == []
+        await session.aclose()
+
+
+@in_virtual_time
+async def test_clear_drops_then_deletes() -> None:
+    """`clear_session` drops what waits, lets what is in flight land, and deletes, in this order."""
+    line, session, conversation = await opened("a")
+    line.on(is_append, SLOW)
+    await session.add_items(users("b"))
+    await asyncio.sleep(1)
+    await session.add_items(users("c"))
+    await session.clear_session()
+    # What was in flight has landed before: nothing comes after the deletion.
+    assert line.asked() == ["append", "delete conversation"]
+    assert await session.get_items() == []
+    assert session.session_id != conversation
+    await session.add_items(users("new"))
+    await session.flush()
+    assert line.texts(session.session_id) == ["new"]
+    assert line.asked() == ["create", "append"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_clear_that_fails() -> None:
+    """A clear that the server does not take says how many items were dropped before it."""
+    line, session, conversation = await opened("a")
+    line.on(is_append, SLOW)
+    await session.add_items(users("b"))
+    await asyncio.sleep(1)
+    await session.add_items(users("c", "d"))
+    line.always(is_conversation_delete, CUT)
+    error = await raised(session.clear_session())
+    assert error is not None
+    assert "2 items" in notes(error)
+    assert "dropped" in notes(error)
+    line.heal()
+    assert session.session_id == conversation
+    assert words(await session.get_items()) == ["a", "b"]
+    await session.add_items(users("e"))
+    await session.flush()
+    assert line.texts(conversation) == ["a", "b", "e"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_clear_while_a_batch_stays_in_flight() -> None:
+    """A clear that cannot know what a batch became deletes nothing, and says what it dropped."""
+    line, session, conversation = await opened("a")
+    line.always(is_append, CUT)
+    await session.add_items(users("b"))
+    await asyncio.sleep(1)
+    await session.add_items(users("c", "d"))
+    error = await raised(session.clear_session())
+    assert isinstance(error, DeadlineExceeded)
+    assert "2 items that waited behind it were dropped" in str(error)
+    line.heal()
+    await session.flush()
+    assert line.texts(conversation) == ["a", "b"]
+    await session.aclose()
+
+
+def test_appends_beside_a_clear() -> None:
+    """An append that comes while a clear is under way goes, whole, to the next conversation."""
+
+    async def trial(steps: int) -> bool:
+        line, session, conversation = await opened("a")
+        await session.add_items(users("b"))
+        while not line.in_flight:
+            await asyncio.sleep(0)
+        await session.add_items(users("c"))
+        clearing = asyncio.create_task(session.clear_session())
+        for _ in range(1 + steps):
+            await asyncio.sleep(0)
+        going_on = not clearing.done()
+        await asyncio.gather(
+            session.add_items(users("1", "2")), session.add_items(users("3")), clearing
+        )
+        await session.flush()
+        assert session.session_id != conversation
+        assert line.texts(session.session_id) == ["1", "2", "3"]
+        assert await session.get_items() == line.service.items(session.session_id)
+        await session.aclose()
+        return going_on
+
+    assert at_every_step(trial) > 3
+
+
+@pytest.mark.parametrize("max_wait", [0.0, 30.0])
+def test_a_clear_makes_room(max_wait: float) -> None:
+    """An append that waits for room while a clear begins is dropped with the rest, or goes on."""
+
+    async def trial(steps: int) -> bool:
+        outbox = MemoryOutbox(max_items=3, max_wait=max_wait)
+        line, session, conversation = await opened("a", outbox=outbox)
+        await session.add_items(users("b"))
+        while not line.in_flight:
+            await asyncio.sleep(0)
+        await session.add_items(users("c", "d"))
+        clearing = asyncio.create_task(session.clear_session())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        going_on = not clearing.done()
+        await raised(session.add_items(users("x", "y")))
+        await clearing
+        await session.add_items(users("z"))
+        await session.flush()
+        # Nothing is left lying for a conversation that is gone.
+        left = await outbox.transact(lambda store: store.summaries())
+        assert left == []
+        assert session.session_id != conversation
+        assert line.texts(session.session_id) in (["z"], ["x", "y", "z"])
+        await session.aclose()
+        return going_on
+
+    assert at_every_step(trial) > 3
+
+
+@in_virtual_time
+async def test_flush_waits() -> None:
+    """`flush` returns when everything that was accepted before is on the server."""
+    line, session, conversation = await opened()
+    line.on(is_append, SLOW, LOST, CUT, None)
+    await session.add_items(numbered(0, 50))
+    await session.flush()
+    assert now() >= 5
+    assert line.texts(conversation) == [str(number) for number in range(50)]
+    assert session.stats.waiting == 0
+    assert session.stats.sending is Sending.IDLE
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_flush_that_takes_too_long() -> None:
+    """A flush that is not done in time says how many items wait, and all of them are kept."""
+    line, session, conversation = await opened()
+    line.always(is_append, CUT)
+    await session.add_items(users("a", "b"))
+    await session.add_items(users("c"))
+    for seconds in (0, 3.5):
+        began = now()
+        error = await raised(session.flush(timeout=seconds))
+        assert isinstance(error, DeadlineExceeded)
+        assert isinstance(error, TimeoutError)
+        assert "3 items" in str(error)
+        assert conversation in str(error)
+        assert error.conversation_id == conversation
+        assert now() - began == pytest.approx(seconds, abs=0.01)
+    assert words(await session.get_items()) == ["a", "b", "c"]
+    line.heal()
+    await session.flush(timeout=60)
+    assert line.texts(conversation) == ["a", "b", "c"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_flush_without_a_time() -> None:
+    """Without a timeout a flush takes as long as the policy's deadline says."""
+    line, session, _ = await opened()
+    line.always(is_append, CUT)
+    await session.add_items(users("a"))
+    began = now()
+    assert isinstance(await raised(session.flush()), DeadlineExceeded)
+    assert now() - began == pytest.approx(60, abs=0.01)
+    line.heal()
+    await session.aclose()
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, math.inf, -math.inf, "1", True, [1]], ids=str)
+@in_virtual_time
+async def test_bad_timeouts(timeout: Any) -> None:
+    """What is no timeout is refused, by name, before anything is done."""
+    _, session, _ = await opened()
+    error = await raised(session.flush(timeout=timeout))
+    assert isinstance(error, ValueError if isinstance(timeout, int | float) else TypeError) or (
+        timeout is True and isinstance(error, TypeError)
+    )
+    assert "timeout" in str(error)
+    await session.aclose()
+
+
+async def test_flush_before_the_first_use(outbox: Outbox, emulator: Emulator) -> None:
+    """A session that was not used has nothing to wait for: no request, no conversation."""
+    async with Process(emulator, outbox) as process:
+        session = process.session()
+        await session.flush(timeout=0)
+        await session.aclose()
+        assert emulator.requests == []
+
+
+async def test_close_waits(outbox: Outbox) -> None:
+    """`aclose` returns when everything is on the server; then the session is closed."""
+    gate = Gate()
+    with Emulator(latency=1e-9, sleep=gate.sleep) as emulator:
+        async with Process(emulator, outbox) as process:
+            session = process.session()
+            await session.get_items()
+            gate.hold()
+            await session.add_items(numbered(0, 30))
+            closing = asyncio.create_task(session.aclose())
+            await gate.arrived()
+            assert not closing.done()
+            gate.open()
+            await closing
+            conversation = session.session_id
+            assert texts(emulator.items(conversation)) == [str(n) for n in range(30)]
+            assert isinstance(await raised(session.add_items(users("x"))), SessionClosed)
+            again: CachedSession = process.session(conversation)
+            assert await again.get_items() == emulator.items(conversation)
+            await again.aclose()
+
+
+@in_virtual_time
+async def test_close_that_takes_too_long() -> None:
+    """A close that is not done in time closes all the same; what waits stays recorded."""
+    outbox = MemoryOutbox()
+    line, session, conversation = await opened("a", outbox=outbox)
+    line.always(is_append, CUT)
+    await session.add_items(users("b"))
+    assert isinstance(await raised(session.aclose()), DeadlineExceeded)
+    line.heal()
+    line.asked()
+    await asyncio.sleep(100)
+    # Nobody sends for a closed session.
+    assert line.asked() == []
+    again = line.session(conversation, outbox=outbox)
+    await again.flush()
+    assert line.texts(conversation) == ["a", "b"]
+    await again.aclose()

@@ -1,0 +1,231 @@
+"""An outbox whose file outlives the processes of a run, with virtual time before each commit.
+
+The statements are the product's own `Store`, on one connection in memory that
+stands for the file. What the test adds is time, crashes, and an account of
+every row that was recorded or taken out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar, cast
+
+from cached_session import OutboxError
+from cached_session.outbox import Address, Row, Store, schema
+from cached_session.outbox.shared import Shared
+from cached_session.outbox.writer import Outcome, run_group
+from tests.simulation.outbox_ledger import Call, Change, OutboxLedger
+
+T = TypeVar("T")
+
+CALL: ContextVar[Call | None] = ContextVar("CALL", default=None)
+"""The append or pop that a task works for."""
+
+
+class Delays(NamedTuple):
+    """How long a transaction takes, and how often one fails.
+
+    Attributes:
+        longest: Seconds from a call to the commit, and from the commit to the answer, each.
+        failures: Share of the transactions of which nothing is recorded.
+    """
+
+    longest: float
+    failures: float
+
+
+class Disk:
+    """The file: what is committed outlives every process.
+
+    Attributes:
+        living: The tokens of the processes that live.
+        conversation: The conversation of which account is kept.
+    """
+
+    def __init__(self, ledger: OutboxLedger) -> None:
+        self.ledger = ledger
+        self.living: set[str] = set()
+        self.conversation = ""
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection.execute("PRAGMA foreign_keys = ON")
+        schema.create(self.connection)
+        self._hand = self.store("the hand of a human", 0)
+
+    def store(self, token: str, max_window_bytes: int) -> WatchedStore:
+        """What an owner does to the file."""
+        return WatchedStore(self, token, max_window_bytes)
+
+    def by_hand(self, work: Callable[[Store], T]) -> T:
+        """Does what `cached-session outbox` does, at once."""
+        return cast(T, run_group(self.connection, self._hand, _broken, [work]).pop().result())
+
+    def waiting(self) -> set[int]:
+        """The places of the rows of the conversation that the account is of."""
+        found = self.connection.execute(
+            "SELECT seq FROM items JOIN conversations ON number = items.conversation "
+            "WHERE conversations.conversation = ?",
+            (self.conversation,),
+        )
+        return {seq for (seq,) in found}
+
+    def close(self) -> None:
+        """Ends it."""
+        self.connection.close()
+
+
+class WatchedStore(Store):
+    """A store that notes which rows come and go; `Disk.ledger` is told when it is committed."""
+
+    def __init__(self, disk: Disk, token: str, max_window_bytes: int) -> None:
+        super().__init__(
+            disk.connection,
+            token,
+            alive=disk.living.__contains__,
+            max_window_bytes=max_window_bytes,
+        )
+        self._disk = disk
+        self.noted: list[Callable[[], Change]] = []
+        self.call: Call | None = None
+
+    def accept(self, address: Address, items: Sequence[bytes], now: float) -> tuple[int, ...]:
+        seqs = super().accept(address, items, now)
+        call, ledger = self.call, self._disk.ledger
+        if address.conversation == self._disk.conversation:
+            self.noted.append(lambda: ledger.accepted(call, seqs, items))
+        return seqs
+
+    def withdraw(self, address: Address) -> Row | None:
+        row = super().withdraw(address)
+        call, ledger = self.call, self._disk.ledger
+        if row is not None and address.conversation == self._disk.conversation:
+            seq = row.seq
+            self.noted.append(lambda: ledger.withdrawn(call, seq))
+        return row
+
+
+class _Job(NamedTuple):
+    work: Callable[[Store], Any]
+    call: Call | None
+    future: asyncio.Future[Outcome]
+
+
+class SimOutbox(Shared):
+    """One process's outbox on the disk.
+
+    Args:
+        disk: The file that all processes share.
+        token: The process, as an owner of backlogs.
+        rng: Where its delays come from.
+        delays: See there.
+        max_items: How many items may wait in one backlog.
+        max_window_bytes: What all stored windows may take.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        token: str,
+        rng: random.Random,
+        delays: Delays,
+        *,
+        max_items: int,
+        max_window_bytes: int,
+    ) -> None:
+        super().__init__(max_items, 1 << 20, None, 10.0, max_window_bytes)
+        self._disk = disk
+        self._token = token
+        self._random = rng
+        self._delays = delays
+        self._store = disk.store(token, max_window_bytes)
+        self._jobs: list[_Job] = []
+        self._unheard: list[Change] = []
+        self._dead = False
+        self.failures = delays.failures
+        """As in `Delays`; may be changed at any time."""
+        disk.living.add(token)
+
+    async def transact(self, work: Callable[[Store], T]) -> T:
+        """Runs `work` in a transaction, with those that wait for the same one.
+
+        A caller that is cancelled hears so at once, and its work is still run.
+        One in a process that crashed hears nothing any more.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        if not self._dead:
+            self._jobs.append(_Job(work, CALL.get(), future))
+            if len(self._jobs) == 1:
+                loop.call_later(self._delay(), self._commit)
+        return cast(T, (await future).result())
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def crash(self) -> None:
+        """Ends the owner. Of the works that wait, a random beginning was committed."""
+        self._dead = True
+        self._disk.living.discard(self._token)
+        jobs, self._jobs = self._jobs, []
+        committed = jobs[: self._random.randint(0, len(jobs))]
+        if committed and self._random.random() < 0.5:
+            self._run(committed)
+        self._disk.ledger.heard(self._unheard)
+
+    def end(self) -> None:
+        """Ends the owner, which has nothing left to do."""
+        self._dead = True
+        self._disk.living.discard(self._token)
+
+    def _delay(self) -> float:
+        return self._random.uniform(0.0, self._delays.longest)
+
+    def _commit(self) -> None:
+        if self._dead:
+            return
+        jobs, self._jobs = self._jobs, []
+        if self._random.random() < self.failures:
+            changes: list[Change] = []
+            outcomes = [Outcome(None, OutboxError("the disk is full")) for _ in jobs]
+        else:
+            outcomes, changes = self._run(jobs)
+        asyncio.get_running_loop().call_later(self._delay(), self._answer, jobs, outcomes, changes)
+
+    def _run(self, jobs: Iterable[_Job]) -> tuple[list[Outcome], list[Change]]:
+        store = self._store
+        works = [self._watched(job) for job in jobs]
+        outcomes = run_group(self._disk.connection, store, _broken, works)
+        noted, store.noted = store.noted, []
+        changes = [note() for note in noted]
+        self._unheard += changes
+        return outcomes, changes
+
+    def _watched(self, job: _Job) -> Callable[[Store], Any]:
+        store = self._store
+
+        def work(_: Store) -> Any:
+            before, store.call = len(store.noted), job.call
+            try:
+                return job.work(store)
+            except BaseException:
+                del store.noted[before:]
+                raise
+
+        return work
+
+    def _answer(self, jobs: list[_Job], outcomes: list[Outcome], changes: list[Change]) -> None:
+        if self._dead:
+            return
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if not job.future.done():
+                job.future.set_result(outcome)
+        outcomes.clear()
+        self._disk.ledger.heard(changes)
+        self._unheard = [change for change in self._unheard if change not in changes]
+
+
+def _broken(error: sqlite3.Error) -> OutboxError:
+    raise error  # no statement may fail here

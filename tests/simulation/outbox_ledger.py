@@ -1,0 +1,316 @@
+"""What was accepted, what was popped, and what reads and the server must then show.
+
+The account is the *ideal sequence*: what was recorded, in the order of the
+records, less what was popped. It changes when a transaction on the outbox is
+committed or the server carries out the delete of a pop, never before and never
+later. Whether an item waits, is being sent, or is on the server once, twice for
+a moment, or not yet, makes no difference to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation.ledger import Violation, text_of
+
+
+@dataclass(eq=False)
+class Call:
+    """One append or pop: what it was to do, and what it did.
+
+    Attributes:
+        kind: "append" or "pop".
+        worker: Who made it.
+        process: The number of the process it was made in.
+        started: When.
+        texts: What it appends.
+        places: Under which places that was recorded.
+        removed: Texts and ids (None: from the outbox) of what it removed.
+        ended: "returned" or "raised"; None: it goes on, was cancelled, or its process crashed.
+        ended_at: When.
+    """
+
+    kind: str
+    worker: int
+    process: int
+    started: float
+    texts: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+    removed: list[tuple[str, str | None]] = field(default_factory=list)
+    ended: str | None = None
+    ended_at: float = math.inf
+
+    def end(self, how: str) -> None:
+        """Notes how it ended."""
+        self.ended, self.ended_at = how, _now()
+
+
+@dataclass(eq=False)
+class Change:
+    """One step of the ideal sequence.
+
+    Attributes:
+        at: When it was committed.
+        heard: Since when every read of its process must show it.
+    """
+
+    at: float
+    heard: float = math.inf
+
+
+@dataclass(frozen=True)
+class _Entry:
+    place: int
+    text: str
+    at: float
+    process: int
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class OutboxLedger:
+    """The ideal sequence of one conversation, and all that is checked against it.
+
+    Attributes:
+        single: Whether there is one process at a time.
+        alone: Whether nobody else writes: no foreign writer, either.
+        calls: All appends and pops.
+    """
+
+    def __init__(self) -> None:
+        self.single = self.alone = True
+        self.calls: list[Call] = []
+        self._entries: list[_Entry] = []
+        self._states: list[tuple[str, ...]] = [()]
+        self._changes: list[Change] = []
+        self._gone: dict[str, Change] = {}
+        # Ids that a process removed after its end: the next one cannot know of it.
+        self._ghosts: set[str] = set()
+
+    def fill(self, texts: Iterable[str]) -> None:
+        """Notes what the conversation holds at the start."""
+        self._entries += [_Entry(0, text, -1.0, -1) for text in texts]
+        self._states = [self._texts()]
+
+    # What happens
+
+    def accepted(self, call: Call | None, seqs: Sequence[int], items: Sequence[bytes]) -> Change:
+        """Items were recorded."""
+        texts = tuple(text_of(json.loads(item)) for item in items)
+        if call is None or call.kind != "append" or texts != call.texts:
+            raise Violation(f"recorded, and nobody appended it: {texts}")
+        if call.places or call.ended is not None:
+            raise Violation(f"recorded twice, or after its append had ended: {texts}")
+        call.places = tuple(seqs)
+        self._entries += [
+            _Entry(seq, text, _now(), call.process) for seq, text in zip(seqs, texts, strict=True)
+        ]
+        return self._changed()
+
+    def withdrawn(self, call: Call | None, seq: int) -> Change:
+        """A row was taken back out of the outbox."""
+        entry = self._entries[-1]
+        if entry.place != seq:
+            raise Violation(f"taken out of the outbox, and not the newest item: {seq}")
+        del self._entries[-1]
+        return self._removed(call, entry.text, None)
+
+    def deleted(
+        self, call: Call, item_id: str, text: str, number: int, waiting: set[int], *, orphan: bool
+    ) -> None:
+        """The server carried out the delete that a pop sent.
+
+        Args:
+            call: The pop.
+            item_id: What it deleted.
+            text: That item's text.
+            number: How many items with this text stood before it on the server.
+            waiting: Places of the rows that wait.
+            orphan: Whether the process that sent it is gone.
+        """
+        if text.startswith("foreign"):
+            call.removed.append((text, item_id))
+            return
+        there = [
+            index
+            for index, entry in enumerate(self._entries)
+            if entry.text == text and entry.place not in waiting
+        ]
+        if not there:
+            raise Violation(f"a pop removed an item that is not to be there: {text}")
+        index = there[min(number, len(there) - 1)]
+        early = [other.text for other in self._entries[index + 1 :] if other.at < call.started]
+        if self.alone and not orphan and early:
+            raise Violation(f"a pop removed {text}, and {early} stood behind it")
+        del self._entries[index]
+        change = self._removed(call, text, item_id)
+        if orphan:
+            self._ghosts.add(item_id)
+            change.heard = change.at
+
+    def _removed(self, call: Call | None, text: str, item_id: str | None) -> Change:
+        if call is None or call.kind != "pop":
+            raise Violation(f"removed, and nobody popped it: {text}")
+        call.removed.append((text, item_id))
+        if len(call.removed) > 1:
+            raise Violation(f"a pop removed more than one item: {call.removed}")
+        change = self._changed()
+        self._gone[text] = change
+        return change
+
+    def _changed(self) -> Change:
+        self._states.append(self._texts())
+        self._changes.append(Change(_now()))
+        return self._changes[-1]
+
+    def heard(self, changes: Iterable[Change]) -> None:
+        """The process that made changes knows them from now on."""
+        for change in changes:
+            change.heard = min(change.heard, _now())
+
+    def deletes_heard(self) -> None:
+        """No delete of a pop is on its way any more."""
+        self.heard(change for change in self._gone.values())
+
+    # What must be true
+
+    def check_append(self, call: Call) -> None:
+        """An append that returned is recorded whole, one that raised is not."""
+        if (call.ended == "returned") != bool(call.places):
+            raise Violation(f"an append {call.ended} and was recorded as {call.places}")
+
+    def check_pop(self, call: Call, item: dict[str, Any] | None) -> None:
+        """A pop that returned an item removed that one; None: there was none."""
+        if item is not None:
+            if call.removed != [(text_of(item), item.get("id"))]:
+                raise Violation(f"a pop returned {text_of(item)} and removed {call.removed}")
+        elif call.removed:
+            raise Violation(f"a pop returned nothing and removed {call.removed}")
+        elif self.alone and all(self._seen(call.started)):
+            raise Violation("a pop returned nothing, and there were items all the time")
+
+    def _seen(self, started: float) -> list[tuple[str, ...]]:
+        """The states that a read which began at `started` and ends now may show."""
+        first = next(
+            (
+                index
+                for index, change in enumerate(self._changes)
+                if not max(change.heard, change.at) < started
+            ),
+            len(self._changes),
+        )
+        return self._states[first:]
+
+    def check_read(
+        self,
+        items: list[dict[str, Any]],
+        limit: int | None,
+        started: float,
+        process: int,
+        shown: Callable[[str], str | None],
+        *,
+        settled: bool,
+    ) -> None:
+        """A read shows the ideal sequence as it was at some moment of the read.
+
+        Args:
+            items: What it showed.
+            limit: What it was limited to.
+            started: When it began.
+            process: Where.
+            shown: What the server lists of an id.
+            settled: Whether nothing waited during the read.
+        """
+        for item in items:
+            if "id" in item and json.dumps(item, sort_keys=True) != shown(item["id"]):
+                raise Violation(f"a read shows an item as the server does not: {item}")
+        waits = [index for index, item in enumerate(items) if "id" not in item]
+        if waits and (settled or waits != list(range(waits[0], len(items)))):
+            raise Violation(f"a read shows as waiting what is on the server: {_some(items)}")
+        if not self.alone:
+            self._check_own(items, limit, started, process)
+            return
+        if any(self._shows(items, state, limit) for state in self._seen(started)):
+            return
+        raise Violation(
+            f"a read (limit {limit}, {started:.3f} to {_now():.3f}) shows what was never so in "
+            f"that time:\n  read  {_some(items)}\n"
+            + "\n".join(f"  ideal {list(state)[-12:]}" for state in self._seen(started))
+        )
+
+    def _shows(
+        self, items: list[dict[str, Any]], state: tuple[str, ...], limit: int | None
+    ) -> bool:
+        for ghosts in (False, True):
+            # What a process removed after its end may still be shown.
+            left = [item for item in items if not (ghosts and item.get("id") in self._ghosts)]
+            newest = limit and max(0, limit - len(items) + len(left))
+            count = len(state) if newest is None else min(newest, len(state))
+            if tuple(map(text_of, left)) == state[len(state) - count :]:
+                return True
+        return False
+
+    def _check_own(
+        self, items: list[dict[str, Any]], limit: int | None, started: float, process: int
+    ) -> None:
+        """Beside other writers: own items are there, in order, once; popped ones are not."""
+        asked = Counter(text for call in self.calls for text in call.texts)
+        shown = [text_of(item) for item in items if item.get("id") not in self._ghosts]
+        # Words that were said twice cannot be told apart.
+        texts = [text for text in shown if asked[text] == 1]
+        if not self.single:
+            # A late copy of another living process is there until that one finds it.
+            texts = list(dict.fromkeys(texts))
+        order = {entry.text: index for index, entry in enumerate(self._entries)}
+        places = [order[text] for text in texts if text in order]
+        if len(set(texts)) < len(texts) or places != sorted(places):
+            raise Violation(f"a read shows items twice or out of order: {texts}")
+        gone = [text for text in texts if text in self._gone and self._gone[text].heard < started]
+        if gone:
+            raise Violation(f"a read shows what was popped: {gone}")
+        if limit is not None:
+            return
+        lost = [
+            text
+            for call in self.calls
+            if call.process == process and call.ended == "returned" and call.ended_at < started
+            for text in call.texts
+            if asked[text] == 1 and text in order and text not in texts
+        ]
+        if lost:
+            raise Violation(f"a read does not show what its process had appended: {lost}")
+
+    def check_end(self, listing: list[dict[str, Any]]) -> None:
+        """The server holds what was accepted and not popped, once, in order."""
+        texts = tuple(text for text in map(text_of, listing) if not text.startswith("foreign"))
+        state = self._states[-1]
+        if texts != state:
+            lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
+            raise Violation(
+                f"at the end: lost {dict(lost)}, too many {dict(doubled)}"
+                f"\n  server {list(texts)[-40:]}\n  ideal  {list(state)[-40:]}"
+            )
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        last: dict[int, int] = {}
+        for call in self.calls:
+            if call.kind == "append" and call.places:
+                if call.places[0] < last.get(call.worker, 0):
+                    raise Violation(f"an append stands before an earlier one: {call.texts}")
+                last[call.worker] = call.places[-1]
+
+    def _texts(self) -> tuple[str, ...]:
+        return tuple(entry.text for entry in self._entries)
+
+
+def _some(items: list[dict[str, Any]]) -> list[str]:
+    return [text_of(item) + ("" if "id" in item else " (waits)") for item in items[-12:]]
