@@ -7,8 +7,8 @@ memory, is the journal's; the sender puts it on the server.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -16,16 +16,21 @@ from typing import Any, TypeVar
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.delivering import settle
-from cached_session.errors import DeadlineExceeded, OutboxFull, OutboxPaused
+from cached_session.errors import DeadlineExceeded, OutboxPaused
 from cached_session.journal import Journal
 from cached_session.operation import Operation, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.replica import Replica
+from cached_session.room import Room
 from cached_session.sending import Sender
 from cached_session.turns import Turns
 
 T = TypeVar("T")
+
+
+class _Waits(Exception):
+    """Something was accepted before the turn came."""
 
 
 class Backlog:
@@ -42,9 +47,12 @@ class Backlog:
         self.journal = Journal(outbox, address, replica)
         self.sender = Sender(self.journal)
         self.bindings: weakref.WeakSet[object] = weakref.WeakSet()
-        self._outbox = outbox
+        self._room = Room(self.journal)
         # Held by a clear: what is accepted meanwhile belongs to the next conversation.
         self._clearing = Turns()
+        self._entering = Turns()
+        # Items, and their bytes, that have their place and are being recorded.
+        self._recording = [0, 0]
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -69,53 +77,28 @@ class Backlog:
             OutboxFull: The backlog stayed at its limit.
             OutboxError: They could not be recorded.
         """
-        if not self._clearing.idle:
-            turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
-            turn.end()
+        while True:
+            if not self._clearing.idle:
+                turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+                turn.end()
             if operation.superseded():
                 raise Superseded
-        await self._check(context)
-        await self._room(items)
+            await self._check(context)
+            place = await self._room.take(items, self.sender.start)
+            if self.journal.paused is None and self._clearing.idle and not operation.superseded():
+                break
+            place.give_back()
         # Whether items are recorded is not for a caller's cancellation to say.
-        await self._to_its_end(self._accept(items, context))
+        await self._to_its_end(self._accept(items, context), place.give_back)
 
     async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
-        await self.journal.accept(items)
+        try:
+            await self.journal.accept(items)
+        finally:
+            self._recording[0] -= len(items)
+            self._recording[1] -= sum(map(len, items))
+            self.journal.changed.fire()
         self.sender.start(context)
-
-    async def _room(self, items: Sequence[Outgoing]) -> None:
-        count, size = len(items), sum(map(len, items))
-        outbox, waiting = self._outbox, self.journal.waiting
-        name = self.replica.conversation_id
-        if count > outbox.max_items or size > outbox.max_bytes:
-            raise OutboxFull(
-                f"{name}: {count} items, {size} bytes, are more than the outbox takes of one "
-                f"conversation ({outbox.max_items} items, {outbox.max_bytes} bytes); nothing was "
-                "accepted",
-                conversation_id=name,
-            )
-
-        def room() -> bool:
-            return self.journal.paused is not None or (
-                len(waiting) + count <= outbox.max_items
-                and waiting.size + size <= outbox.max_bytes
-                and not self._too_old()
-            )
-
-        deadline = Operation.now() + outbox.max_wait
-        if not await self.journal.changed.until(room, deadline, self.sender.start):
-            raise OutboxFull(
-                f"{name}: {len(waiting)} items, {waiting.size} bytes, wait in the outbox, and it "
-                f"stayed at its limit for {outbox.max_wait:g} s; nothing was accepted by this "
-                "call, and nothing that waits was dropped",
-                conversation_id=name,
-            )
-        self._raise_if_paused()
-
-    def _too_old(self) -> bool:
-        # A clock that was set back makes an item young, never too old.
-        oldest, limit = self.journal.waiting.oldest, self._outbox.max_age
-        return limit is not None and oldest is not None and time.time() - oldest > limit
 
     def served(self, limit: int | None, *, listing: int, since: float) -> list[Any] | None:
         """Answers a read without waiting, or returns None; arguments as in `Replica.served`."""
@@ -186,12 +169,13 @@ class Backlog:
             if not waiting:
                 if self.journal.local:
                     return None
-                # What has landed must be recorded before any of it is removed:
-                # a process that takes over in between would send it again.
-                async with self.replica.turn(operation):
-                    await self.journal.alone(operation)
-                    await self._let_go()
-                return await self.replica.pop(operation, listing=listing, since=since)
+                first = functools.partial(self._recorded, operation)
+                try:
+                    return await self.replica.pop(
+                        operation, listing=listing, since=since, first=first
+                    )
+                except _Waits:
+                    continue
             self._raise_if_paused()
             await self._until(
                 self._differs(waiting.seen, len(waiting)),
@@ -199,6 +183,16 @@ class Backlog:
                 "the newest item is being sent, and that took until the deadline; it was not "
                 "removed",
             )
+
+    async def _recorded(self, operation: Operation) -> None:
+        """Puts down what has landed, before any of it is removed. In the turn.
+
+        A process that takes over in between would send it again.
+        """
+        await self.journal.alone(operation)
+        await self._let_go()
+        if self.journal.waiting:
+            raise _Waits
 
     def _differs(self, seen: int, count: int) -> Callable[[], bool]:
         waiting = self.journal.waiting
@@ -291,10 +285,13 @@ class Backlog:
                 waiting=len(journal.waiting),
             ) from journal.refusal
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _to_its_end(
+        self, work: Coroutine[Any, Any, T], then: Callable[[], None] = lambda: None
+    ) -> T:
         """Does something to the outbox and its mirror, whatever becomes of the caller."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
+        task.add_done_callback(lambda _: then())
         task.add_done_callback(self._tasks.discard)
         try:
             await asyncio.wait({task})

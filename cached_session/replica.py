@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -129,11 +129,21 @@ class Replica:
                     raise
 
     async def pop(
-        self, operation: Operation, *, listing: int, since: float
+        self,
+        operation: Operation,
+        *,
+        listing: int,
+        since: float,
+        first: Callable[[], Awaitable[None]] | None = None,
     ) -> dict[str, Any] | None:
-        """Removes and returns the newest item; None if there is none."""
+        """Removes and returns the newest item; None if there is none.
+
+        What `first` does is done in the same turn. Where it raises, nothing is removed.
+        """
         turn = await self._enter(operation)
         try:
+            if first is not None:
+                await first()
             history = await self.window.fresh(operation, 1, listing, since)
         except BaseException:
             self._leave(turn)

@@ -81,25 +81,27 @@ class Sender:
         retrier = Retrier(endless, operation.meter)
         while self._task is me:
             try:
-                if journal.waiting and journal.paused is None:
-                    outcome = await retrier.run(
-                        self._attempt,
-                        deadline=math.inf,
-                        conversation_id=journal.replica.conversation_id,
-                    )
-                    if not isinstance(outcome, Applied):
-                        await self._pause(outcome.error)
-                    continue
-                async with journal.replica.turn(self._operation()):
-                    await journal.record(release=True)
+                # What is done about another process may fail like the rest.
+                try:
+                    if journal.waiting and journal.paused is None:
+                        outcome = await retrier.run(
+                            self._attempt,
+                            deadline=math.inf,
+                            conversation_id=journal.replica.conversation_id,
+                        )
+                        if not isinstance(outcome, Applied):
+                            await self._pause(outcome.error)
+                        continue
+                    async with journal.replica.turn(self._operation()):
+                        await journal.record(release=True)
+                except Elsewhere:
+                    await self._watch()
+                except Changed:
+                    await journal.reload(self._operation())
             except DeadlineExceeded:
                 continue  # the turn did not come; whoever has it is being waited for
             except TurnLost:
                 return  # somebody else went on in its place
-            except Elsewhere:
-                await self._watch()
-            except Changed:
-                await journal.reload(self._operation())
             except OutboxError as error:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)

@@ -157,6 +157,7 @@ class CachedSession(OpenAIConversationsSession):
         """What this session did so far, and what is held of its conversation."""
         meter, replica = self.__meter, self.__binding.replica
         backlog = None if replica is None else replica.backlog
+        waiting = 0 if backlog is None else len(backlog.journal.waiting)
         history = None if replica is None else replica.window.history
         return Stats(
             hits=meter.hits,
@@ -166,8 +167,9 @@ class CachedSession(OpenAIConversationsSession):
             reconciliations=meter.reconciliations,
             items=0 if history is None else len(history),
             bytes=0 if history is None else history.size,
-            waiting=0 if backlog is None else len(backlog.journal.waiting),
-            sending=Sending.IDLE if backlog is None else backlog.sender.state,
+            waiting=waiting,
+            # The sender ends a moment after its last item has landed.
+            sending=backlog.sender.state if backlog is not None and waiting else Sending.IDLE,
         )
 
     def __repr__(self) -> str:

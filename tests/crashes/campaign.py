@@ -7,9 +7,11 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
+from cached_session.emulator import FaultKind
+from tests.crashes.ablations import ABLATIONS
 from tests.crashes.account import Violation
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
@@ -19,27 +21,41 @@ from tests.crashes.world import World
 class Failure(AssertionError):
     """A seed in which a promise was not kept, with the command that replays its plan."""
 
-    def __init__(self, world: World, error: BaseException) -> None:
+    def __init__(self, world: World, error: BaseException, options: str) -> None:
         seed = world.plan.seed
         super().__init__(
             f"seed {seed}: {error}\nreplay (the same plan, other timing): "
-            f"python -m tests.crashes.campaign --start {seed} --seeds 1 --times 20"
+            f"python -m tests.crashes.campaign --start {seed} --seeds 1 --times 20{options}"
         )
         self.world = world
 
 
-def play(seeds: Iterable[int], nursery: Nursery, ablation: str | None = None) -> Iterator[World]:
+def play(
+    seeds: Iterable[int],
+    nursery: Nursery,
+    ablation: str | None = None,
+    only: Sequence[FaultKind] = (),
+) -> Iterator[World]:
     """Plays rounds, one after the other.
+
+    Args:
+        seeds: Of the rounds.
+        nursery: Where their processes come from.
+        ablation: A safeguard that is switched off in them, or None.
+        only: The kinds of fault; empty: as they are drawn.
 
     Raises:
         Failure: A promise was not kept.
     """
+    options = "" if ablation is None else f" --ablation {ablation}"
+    options += f" --only {','.join(only)}" if only else ""
     for seed in seeds:
-        world = World(Round.draw(seed), nursery, ablation)
+        plan = Round.draw(seed)
+        world = World(plan.with_only(only) if only else plan, nursery, ablation)
         try:
             world.run()
         except (Violation, RuntimeError) as error:
-            raise Failure(world, error) from error
+            raise Failure(world, error, options) from error
         yield world
 
 
@@ -62,10 +78,14 @@ def main() -> int:
     length.add_argument("--kills", type=int, default=100)
     length.add_argument("--seeds", type=int, help="so many rounds")
     parser.add_argument("--times", type=int, default=1, help="play each of the seeds so often")
-    parser.add_argument("--ablation", help="a safeguard that is switched off")
+    parser.add_argument(
+        "--ablation", choices=list(ABLATIONS), help="a safeguard that is switched off"
+    )
+    parser.add_argument("--only", default="", help="kinds of fault, with commas between them")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     arguments = parser.parse_args()
+    only = [FaultKind(name) for name in arguments.only.split(",") if name]
     tally: Counter[str] = Counter()
     seeds: Iterable[int] = count(arguments.start)
     if arguments.seeds is not None:
@@ -74,7 +94,7 @@ def main() -> int:
     with Nursery() as nursery:
         for seed in (seed for seed in seeds for _ in range(arguments.times)):
             try:
-                (world,) = play([seed], nursery, arguments.ablation)
+                (world,) = play([seed], nursery, arguments.ablation, only)
             except Failure as failure:
                 tally["failures"] += 1
                 world = failure.world

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from cached_session.emulator import FaultKind
@@ -45,6 +46,7 @@ class Work:
             or stays and goes on sending until it is killed.
         kill_after: Seconds from its start until it is killed; None: it is not.
         kill_at: It is killed as soon as so many events were told to its observer, or not by that.
+        kill_on: It is killed at the first event of this name, or not by that.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Work:
     ending: Ending = "close"
     kill_after: float | None = None
     kill_at: int | None = None
+    kill_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,10 @@ class Round:
             last=(Run((flush,), away=False), Run((check,), away=False)),
         )
 
+    def with_only(self, kinds: Sequence[FaultKind]) -> Round:
+        """The same round with many faults, all of these kinds."""
+        return replace(self, rate=0.4, weights=dict.fromkeys(kinds, 1.0))
+
     @property
     def rates(self) -> dict[FaultKind, float]:
         """The share of requests that each kind of fault befalls."""
@@ -130,9 +137,10 @@ class Round:
 
 def _work(rng: random.Random, name: str) -> Work:
     span = rng.choices(((0.0, 0.03), (0.02, 0.2), (0.1, 0.5)), (2, 5, 3))[0]
+    seed = f"{rng.random()}"
     return Work(
         name=name,
-        seed=f"{rng.random()}",
+        seed=seed,
         calls=rng.randint(3, 30),
         reads=rng.choice((0.1, 0.1, 0.5)),
         pause=rng.choice((0.0, 0.002, 0.01)),
@@ -140,6 +148,8 @@ def _work(rng: random.Random, name: str) -> Work:
         ending=rng.choice(("close", "exit", "stay", "stay")),
         kill_after=rng.uniform(*span),
         kill_at=rng.randint(1, 25) if rng.random() < 0.25 else None,
+        # In the middle of what is seldom begun.
+        kill_on=random.Random(seed).choice(("LateCopyRemoved", "Reconciled", None, None, None)),
     )
 
 

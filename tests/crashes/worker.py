@@ -211,7 +211,7 @@ class Worker:
 
     def _observe(self, event: Event) -> None:
         self._events += 1
-        if self._events == self._work.kill_at:
+        if self._events == self._work.kill_at or type(event).__name__ == self._work.kill_on:
             os.kill(os.getpid(), signal.SIGKILL)
         if isinstance(event, RequestFinished) and event.operation == "append":
             self._appended = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import sys
 import traceback
@@ -77,12 +78,18 @@ def _drain(loop: SimLoop) -> None:
     """Ends what a failed run left lying, so that only its failure is reported."""
 
     async def end() -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        # Some clean up in several steps, or begin something new while they do.
+        for _ in range(1000):
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if not left:
+                return
+            for task in left:
+                task.cancel()
+            await asyncio.sleep(0)
 
-    loop.run_until_complete(end())
+    # What it raises is the failed run's own.
+    with contextlib.suppress(Exception):
+        loop.run_until_complete(end())
 
 
 def run(seeds: Iterable[int], *, outbox: bool = False) -> Counter[str]:

@@ -83,9 +83,11 @@ class OutboxLedger:
         single: Whether there is one process at a time.
         alone: Whether nobody else writes: no foreign writer, either.
         calls: All appends and pops.
+        violations: What was found to be wrong.
     """
 
     def __init__(self) -> None:
+        self.violations: list[Violation] = []
         self.single = self.alone = True
         self.calls: list[Call] = []
         self._entries: list[_Entry] = []
@@ -94,6 +96,11 @@ class OutboxLedger:
         self._gone: dict[str, Change] = {}
         # Ids that a process removed after its end: the next one cannot know of it.
         self._ghosts: set[str] = set()
+
+    def broken(self, what: str) -> Violation:
+        """A violation, which counts even where it is raised to those who go on with anything."""
+        self.violations.append(Violation(what))
+        return self.violations[-1]
 
     def fill(self, texts: Iterable[str]) -> None:
         """Notes what the conversation holds at the start."""
@@ -106,9 +113,9 @@ class OutboxLedger:
         """Items were recorded."""
         texts = tuple(text_of(json.loads(item)) for item in items)
         if call is None or call.kind != "append" or texts != call.texts:
-            raise Violation(f"recorded, and nobody appended it: {texts}")
+            raise self.broken(f"recorded, and nobody appended it: {texts}")
         if call.places or call.ended is not None:
-            raise Violation(f"recorded twice, or after its append had ended: {texts}")
+            raise self.broken(f"recorded twice, or after its append had ended: {texts}")
         call.places = tuple(seqs)
         self._entries += [
             _Entry(seq, text, _now(), call.process) for seq, text in zip(seqs, texts, strict=True)
@@ -119,7 +126,7 @@ class OutboxLedger:
         """A row was taken back out of the outbox."""
         entry = self._entries[-1]
         if entry.place != seq:
-            raise Violation(f"taken out of the outbox, and not the newest item: {seq}")
+            raise self.broken(f"taken out of the outbox, and not the newest item: {seq}")
         del self._entries[-1]
         return self._removed(call, entry.text, None)
 
@@ -145,11 +152,11 @@ class OutboxLedger:
             if entry.text == text and entry.place not in waiting
         ]
         if not there:
-            raise Violation(f"a pop removed an item that is not to be there: {text}")
+            raise self.broken(f"a pop removed an item that is not to be there: {text}")
         index = there[min(number, len(there) - 1)]
         early = [other.text for other in self._entries[index + 1 :] if other.at < call.started]
         if self.alone and not orphan and early:
-            raise Violation(f"a pop removed {text}, and {early} stood behind it")
+            raise self.broken(f"a pop removed {text}, and {early} stood behind it")
         del self._entries[index]
         change = self._removed(call, text, item_id)
         if orphan:
@@ -158,10 +165,10 @@ class OutboxLedger:
 
     def _removed(self, call: Call | None, text: str, item_id: str | None) -> Change:
         if call is None or call.kind != "pop":
-            raise Violation(f"removed, and nobody popped it: {text}")
+            raise self.broken(f"removed, and nobody popped it: {text}")
         call.removed.append((text, item_id))
         if len(call.removed) > 1:
-            raise Violation(f"a pop removed more than one item: {call.removed}")
+            raise self.broken(f"a pop removed more than one item: {call.removed}")
         change = self._changed()
         self._gone[text] = change
         return change
@@ -185,17 +192,17 @@ class OutboxLedger:
     def check_append(self, call: Call) -> None:
         """An append that returned is recorded whole, one that raised is not."""
         if (call.ended == "returned") != bool(call.places):
-            raise Violation(f"an append {call.ended} and was recorded as {call.places}")
+            raise self.broken(f"an append {call.ended} and was recorded as {call.places}")
 
     def check_pop(self, call: Call, item: dict[str, Any] | None) -> None:
         """A pop that returned an item removed that one; None: there was none."""
         if item is not None:
             if call.removed != [(text_of(item), item.get("id"))]:
-                raise Violation(f"a pop returned {text_of(item)} and removed {call.removed}")
+                raise self.broken(f"a pop returned {text_of(item)} and removed {call.removed}")
         elif call.removed:
-            raise Violation(f"a pop returned nothing and removed {call.removed}")
+            raise self.broken(f"a pop returned nothing and removed {call.removed}")
         elif self.alone and all(self._seen(call.started)):
-            raise Violation("a pop returned nothing, and there were items all the time")
+            raise self.broken("a pop returned nothing, and there were items all the time")
 
     def _seen(self, started: float) -> list[tuple[str, ...]]:
         """The states that a read which began at `started` and ends now may show."""
@@ -231,16 +238,16 @@ class OutboxLedger:
         """
         for item in items:
             if "id" in item and json.dumps(item, sort_keys=True) != shown(item["id"]):
-                raise Violation(f"a read shows an item as the server does not: {item}")
+                raise self.broken(f"a read shows an item as the server does not: {item}")
         waits = [index for index, item in enumerate(items) if "id" not in item]
         if waits and (settled or waits != list(range(waits[0], len(items)))):
-            raise Violation(f"a read shows as waiting what is on the server: {_some(items)}")
+            raise self.broken(f"a read shows as waiting what is on the server: {_some(items)}")
         if not self.alone:
             self._check_own(items, limit, started, process)
             return
         if any(self._shows(items, state, limit) for state in self._seen(started)):
             return
-        raise Violation(
+        raise self.broken(
             f"a read (limit {limit}, {started:.3f} to {_now():.3f}) shows what was never so in "
             f"that time:\n  read  {_some(items)}\n"
             + "\n".join(f"  ideal {list(state)[-12:]}" for state in self._seen(started))
@@ -272,10 +279,10 @@ class OutboxLedger:
         order = {entry.text: index for index, entry in enumerate(self._entries)}
         places = [order[text] for text in texts if text in order]
         if len(set(texts)) < len(texts) or places != sorted(places):
-            raise Violation(f"a read shows items twice or out of order: {texts}")
+            raise self.broken(f"a read shows items twice or out of order: {texts}")
         gone = [text for text in texts if text in self._gone and self._gone[text].heard < started]
         if gone:
-            raise Violation(f"a read shows what was popped: {gone}")
+            raise self.broken(f"a read shows what was popped: {gone}")
         if limit is not None:
             return
         lost = [
@@ -286,7 +293,7 @@ class OutboxLedger:
             if asked[text] == 1 and text in order and text not in texts
         ]
         if lost:
-            raise Violation(f"a read does not show what its process had appended: {lost}")
+            raise self.broken(f"a read does not show what its process had appended: {lost}")
 
     def check_end(self, listing: list[dict[str, Any]]) -> None:
         """The server holds what was accepted and not popped, once, in order."""
@@ -294,7 +301,7 @@ class OutboxLedger:
         state = self._states[-1]
         if texts != state:
             lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
-            raise Violation(
+            raise self.broken(
                 f"at the end: lost {dict(lost)}, too many {dict(doubled)}"
                 f"\n  server {list(texts)[-40:]}\n  ideal  {list(state)[-40:]}"
             )
@@ -305,7 +312,7 @@ class OutboxLedger:
         for call in self.calls:
             if call.kind == "append" and call.places:
                 if call.places[0] < last.get(call.worker, 0):
-                    raise Violation(f"an append stands before an earlier one: {call.texts}")
+                    raise self.broken(f"an append stands before an earlier one: {call.texts}")
                 last[call.worker] = call.places[-1]
 
     def _texts(self) -> tuple[str, ...]:

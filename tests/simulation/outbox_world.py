@@ -90,8 +90,14 @@ class OutboxWorld(World):
         """Runs everything to its end and checks the invariants."""
         try:
             await self._run()
+        except Exception:
+            if not self.account.violations:
+                raise
         finally:
             self.disk.close()
+        if self.account.violations:
+            # The first one: the others may follow from it.
+            raise self.account.violations[0]
 
     async def _run(self) -> None:
         asyncio.get_running_loop().set_task_factory(task_factory)  # type: ignore[arg-type]

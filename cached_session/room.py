@@ -1,0 +1,125 @@
+"""Room in a backlog: who may add to it, in order of arrival, within the outbox's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from cached_session.core.items import Outgoing
+from cached_session.errors import DeadlineExceeded, OutboxFull
+from cached_session.journal import Journal
+from cached_session.turns import Turns
+
+
+class Place:
+    """Room that somebody was given and has not used yet."""
+
+    __slots__ = ("_loop", "_room", "count", "size")
+
+    def __init__(self, room: Room, count: int, size: int) -> None:
+        self._room = room
+        self._loop = asyncio.get_running_loop()
+        self.count = count
+        self.size = size
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody is going to use it any more: its event loop has ended."""
+        return not self._loop.is_running()
+
+    def give_back(self) -> None:
+        """Notes that it was used, or is not going to be."""
+        self._room.take_back(self)
+
+
+class Room:
+    """The room in one backlog."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._turns = Turns()
+        self._lock = threading.Lock()
+        # What was found to fit is not in the backlog until it is recorded.
+        self._given: set[Place] = set()
+        self._count = self._size = 0
+
+    async def take(self, items: Sequence[Outgoing], look: Callable[[], None]) -> Place:
+        """Waits for room, behind those who wait already; for as long as the outbox says.
+
+        Where the backlog is paused there is none to wait for: it returns at once.
+
+        Args:
+            items: What is to be added.
+            look: See `Signal.until`.
+
+        Raises:
+            OutboxFull: There is none.
+        """
+        count, size = len(items), sum(map(len, items))
+        journal, outbox = self._journal, self._journal.outbox
+        name, waiting = journal.replica.conversation_id, journal.waiting
+        if count > outbox.max_items or size > outbox.max_bytes:
+            raise OutboxFull(
+                f"{name}: {count} items, {size} bytes, are more than the outbox takes of one "
+                f"conversation ({outbox.max_items} items, {outbox.max_bytes} bytes); nothing was "
+                "accepted",
+                conversation_id=name,
+            )
+        place = Place(self, count, size)
+        if self._turns.idle and self._fits(place):
+            return place
+        deadline = asyncio.get_running_loop().time() + outbox.max_wait
+        try:
+            turn = await self._turns.enter(deadline, name)
+            try:
+                if await journal.changed.until(lambda: self._fits(place), deadline, look):
+                    return place
+            finally:
+                turn.end()
+        except DeadlineExceeded:
+            pass  # whoever came before it waits for room, too
+        raise OutboxFull(
+            f"{name}: {len(waiting)} items, {waiting.size} bytes, wait in the outbox, and it "
+            f"stayed at its limit for {outbox.max_wait:g} s; nothing was accepted by this "
+            "call, and nothing that waits was dropped",
+            conversation_id=name,
+        )
+
+    def take_back(self, place: Place) -> None:
+        """Notes that a place was used, or is not going to be."""
+        with self._lock:
+            self._forget(place)
+        if not self._turns.idle:
+            self._journal.changed.fire()
+
+    def _forget(self, place: Place) -> None:
+        if place in self._given:
+            self._given.remove(place)
+            self._count -= place.count
+            self._size -= place.size
+
+    def _fits(self, place: Place) -> bool:
+        with self._lock:
+            if self._journal.paused is None and (self._full(place) or self._too_old()):
+                for lost in [given for given in self._given if given.lost]:
+                    self._forget(lost)
+                if self._full(place) or self._too_old():
+                    return False
+            self._given.add(place)
+            self._count += place.count
+            self._size += place.size
+            return True
+
+    def _full(self, place: Place) -> bool:
+        waiting, outbox = self._journal.waiting, self._journal.outbox
+        return (
+            len(waiting) + self._count + place.count > outbox.max_items
+            or waiting.size + self._size + place.size > outbox.max_bytes
+        )
+
+    def _too_old(self) -> bool:
+        # A clock that was set back makes an item young, never too old.
+        oldest, limit = self._journal.waiting.oldest, self._journal.outbox.max_age
+        return limit is not None and oldest is not None and time.time() - oldest > limit
