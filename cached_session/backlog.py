@@ -24,7 +24,7 @@ from cached_session.outbox.records import Address
 from cached_session.replica import Replica
 from cached_session.room import Room
 from cached_session.sending import Sender
-from cached_session.turns import Turns
+from cached_session.turns import LOOK_AFTER, Turns
 
 T = TypeVar("T")
 
@@ -50,9 +50,6 @@ class Backlog:
         self._room = Room(self.journal)
         # Held by a clear: what is accepted meanwhile belongs to the next conversation.
         self._clearing = Turns()
-        self._entering = Turns()
-        # Items, and their bytes, that have their place and are being recorded.
-        self._recording = [0, 0]
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -92,12 +89,7 @@ class Backlog:
         await self._to_its_end(self._accept(items, context), place.give_back)
 
     async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
-        try:
-            await self.journal.accept(items)
-        finally:
-            self._recording[0] -= len(items)
-            self._recording[1] -= sum(map(len, items))
-            self.journal.changed.fire()
+        await self.journal.accept(items)
         self.sender.start(context)
 
     def served(self, limit: int | None, *, listing: int, since: float) -> list[Any] | None:
@@ -144,10 +136,21 @@ class Backlog:
             # Another process is sending: what is on the server and what waits
             # cannot be told apart at this moment.
             await self.drained(operation)
+            if journal.paused is not None:
+                await self._held_elsewhere(operation)
+
+    async def _held_elsewhere(self, operation: Operation) -> None:
+        """Waits a little for another process that holds on to what is paused."""
+        if operation.now() >= operation.deadline:
+            raise self._too_late(operation, "another process holds on to it")
+        await asyncio.sleep(LOOK_AFTER / 4)
+        if await self.journal.resumed():
+            await self.journal.reload(operation)
+            self.sender.start()
 
     async def _let_go(self) -> None:
         """Lets others send, where nothing waits here that would be sent. In the turn."""
-        if not self.journal.waiting:
+        if self._at_rest():
             await self.journal.record(release=True)
 
     async def refresh(self, operation: Operation) -> None:
@@ -248,6 +251,16 @@ class Backlog:
             finally:
                 await self._let_go()
 
+    async def end(self, operation: Operation) -> None:
+        """Lets go of it; a request in flight settles first, and what it did is recorded."""
+        replica = self.replica
+        async with replica.turn(operation):
+            if self.bindings:
+                return  # somebody has come meanwhile
+            await self.journal.record(release=True)
+            if replica.backlog is self:
+                replica.backlog = replica.window.recording = None
+
     async def drained(self, operation: Operation) -> None:
         """Waits until nothing waits any more, or the backlog is paused."""
         await self._until(self._at_rest, operation, "the server did not take all of it in time")
@@ -261,8 +274,11 @@ class Backlog:
         journal = self.journal
         if await journal.changed.until(condition, operation.deadline, self.sender.start):
             return
-        raise DeadlineExceeded(
-            f"{operation.conversation_id}: {otherwise}. {len(journal.waiting)} items are recorded "
+        raise self._too_late(operation, otherwise)
+
+    def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{operation.conversation_id}: {why}. {len(self.journal.waiting)} items are recorded "
             f"in the outbox and not known to be on the server (sending: {self.sender.state})",
             conversation_id=operation.conversation_id,
         )
@@ -336,7 +352,9 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
                 f"cache: a session with this outbox has {name} in another cache; give all "
                 "sessions on a conversation the same one"
             )
-        if replica.backlog not in (None, backlog):
+        other = replica.backlog
+        # One that is left behind, by a session that was not closed, is in nobody's way.
+        if other not in (None, backlog) and (other.bindings or other.sender.working):
             raise ValueError(
                 f"outbox: {name} has another outbox in this process; give all sessions on a "
                 "conversation the same one"

@@ -328,25 +328,38 @@ class Binding:
         replica, self.replica = self.replica, None
         if self.outbox is not None:
             self.outbox.users.discard(session)
-            try:
-                if replica is not None and replica.backlog is not None:
-                    await self._detach(replica.backlog, wait=wait)
-            finally:
-                if not self.outbox.users:
-                    await self.outbox.close()
+            backlog = None if replica is None else replica.backlog
+            if backlog is not None:
+                backlog.bindings.discard(self)
+                if not backlog.bindings:
+                    backlog.sender.halt()
+            if wait or replica is None or replica.turns.idle:
+                await self._leave(self.outbox, backlog)
+            else:
+                # Behind what is in flight: it still notes what becomes of it.
+                task = asyncio.get_running_loop().create_task(self._leave(self.outbox, backlog))
+                _leaving.add(task)
+                task.add_done_callback(_left)
         pools = connections(self._client)
         pools.users.discard(session)
         # A write that its caller has left may still be on its way.
         if not pools.users and (replica is None or replica.turns.idle):
             await pools.close()
 
-    async def _detach(self, backlog: Backlog, *, wait: bool) -> None:
-        """Lets go of the backlog if no other session uses it."""
-        backlog.bindings.discard(self)
-        if backlog.bindings:
-            return
-        if wait:
-            await backlog.sender.stop(self.sending(backlog.replica))
-        else:
-            backlog.sender.halt()
-        backlog.replica.backlog = backlog.replica.window.recording = None
+    async def _leave(self, outbox: Outbox, backlog: Backlog | None) -> None:
+        """Lets go of a backlog and an outbox that no other session uses."""
+        try:
+            if backlog is not None and not backlog.bindings:
+                await backlog.end(self.sending(backlog.replica))
+        finally:
+            if not outbox.users:
+                await outbox.close()
+
+
+_leaving: set[asyncio.Task[None]] = set()
+
+
+def _left(task: asyncio.Task[None]) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()  # what is recorded stays, and is the next one's

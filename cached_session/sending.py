@@ -57,6 +57,12 @@ class Sender:
             )
         self._change(Sending.SENDING)
 
+    @property
+    def working(self) -> bool:
+        """Whether somebody is at work."""
+        with self._lock:
+            return self._task is not None and not self._lost(self._task)
+
     def _lost(self, task: asyncio.Task[None]) -> bool:
         """Whether nobody works on it any more: its loop has ended or stands still."""
         return task.done() or not task.get_loop().is_running() or self._process != os.getpid()
@@ -67,12 +73,6 @@ class Sender:
             task, self._task = self._task, None
         if task is not None and not self._lost(task):
             task.get_loop().call_soon_threadsafe(task.cancel)
-
-    async def stop(self, operation: Operation) -> None:
-        """Halts; a request in flight settles first, and what it did is recorded."""
-        self.halt()
-        async with self._journal.replica.turn(operation):
-            await self._journal.record(release=True)
 
     async def _run(self, operation: Operation) -> None:
         journal, me = self._journal, asyncio.current_task()
