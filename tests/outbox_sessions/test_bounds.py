@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import cached_session.room
 import cached_session.journal
+import cached_session.room
 from cached_session import CachedSession, MemoryOutbox, Outbox, OutboxError, OutboxFull
 from cached_session.core.items import accept
 from cached_session.emulator import Emulator
