@@ -85,7 +85,7 @@ def test_loop_counts_requests(bench: Callable[..., list[Any]]) -> None:
 def test_reads_hold_the_bare_copy_beside_every_kind(bench: Callable[..., list[Any]]) -> None:
     """Each size and limit has a figure for the bare copy and for each kind of session."""
     figures = bench("reads", "--sizes", "24", "--limits", "0,20", "--rounds", "3")
-    assert len(figures) == 2 * 5
+    assert len(figures) == 2 * 6
     assert {figure.session for figure in figures} >= {"bare structural copy", OURS, SDK}
     assert {figure.parameters["limit"] for figure in figures} == {"all", 20}
     assert {figure.values["calls"] for figure in figures if figure.session != SDK} == {3 * 5}
