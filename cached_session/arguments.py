@@ -93,7 +93,8 @@ def check_timeout(value: object) -> None:
 
 def check_outbox(value: object) -> None:
     """Refuses what cannot record a transaction."""
-    if value is not None and not inspect.iscoroutinefunction(getattr(value, "transact", None)):
+    records = inspect.iscoroutinefunction(getattr(value, "transact", None))
+    if value is not None and (isinstance(value, type) or not records):
         raise TypeError(f"outbox must be an Outbox or None, not {type(value).__name__}")
 
 

@@ -7,16 +7,20 @@ memory, is the journal's; the sender puts it on the server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from openai import OpenAIError
+
+from cached_session.classify import classify
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
-from cached_session.delivering import settle
-from cached_session.errors import DeadlineExceeded, OutboxPaused
+from cached_session.delivering import deliver, look_back, settle
+from cached_session.errors import DeadlineExceeded, OutboxError, OutboxPaused
 from cached_session.journal import Journal
 from cached_session.operation import Operation, Superseded
 from cached_session.outbox import Outbox
@@ -27,6 +31,13 @@ from cached_session.sending import Sender
 from cached_session.turns import LOOK_AFTER, Turns
 
 T = TypeVar("T")
+
+
+class User(Protocol):
+    """A session that uses a backlog, in short."""
+
+    def created(self) -> None:
+        """Told that the conversation, which had only a local name, has its own id."""
 
 
 class _Waits(Exception):
@@ -46,11 +57,16 @@ class Backlog:
         self.replica = replica
         self.journal = Journal(outbox, address, replica)
         self.sender = Sender(self.journal)
-        self.bindings: weakref.WeakSet[object] = weakref.WeakSet()
+        self.bindings: weakref.WeakSet[User] = weakref.WeakSet()
         self._room = Room(self.journal)
         # Held by a clear: what is accepted meanwhile belongs to the next conversation.
         self._clearing = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def created(self) -> None:
+        """Tells all who use it that the conversation has its own id."""
+        for user in list(self.bindings):
+            user.created()
 
     @property
     def waits(self) -> bool:
@@ -111,7 +127,14 @@ class Backlog:
         journal, window = self.journal, self.replica.window
         while True:
             async with self.replica.turn(operation):
+                if journal.waiting:
+                    # Whoever had the turn may have left it so that no request is needed.
+                    held = self.served(limit, listing=listing, since=since)
+                    if held is not None:
+                        return held
+                claims = bool(journal.waiting) or window.unsettled.active
                 alone, waited = await journal.alone(operation), bool(journal.waiting)
+                listings = window.listings
                 if alone:
                     await settle(journal, operation)
                     missing = None if limit is None else max(1, limit - len(journal.waiting))
@@ -120,7 +143,9 @@ class Backlog:
                         with journal.lock:
                             journal.waiting.show_behind(history if waited else None)
                             shown = journal.waiting.view(limit) if journal.waiting else None
-                        await journal.keep_window()
+                        # A read is not to fail for what the next process would gain by it.
+                        with contextlib.suppress(OutboxError):
+                            await journal.keep_window(listed=window.listings != listings)
                         if not journal.waiting:
                             # Nothing waits any more: what there is, is on the server.
                             history = await window.fresh(operation, limit, listing, since)
@@ -132,7 +157,8 @@ class Backlog:
                         # was withdrawn meanwhile leaves room for older ones.
                         continue
                     finally:
-                        await self._let_go()
+                        if claims:
+                            await self._let_go()
             # Another process is sending: what is on the server and what waits
             # cannot be told apart at this moment.
             await self.drained(operation)
@@ -146,7 +172,7 @@ class Backlog:
         await asyncio.sleep(LOOK_AFTER / 4)
         if await self.journal.resumed():
             await self.journal.reload(operation)
-            self.sender.start()
+            self._start(operation)
 
     async def _let_go(self) -> None:
         """Lets others send, where nothing waits here that would be sent. In the turn."""
@@ -206,8 +232,20 @@ class Backlog:
         turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         try:
             await self._clear(operation, deleted)
-        finally:
+        except asyncio.CancelledError:
+            # What is accepted until the deletion is done would be lost with it.
+            self._behind(self._cleared(), turn.end)
+            raise
+        except BaseException:
             turn.end()
+            raise
+        turn.end()
+
+    async def _cleared(self) -> None:
+        """Waits for a deletion that its caller has left."""
+        await self.replica.written()
+        if self.replica.window.history is None:
+            await self.journal.forget_window()
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         dropped = await self._to_its_end(self.journal.drop(sealed=False))
@@ -221,7 +259,9 @@ class Backlog:
         )
         dropped += await self._to_its_end(self.journal.drop(sealed=True))
         if self.journal.local:
-            deleted()
+            # It may be created at this moment; then it is known by its id afterwards.
+            async with self.replica.turn(operation):
+                deleted()
             return
         try:
             await self.replica.clear(operation, deleted)
@@ -251,12 +291,33 @@ class Backlog:
             finally:
                 await self._let_go()
 
-    async def end(self, operation: Operation) -> None:
-        """Lets go of it; a request in flight settles first, and what it did is recorded."""
+    async def create(self, operation: Operation) -> None:
+        """Creates the conversation on the server, in one attempt, if it has only a local name.
+
+        Raises:
+            openai.OpenAIError: The server refused. That it is away is no failure.
+        """
+        if not self.journal.local:
+            return
+        try:
+            await self.replica.deliver(operation, lambda: deliver(self.journal, operation))
+        except OpenAIError as error:
+            if not classify(error).retryable:
+                raise
+
+    async def end(self, operation: Operation, *, look: bool) -> None:
+        """Lets go of it; a request in flight settles first, and what it did is recorded.
+
+        Args:
+            operation: The session's own.
+            look: Whether to see to it that the next process need not look far back.
+        """
         replica = self.replica
         async with replica.turn(operation):
             if self.bindings:
                 return  # somebody has come meanwhile
+            if look:
+                await look_back(self.journal, operation, pages=10)
             await self.journal.record(release=True)
             if replica.backlog is self:
                 replica.backlog = replica.window.recording = None
@@ -272,9 +333,14 @@ class Backlog:
         self, condition: Callable[[], bool], operation: Operation, otherwise: str
     ) -> None:
         journal = self.journal
-        if await journal.changed.until(condition, operation.deadline, self.sender.start):
+        # What waits may have been found here just now, and nobody sends it yet.
+        look = functools.partial(self._start, operation)
+        if await journal.changed.until(condition, operation.deadline, look):
             return
         raise self._too_late(operation, otherwise)
+
+    def _start(self, operation: Operation) -> None:
+        self.sender.start(lambda: operation.renewed(self.replica.conversation_id))
 
     def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -305,16 +371,20 @@ class Backlog:
         self, work: Coroutine[Any, Any, T], then: Callable[[], None] = lambda: None
     ) -> T:
         """Does something to the outbox and its mirror, whatever becomes of the caller."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(lambda _: then())
-        task.add_done_callback(self._tasks.discard)
+        task = self._behind(work, then)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.add_done_callback(_heard)
             raise
         return task.result()
+
+    def _behind(self, work: Coroutine[Any, Any, T], then: Callable[[], None]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda _: then())
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

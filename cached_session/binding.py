@@ -81,8 +81,7 @@ class Binding:
     @property
     def conversation_id(self) -> str | None:
         """The conversation's id, None before there is one."""
-        if self._local is not None and not self._local.conversation_id.startswith(LOCAL):
-            self._created(self._local)
+        self.created()
         if self._underlying is None or self._local is not None:
             return self._conversation_id
         try:
@@ -99,11 +98,12 @@ class Binding:
         self._conversation_id = value
         self.replica = None
 
-    def _created(self, replica: Replica) -> None:
-        """Takes over the id of a conversation that had only a local name."""
-        opening = self._opening
-        self.conversation_id = replica.conversation_id
-        self.replica, self._opening = replica, opening
+    def created(self) -> None:
+        """Takes over the id of a conversation that had only a local name, if it has one now."""
+        replica, opening = self._local, self._opening
+        if replica is not None and not replica.conversation_id.startswith(LOCAL):
+            self.conversation_id = replica.conversation_id
+            self.replica, self._opening = replica, opening
 
     def bound(self) -> Replica | None:
         """The copy of the current conversation, if it is bound already."""
@@ -136,12 +136,17 @@ class Binding:
         replica = self.bound()
         if replica is None:
             return None
+        if replica.backlog is not None and replica.backlog.journal.missed:
+            return None
         self._cache.touch(replica)
         listing, since = self.trust(replica)
         source = behind(replica)
         held = source.served(limit, listing=listing, since=since)
         if held is not None:
             self._meter.hits += 1
+            if isinstance(source, Backlog):
+                # The loop that sent it may have ended.
+                source.sender.start(functools.partial(self.sending, replica))
         return held
 
     def trust(self, replica: Replica) -> tuple[int, float]:
@@ -228,12 +233,19 @@ class Binding:
             await replica.backlog.drained(operation)
         await replica.append(operation, items)
 
-    async def flush(self, seconds: float | None) -> None:
-        """Waits for the writes before it; see `CachedSession.flush`."""
+    async def flush(self, seconds: float | None, *, create: bool = True) -> None:
+        """Waits for the writes before it; see `CachedSession.flush`.
+
+        Args:
+            seconds: What it may take; None: what the policy says.
+            create: Whether a conversation that has only a local name is to get its id, too.
+        """
 
         async def settle(operation: Operation, replica: Replica) -> None:
             if replica.backlog is not None:
                 await replica.backlog.flush(operation, functools.partial(self.sending, replica))
+                if create:
+                    await replica.backlog.create(operation)
             else:
                 await replica.settle(operation)
 
@@ -334,10 +346,12 @@ class Binding:
                 if not backlog.bindings:
                     backlog.sender.halt()
             if wait or replica is None or replica.turns.idle:
-                await self._leave(self.outbox, backlog)
+                await self._leave(self.outbox, backlog, look=wait)
             else:
                 # Behind what is in flight: it still notes what becomes of it.
-                task = asyncio.get_running_loop().create_task(self._leave(self.outbox, backlog))
+                task = asyncio.get_running_loop().create_task(
+                    self._leave(self.outbox, backlog, look=False)
+                )
                 _leaving.add(task)
                 task.add_done_callback(_left)
         pools = connections(self._client)
@@ -346,11 +360,11 @@ class Binding:
         if not pools.users and (replica is None or replica.turns.idle):
             await pools.close()
 
-    async def _leave(self, outbox: Outbox, backlog: Backlog | None) -> None:
+    async def _leave(self, outbox: Outbox, backlog: Backlog | None, *, look: bool) -> None:
         """Lets go of a backlog and an outbox that no other session uses."""
         try:
             if backlog is not None and not backlog.bindings:
-                await backlog.end(self.sending(backlog.replica))
+                await backlog.end(self.sending(backlog.replica), look=look)
         finally:
             if not outbox.users:
                 await outbox.close()

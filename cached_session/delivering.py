@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from openai import OpenAIError
+
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
-from cached_session.errors import AppendOutcomeUnknown
+from cached_session.errors import AppendOutcomeUnknown, CachedSessionError
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
+from cached_session.remote import PAGE
+from cached_session.window import SLACK
 
 
 async def deliver(journal: Journal, operation: Operation) -> None:
@@ -72,3 +78,26 @@ async def settle(journal: Journal, operation: Operation) -> None:
     operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
     # Before the rest is sent: what is sealed next stands behind this.
     await journal.record()
+
+
+async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bool:
+    """Has a listing show what only the answers to our own appends have shown.
+
+    The next process looks back to the last item that a listing has shown, as
+    other writers' items may stand behind that. This saves it from looking far.
+    It is done while nothing waits, if it takes no more than so many pages.
+    Nothing depends on it: a failure is nobody's.
+
+    Returns:
+        Whether it was done.
+    """
+    window = journal.replica.window
+    history = window.history
+    if history is None or journal.local or journal.waiting or window.unsettled.active:
+        return False
+    unverified = len(history) - history.verified
+    if not journal.keeps_windows or not PAGE - SLACK <= unverified < pages * PAGE:
+        return False
+    with contextlib.suppress(OpenAIError, CachedSessionError):
+        await window.relist(operation.without_retries(), None)
+    return True

@@ -8,14 +8,19 @@ process that takes over after a crash is where this one is after a lost answer.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.unsettled import Unsettled
 from cached_session.core.waiting import Waiting
+from cached_session.errors import OutboxError
 from cached_session.keeping import KeptWindow
 from cached_session.operation import Operation
 from cached_session.outbox import Outbox
@@ -64,11 +69,18 @@ class Journal:
         self._kept = KeptWindow(wanted=outbox.max_window_bytes > 0)
         self._opened = False
         self._opening = Turns()
+        # How many calls on which event loop have not heard yet what was recorded for them.
+        self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
 
     @property
     def local(self) -> bool:
         """Whether the server has not created the conversation yet."""
         return self.replica.conversation_id.startswith(LOCAL)
+
+    @property
+    def keeps_windows(self) -> bool:
+        """Whether what is known of the conversation is kept for the next process."""
+        return self.outbox.max_window_bytes > 0
 
     async def _transact(self, work: Callable[[Store, Address], T]) -> T:
         return await self.outbox.transact(lambda store: work(store, self.address))
@@ -78,6 +90,8 @@ class Journal:
     async def open(self, operation: Operation) -> None:
         """Reads what the outbox holds, once."""
         if self._opened and self._opening.idle:
+            if self.missed:
+                await self._catch_up()
             return
         # Whoever comes while others wait for it waits behind them.
         turn = await self._opening.enter(operation.deadline, operation.conversation_id)
@@ -91,6 +105,21 @@ class Journal:
             raise
         turn.end_for_all()
 
+    @property
+    def missed(self) -> bool:
+        """Whether something may be recorded that an event loop did not live to hear of."""
+        return bool(self._unheard) and any(not loop.is_running() for loop in [*self._unheard])
+
+    async def _catch_up(self) -> None:
+        with self.lock:
+            for loop in [*self._unheard]:
+                if not loop.is_running():
+                    del self._unheard[loop]
+        seen = self.waiting.seen
+        found = await self._transact(lambda store, address: store.mailbox(address, after=seen))
+        with self.lock:
+            self.waiting.take_in(_plain(found.rows))
+
     async def reload(self, operation: Operation) -> None:
         """Reads it anew: somebody else has changed it."""
         async with self.replica.turn(operation):
@@ -102,20 +131,21 @@ class Journal:
 
         def work(
             store: Store, address: Address
-        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, int]:
+        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, int | None, int]:
             real = store.known_as(address)
             if real is not None:
                 address = address._replace(conversation=real)
             mailbox = store.mailbox(address)
             nothing = not mailbox.rows and mailbox.doubt is None
             mine = nothing or store.claim(address) is not None
-            return address, mine, mailbox, store.window(address), store.last()
+            window, written = store.window(address), store.window_written(address)
+            return address, mine, mailbox, window, written, store.last()
 
-        self.address, mine, mailbox, stored, last = await self._transact(work)
+        self.address, mine, mailbox, stored, written, last = await self._transact(work)
         if self.address.conversation != self.replica.conversation_id:
             self._rename(operation)
         if window.history is None and stored is not None:
-            window.history = self._kept.read(stored)
+            window.history = self._kept.read(stored, written)
         sealed = [row for row in mailbox.rows if row.sealed]
         if self._opened or (mine and mailbox.doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
@@ -133,14 +163,21 @@ class Journal:
             self.waiting.take_in([*_plain(mailbox.rows), *newer])
             self.batch = [row.seq for row in sealed]
             self.waiting.sealed_are(self.batch, max(self.batch, default=0))
-            self.waiting.show_behind(window.history)
+            self.waiting.show_behind(self._shown())
         self.paused = mailbox.paused
         self.changed.fire()
+
+    def _shown(self) -> History | None:
+        """What may be shown before what waits; not while late copies are to be removed of it."""
+        window = self.replica.window
+        return None if window.unsettled.extra else window.history
 
     def _rename(self, operation: Operation) -> None:
         self.replica.rename(self.address.conversation)
         operation.conversation_id = self.address.conversation
         self.outbox.backlogs[self.address] = self.replica.backlog
+        if self.replica.backlog is not None:
+            self.replica.backlog.created()
 
     # Accepting and withdrawing
 
@@ -152,15 +189,27 @@ class Journal:
             now = time.time()
             return store.newest(address), now, store.accept(address, items, now)
 
-        before, now, seqs = await self._transact(work)
+        loop = asyncio.get_running_loop()
+        with self.lock:
+            self._unheard[loop] += 1
+        try:
+            before, now, seqs = await self._transact(work)
+        except Exception:
+            self._heard(loop)
+            raise
         rows = [(seq, data, now) for seq, data in zip(seqs, items, strict=True)]
         others = before > waiting.seen
         if others:
             # Another process, or a task of another loop, has recorded some before these.
             seen = waiting.seen
-            found = await self._transact(lambda store, address: store.mailbox(address, after=seen))
-            # These ones, too, where another process has them on the server by now.
-            rows = sorted({row[0]: row for row in (*_plain(found.rows), *rows)}.values())
+            # Where that fails, these ones are recorded all the same, and the
+            # others are sealed with them.
+            with contextlib.suppress(OutboxError):
+                found = await self._transact(
+                    lambda store, address: store.mailbox(address, after=seen)
+                )
+                # These ones, too, where another process has them on the server by now.
+                rows = sorted({row[0]: row for row in (*_plain(found.rows), *rows)}.values())
         with self.lock:
             empty = not waiting
             waiting.take_in(rows)
@@ -168,6 +217,13 @@ class Journal:
             shown = not others and self.replica.turns.idle and not window.unsettled.active
             if empty and shown:
                 waiting.show_behind(window.history)
+        self._heard(loop)
+
+    def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self.lock:
+            self._unheard[loop] -= 1
+            if self._unheard[loop] <= 0:
+                del self._unheard[loop]
 
     async def withdraw(self) -> dict[str, Any] | None:
         """Removes the newest item, if it certainly was not sent, and returns it as it was shown."""
@@ -253,6 +309,8 @@ class Journal:
             waiting.take_in(_plain(newer))
             self.batch = [row.seq for row in rows]
             waiting.sealed_are(self.batch, through)
+            # From here on the server may stay away: reads are answered from this.
+            waiting.show_behind(self._shown())
         self.changed.fire()
         return [row.data for row in rows]
 
@@ -263,7 +321,7 @@ class Journal:
         """
         seqs, self.batch = self.batch[:count], self.batch[count:]
         with self.lock:
-            self.waiting.have_landed(seqs, self.replica.window.history)
+            self.waiting.have_landed(seqs, self._shown())
         self.changed.fire()
 
     async def record(self, *, release: bool = False) -> None:
@@ -280,40 +338,29 @@ class Journal:
         if unsettled.active or (self.batch and history is not None):
             doubt = unsettled.dump(items, complete=complete)
 
-        def work(store: Store, address: Address) -> tuple[bool, tuple[Row, ...]]:
+        def work(store: Store, address: Address) -> tuple[Row, ...]:
             seen = waiting.seen
             store.landed(address, waiting.landed)
+            keep(store, address)
             # What another process has noted since is newer than what is known here.
-            mine = store.owns(address)
-            if mine:
-                keep(store, address)
-                if doubt is not None or not self.batch:
-                    store.set_doubt(address, doubt)
+            if store.owns(address) and (doubt is not None or not self.batch):
+                store.set_doubt(address, doubt)
             newer = store.mailbox(address, after=seen).rows
             if release:
                 store.release(address)
-            return mine, newer
+            return newer
 
-        mine, newer = await self._transact(work)
-        if mine:
-            kept()
+        newer = await self._transact(work)
+        kept()
         with self.lock:
             waiting.take_in(_plain(newer))
 
-    async def keep_window(self) -> None:
-        """Keeps the window for the next process, if it has changed."""
+    async def keep_window(self, *, listed: bool = False) -> None:
+        """Keeps the window for the next process, if it has changed; `listed`: see `KeptWindow`."""
         history = self.replica.window.history
-        if not self._kept.behind(history):
-            return
-        keep, kept = self._kept.writing(history)
-
-        def work(store: Store, address: Address) -> bool:
-            mine = store.owns(address)
-            if mine:
-                keep(store, address)
-            return mine
-
-        if await self._transact(work):
+        if self._kept.behind(history):
+            keep, kept = self._kept.writing(history, listed=listed)
+            await self._transact(keep)
             kept()
 
     # Other processes, refusals

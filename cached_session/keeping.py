@@ -25,35 +25,58 @@ class KeptWindow:
         """`wanted` says whether the outbox keeps windows at all."""
         self._wanted = wanted
         self._state: _State | None = None
+        # Which writing of it that was; another one is another process's.
+        self._written: int | None = None
 
     def behind(self, history: History | None) -> bool:
         """Whether the outbox does not hold what `history` does."""
         return self._wanted and history is not None and _state(history) != self._state
 
-    def writing(self, history: History | None) -> tuple[Writing, Callable[[], None]]:
+    def writing(
+        self, history: History | None, *, listed: bool = False
+    ) -> tuple[Writing, Callable[[], None]]:
         """How the outbox is brought up to date.
 
         Only what was appended is written, where that is all that has changed.
+        Nothing is written where another process may have kept a newer one.
+
+        Args:
+            history: What is known.
+            listed: Whether the server was asked for it just now.
 
         Returns:
             What to do in a transaction, and what to call when it is committed.
         """
         if history is None or not self.behind(history):
             return _nothing, lambda: None
-        kept, state = self._state, _state(history)
-        items, unverified = history.items, len(history) - history.verified
+        kept, state, complete = self._state, _state(history), history.complete
+        items, unverified = history.items[:], len(history) - history.verified
+        done: list[int | None] = []
+
+        def write(store: Store, address: Address) -> None:
+            ours = store.window_written(address) == self._written
+            mine = store.owns(address) or ((ours or listed) and not store.elsewhere(address))
+            if not mine:
+                return
+            if ours and kept is not None and kept[:2] == state[:2]:
+                newer = tuple(map(_stored, items[kept[2] :]))
+                store.append_window(address, newer, unverified)
+            else:
+                window = StoredWindow(tuple(map(_stored, items)), complete, unverified)
+                # A window of nothing that may not be all shows nothing: no
+                # batch could be told by what stands before it.
+                store.replace_window(address, window if items or complete else None)
+            done.append(store.window_written(address))
 
         def written() -> None:
-            self._state = state
+            if done:
+                self._state, self._written = state, done[-1]
 
-        if kept is not None and kept[:2] == state[:2]:
-            newer = tuple(map(_stored, items[kept[2] :]))
-            return lambda store, address: store.append_window(address, newer, unverified), written
-        window = StoredWindow(tuple(map(_stored, items)), history.complete, unverified)
-        return lambda store, address: store.replace_window(address, window), written
+        return write, written
 
-    def read(self, stored: StoredWindow) -> History:
-        """The history that an outbox holds."""
+    def read(self, stored: StoredWindow, written: int | None) -> History:
+        """The history that an outbox holds; `written` says which writing of it that is."""
+        self._written = written
         items = [hold(json.loads(item.data)) for item in stored.items]
         history = History(items, complete=stored.complete)
         history.verified = max(0, len(history) - stored.unverified)

@@ -73,6 +73,13 @@ class Operation:
         hurried.turn = self.turn
         return hurried
 
+    def renewed(self, conversation_id: str) -> Operation:
+        """One that begins now, for the same caller, whatever its session does meanwhile."""
+        deadline = self.now() + self.policy.deadline
+        return Operation(
+            self.remote, self.policy, self.meter, conversation_id, deadline, lambda: False
+        )
+
     async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
         """Repeats an attempt; see `Retrier.run`."""
 

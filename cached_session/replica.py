@@ -16,7 +16,7 @@ import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
@@ -26,7 +26,7 @@ from cached_session.connections import Account
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.errors import UnexpectedAnswer
+from cached_session.errors import OutboxError, UnexpectedAnswer
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.turns import Turn, Turns
@@ -158,6 +158,11 @@ class Replica:
             last = history.items[-1]
             if await self._delete(operation, last.id):
                 history.drop_last()
+                if self.window.recording is not None:
+                    # The next process must not find it in what is kept. Nor must
+                    # the item be lost on its way to the caller.
+                    with suppress(OutboxError):
+                        await self.window.recording()
                 # The service may list an item twice; then nothing here says
                 # whether one of them or both went.
                 if any(item.id == last.id for item in history.items) or not (
@@ -230,6 +235,13 @@ class Replica:
             self._leave(turn)
             raise
         await self._write(operation, turn, append.run())
+
+    async def written(self) -> None:
+        """Waits for the writes of this event loop that are under way."""
+        loop = asyncio.get_running_loop()
+        writes = {write for write in self._writes if write.get_loop() is loop}
+        if writes:
+            await asyncio.wait(writes)
 
     async def deliver(
         self, operation: Operation, work: Callable[[], Coroutine[Any, Any, None]]

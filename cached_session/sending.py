@@ -13,13 +13,16 @@ from openai import APIStatusError
 
 from cached_session.classify import classify
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.delivering import deliver
+from cached_session.delivering import deliver, look_back
 from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, TurnLost
 from cached_session.events import BacklogChanged, Sending
 from cached_session.journal import Changed, Elsewhere, Journal
 from cached_session.operation import Operation
 from cached_session.retrying import Retrier
 from cached_session.turns import LOOK_AFTER
+
+# How many batches are sent at least for each page of a look back, which costs a request.
+_SELDOM = 16
 
 
 class Sender:
@@ -35,6 +38,8 @@ class Sender:
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._process = os.getpid()
+        # Sent since the last look back.
+        self._batches = 0
         self.state = Sending.IDLE
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
@@ -43,9 +48,9 @@ class Sender:
         Args:
             context: Makes the operations from now on; None: the one given last.
         """
-        if context is not None:
-            self._context = context
         with self._lock:
+            if context is not None:
+                self._context = context
             journal = self._journal
             if not journal.waiting or journal.paused is not None or self._context is None:
                 return
@@ -79,6 +84,11 @@ class Sender:
         # Without end: what was accepted is sent, however long the server is away.
         endless = dataclasses.replace(operation.policy, max_attempts=1 << 62)
         retrier = Retrier(endless, operation.meter)
+        # Whoever appended goes on first. A loop that ends with that call would
+        # otherwise be closed in the middle of a connection's beginning, of
+        # which the HTTP client's layers make a warning.
+        for _ in range(8):
+            await asyncio.sleep(0)
         while self._task is me:
             try:
                 # What is done about another process may fail like the rest.
@@ -92,7 +102,10 @@ class Sender:
                         if not isinstance(outcome, Applied):
                             await self._pause(outcome.error)
                         continue
-                    async with journal.replica.turn(self._operation()):
+                    operation = self._operation()
+                    async with journal.replica.turn(operation):
+                        if await look_back(journal, operation, pages=self._batches // _SELDOM):
+                            self._batches = 0
                         await journal.record(release=True)
                 except Elsewhere:
                     await self._watch()
@@ -114,23 +127,27 @@ class Sender:
         return self._context()
 
     def _nothing_left(self, me: asyncio.Task[None] | None) -> bool:
-        # With the lock, so that whoever accepts an item now finds no sender
-        # that has just decided to end.
-        journal = self._journal
-        if journal.waiting and journal.paused is None:
-            return False
-        self._end(me, Sending.IDLE if journal.paused is None else Sending.PAUSED)
-        return True
+        return self._end(me, Sending.IDLE if self._journal.paused is None else Sending.PAUSED)
 
     def _end(
         self, me: asyncio.Task[None] | None, state: Sending, error: Exception | None = None
-    ) -> None:
+    ) -> bool:
+        """Notes that the sender ends; False: something waits by now, and it goes on."""
         with self._lock:
             if self._task is not me:
-                return
+                return True
+            # With the lock, so that whoever accepts an item now finds no sender
+            # that has just decided to end.
+            if state is Sending.IDLE and self._journal.waiting:
+                return False
             self._task = None
-        self._change(state, error)
+            operation = self._operation()
+            if state is Sending.IDLE:
+                # Or the last one to append would be held for ever.
+                self._context = None
+        self._change(state, error, operation)
         self._journal.changed.fire()
+        return True
 
     async def _attempt(self, _: float) -> Outcome[None]:
         journal, operation = self._journal, self._operation()
@@ -150,6 +167,7 @@ class Sender:
         else:
             outcome = Applied(None)
         if isinstance(outcome, Applied):
+            self._batches += 1
             self._change(Sending.SENDING)
         elif outcome.retryable:
             self._change(Sending.OFFLINE, outcome.error)
@@ -172,11 +190,16 @@ class Sender:
         await self._journal.pause(reason, error)
         self._change(Sending.PAUSED, error)
 
-    def _change(self, state: Sending, error: Exception | None = None) -> None:
+    def _change(
+        self,
+        state: Sending,
+        error: Exception | None = None,
+        operation: Operation | None = None,
+    ) -> None:
         if state is not self.state:
             self.state = state
             journal, went_wrong = self._journal, None if error is None else type(error).__name__
-            self._operation().meter.tell(
+            (operation or self._operation()).meter.tell(
                 BacklogChanged(
                     journal.replica.conversation_id, state, len(journal.waiting), went_wrong
                 )

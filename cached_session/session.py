@@ -19,7 +19,6 @@ from cached_session.arguments import (
     client_of,
     resolve_limit,
 )
-from cached_session.backlog import behind
 from cached_session.binding import NEW, Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
@@ -211,7 +210,9 @@ class CachedSession(OpenAIConversationsSession):
                     return held
                 self.__meter.misses += 1
                 listing, since = binding.trust(replica)
-                return await behind(replica).read(operation, limit, listing=listing, since=since)
+                return await (replica.backlog or replica).read(
+                    operation, limit, listing=listing, since=since
+                )
 
             held = await binding.perform(read)
         return cast(list[TResponseInputItem], held)
@@ -335,7 +336,7 @@ class CachedSession(OpenAIConversationsSession):
             return
         self.__closed = True
         try:
-            await self.__binding.flush(None)
+            await self.__binding.flush(None, create=False)
         finally:
             await self.__binding.close(self, wait=True)
 

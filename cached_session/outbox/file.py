@@ -74,7 +74,11 @@ class OpenFile:
             self.close()
             raise
         self.store = Store(
-            self.connection, owner.token, alive=owner.alive, max_window_bytes=max_window_bytes
+            self.connection,
+            owner.token,
+            alive=owner.alive,
+            others=owner.others,
+            max_window_bytes=max_window_bytes,
         )
 
     def check(self) -> None:

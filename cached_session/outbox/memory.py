@@ -53,7 +53,11 @@ class MemoryOutbox(Shared):
         self._connection.execute("PRAGMA foreign_keys = ON")
         schema.create(self._connection)
         self._store = Store(
-            self._connection, secrets.token_hex(16), alive=_nobody, max_window_bytes=0
+            self._connection,
+            secrets.token_hex(16),
+            alive=_nobody,
+            others=lambda: False,
+            max_window_bytes=0,
         )
 
     async def transact(self, work: Callable[[Store], T]) -> T:

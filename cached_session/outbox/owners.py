@@ -77,11 +77,18 @@ class Owner:
 
     def sweep(self) -> None:
         """Removes the files of owners that died without a backlog that names them."""
+        for token in self._tokens():
+            self.alive(token)
+
+    def others(self) -> bool:
+        """Whether another owner may live."""
+        return any(token != self.token and _alive(self._main, token) for token in self._tokens())
+
+    def _tokens(self) -> list[str]:
         prefix = _path(os.path.basename(self._main), "")
         with os.scandir(os.path.dirname(self._main)) as entries:
             names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-        for name in names:
-            self.alive(name.removeprefix(prefix))
+        return [name.removeprefix(prefix) for name in names]
 
     def close(self) -> None:
         """Ends this owner."""

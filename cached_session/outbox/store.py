@@ -41,6 +41,7 @@ class Store:
         connection: An open connection to an outbox.
         token: Who this store acts for, as an owner of backlogs.
         alive: Whether the owner of a token that is not this one lives.
+        others: Whether another owner may live.
         max_window_bytes: What all stored windows may take; 0: none is kept.
     """
 
@@ -50,11 +51,13 @@ class Store:
         token: str,
         *,
         alive: Callable[[str], bool],
+        others: Callable[[], bool],
         max_window_bytes: int,
     ) -> None:
         self._connection = connection
         self._token = token
         self._alive = alive
+        self._others = others
         self._windows = Windows(connection, max_window_bytes)
 
     def claim(self, address: Address) -> Claim | None:
@@ -88,14 +91,19 @@ class Store:
         return owner != self._token and not released and self._lives(owner)
 
     def release(self, address: Address) -> None:
-        """Gives a backlog up, if it is this store's. A record with nothing in it goes."""
+        """Gives a backlog up, if it is this store's. A record with nothing in it goes.
+
+        Unless another owner lives: one that had the backlog before would take
+        a new record for a sign that nobody has had it since.
+        """
         number = self._find(address)
         if number is None:
             return
         owner, _ = self._connection.execute(sql.OWNER, (number,)).fetchone()
         if owner == self._token:
             self._connection.execute(sql.RELEASE, (number,))
-            self._connection.execute(sql.DELETE_IF_EMPTY, (number,))
+            if not self._others():
+                self._connection.execute(sql.DELETE_IF_EMPTY, (number,))
 
     def accept(self, address: Address, items: Sequence[bytes], now: float) -> tuple[int, ...]:
         """Records items behind those that wait.
@@ -265,6 +273,11 @@ class Store:
             self._windows.replace(self._enter(address), window)
         elif (number := self._find(address)) is not None:
             self._windows.drop(number)
+
+    def window_written(self, address: Address) -> int | None:
+        """Tells one writing of a conversation's window from any other; None: none is stored."""
+        number = self._find(address)
+        return None if number is None else self._windows.written(number)
 
     def window(self, address: Address) -> StoredWindow | None:
         """The stored window, or None."""

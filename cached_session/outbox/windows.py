@@ -85,6 +85,11 @@ class Windows:
         # Oldest items that were dropped for the bound may have been unverified, too.
         return StoredWindow(items, bool(complete), min(unverified, len(items)))
 
+    def written(self, number: int) -> int | None:
+        """A number that no two writings of windows have in common, or None where there is none."""
+        state = self._connection.execute(_STATE, (number,)).fetchone()
+        return None if state is None else state[2]
+
     def _shorten(self, number: int) -> None:
         """Drops the oldest items of a window that exceeds the bound by itself."""
         size: int = self._connection.execute(_SIZE, (number,)).fetchone()[0]

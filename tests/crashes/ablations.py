@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from cached_session.core.unsettled import Unsettled
-from cached_session.journal import Journal
 from cached_session.outbox import statements
 from cached_session.window import Window
 
@@ -46,18 +45,6 @@ def removals_not_recorded() -> None:
     Window.remove_late_copies = remove_at_once  # type: ignore[method-assign]
 
 
-def claimed_beside_a_read() -> None:
-    """A backlog is taken over from a process that ended, without reading what that one did."""
-
-    async def done(self: Any) -> bool:
-        claimed, left = await self._transact(
-            lambda store, address: (store.claim(address), store.mailbox(address).rows)
-        )
-        return claimed is not None or not left
-
-    Journal.done_elsewhere = done  # type: ignore[method-assign]
-
-
 ABLATIONS: dict[str, Callable[[], None]] = {
     ablation.__name__: ablation
     for ablation in (
@@ -65,7 +52,6 @@ ABLATIONS: dict[str, Callable[[], None]] = {
         late_copies_not_watched,
         not_sealed,
         removals_not_recorded,
-        claimed_beside_a_read,
     )
 }
 

@@ -84,7 +84,7 @@ def explained(
         whole: Whether the listing is of all items; otherwise of the newest ones.
     """
     # From the newest item on, so that a listing of a few may end anywhere.
-    wanted, length = listing[::-1], len(listing)
+    wanted, length = tuple(listing)[::-1], len(listing)
     reached = {0}
     for phase in [[[Call(tuple(before), returned=True)]], *phases][::-1]:
         found: set[int] = set()

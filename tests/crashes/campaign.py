@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 from cached_session.emulator import FaultKind
@@ -31,27 +31,22 @@ class Failure(AssertionError):
 
 
 def play(
-    seeds: Iterable[int],
-    nursery: Nursery,
-    ablation: str | None = None,
-    only: Sequence[FaultKind] = (),
+    plans: Iterable[Round], nursery: Nursery, ablation: str | None = None, options: str = ""
 ) -> Iterator[World]:
     """Plays rounds, one after the other.
 
     Args:
-        seeds: Of the rounds.
+        plans: What they are like.
         nursery: Where their processes come from.
         ablation: A safeguard that is switched off in them, or None.
-        only: The kinds of fault; empty: as they are drawn.
+        options: What the command that replays one needs beside the seed.
 
     Raises:
         Failure: A promise was not kept.
     """
-    options = "" if ablation is None else f" --ablation {ablation}"
-    options += f" --only {','.join(only)}" if only else ""
-    for seed in seeds:
-        plan = Round.draw(seed)
-        world = World(plan.with_only(only) if only else plan, nursery, ablation)
+    options += "" if ablation is None else f" --ablation {ablation}"
+    for plan in plans:
+        world = World(plan, nursery, ablation)
         try:
             world.run()
         except (Violation, RuntimeError) as error:
@@ -62,7 +57,7 @@ def play(
 def kill(kills: int, start: int, nursery: Nursery) -> Counter[str]:
     """Plays rounds until so many processes were killed, and returns what happened."""
     tally: Counter[str] = Counter()
-    for world in play(count(start), nursery):
+    for world in play(map(Round.draw, count(start)), nursery):
         tally.update(world.tally)
         tally.update(rounds=1, restarts=world.tally["processes"] - 1)
         if tally["kills"] >= kills:
@@ -82,10 +77,13 @@ def main() -> int:
         "--ablation", choices=list(ABLATIONS), help="a safeguard that is switched off"
     )
     parser.add_argument("--only", default="", help="kinds of fault, with commas between them")
+    parser.add_argument("--removals", action="store_true", help="kill amid removals of late copies")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     arguments = parser.parse_args()
     only = [FaultKind(name) for name in arguments.only.split(",") if name]
+    options = f" --only {arguments.only}" if only else ""
+    options += " --removals" if arguments.removals else ""
     tally: Counter[str] = Counter()
     seeds: Iterable[int] = count(arguments.start)
     if arguments.seeds is not None:
@@ -93,8 +91,10 @@ def main() -> int:
     began = time.monotonic()
     with Nursery() as nursery:
         for seed in (seed for seed in seeds for _ in range(arguments.times)):
+            plan = (Round.amid_removals if arguments.removals else Round.draw)(seed)
+            plan = plan.with_only(only) if only else plan
             try:
-                (world,) = play([seed], nursery, arguments.ablation, only)
+                (world,) = play([plan], nursery, arguments.ablation, options)
             except Failure as failure:
                 tally["failures"] += 1
                 world = failure.world

@@ -124,6 +124,29 @@ class Round:
             last=(Run((flush,), away=False), Run((check,), away=False)),
         )
 
+    @classmethod
+    def amid_removals(cls, seed: int) -> Round:
+        """Processes that are killed when they have deleted the first item of a late copy."""
+        rng = random.Random(f"{seed}:removals")
+        works = [
+            Work(
+                name=f"{number}a",
+                seed=f"{rng.random()}",
+                calls=30,
+                reads=0.5,
+                pause=0.01,
+                ending="exit",
+                kill_after=1.0,
+                kill_on="LateCopyRemoved",
+            )
+            for number in range(2)
+        ]
+        return replace(
+            cls.draw(seed).with_only([FaultKind.LATE_COMMIT]),
+            history=3,
+            runs=tuple(Run((work,), away=False) for work in works),
+        )
+
     def with_only(self, kinds: Sequence[FaultKind]) -> Round:
         """The same round with many faults, all of these kinds."""
         return replace(self, rate=0.4, weights=dict.fromkeys(kinds, 1.0))

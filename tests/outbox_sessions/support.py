@@ -58,6 +58,12 @@ def batches(emulator: Emulator) -> int:
     )
 
 
+async def in_flight(line: Line) -> None:
+    """Goes round the event loop until a request is on its way; no time passes."""
+    while not line.in_flight:  # noqa: ASYNC110 - nobody announces it
+        await asyncio.sleep(0)
+
+
 async def raised(awaitable: Awaitable[Any]) -> BaseException | None:
     """What an awaitable raises, or None."""
     try:
@@ -65,6 +71,11 @@ async def raised(awaitable: Awaitable[Any]) -> BaseException | None:
     except Exception as error:
         return error
     return None
+
+
+async def left_by_an_exception(session: CachedSession) -> None:
+    """Ends a session as its `async with` block does when something in it raises."""
+    await session.__aexit__(KeyError, KeyError(), None)
 
 
 class Process:

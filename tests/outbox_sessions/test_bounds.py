@@ -9,13 +9,20 @@ import pytest
 
 import cached_session.journal
 import cached_session.room
-from cached_session import CachedSession, MemoryOutbox, Outbox, OutboxError, OutboxFull
+from cached_session import MemoryOutbox, Outbox, OutboxError, OutboxFull
 from cached_session.core.items import accept
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT
 from tests.faults.virtual import at_every_step, now
-from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
+from tests.outbox_sessions.support import (
+    Process,
+    in_virtual_time,
+    left_by_an_exception,
+    opened,
+    raised,
+    words,
+)
 from tests.session.support import Gate, numbered, texts, user, users
 
 SIZE = len(accept([user("0")])[0])
@@ -223,9 +230,7 @@ async def test_age(clock: Clock) -> None:
     await session.aclose()
 
 
-async def test_a_process_that_begins_full(
-    new_outbox: Any, emulator: Emulator, tmp_path: object
-) -> None:
+async def test_a_process_that_begins_full(new_outbox: Any) -> None:
     """A process that finds the backlog full of what another one left sends it, and goes on."""
     with Emulator() as away:
         async with Process(away, new_outbox(max_items=3)) as before:
@@ -235,8 +240,7 @@ async def test_a_process_that_begins_full(
             away.stop()
             await first.add_items(numbered(0, 3))
             await raised(first.flush(timeout=0.01))
-            async with first_leaves(first):
-                pass
+            await left_by_an_exception(first)
             away.start()
             async with Process(away, new_outbox(max_items=3, max_wait=20)) as after:
                 session = after.session(conversation)
@@ -244,16 +248,3 @@ async def test_a_process_that_begins_full(
                 await session.flush()
                 assert texts(away.items(conversation)) == [str(n) for n in range(6)]
                 await session.aclose()
-
-
-class first_leaves:
-    """Ends a session as a failing program does: nothing is waited for."""
-
-    def __init__(self, session: CachedSession) -> None:
-        self._session = session
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.__aexit__(KeyError, KeyError(), None)

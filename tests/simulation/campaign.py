@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from simloop import SimLoop
 
-from tests.simulation.outbox_world import OutboxSetting, OutboxWorld
+from tests.simulation.outbox_setting import OutboxSetting
+from tests.simulation.outbox_world import OutboxWorld
 from tests.simulation.world import Setting, World
 
 

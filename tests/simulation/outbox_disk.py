@@ -18,7 +18,8 @@ from cached_session import OutboxError
 from cached_session.outbox import Address, Row, Store, schema
 from cached_session.outbox.shared import Shared
 from cached_session.outbox.writer import Outcome, run_group
-from tests.simulation.outbox_ledger import Call, Change, OutboxLedger
+from tests.simulation.outbox_calls import Call, Change
+from tests.simulation.outbox_ledger import OutboxLedger
 
 T = TypeVar("T")
 
@@ -85,6 +86,7 @@ class WatchedStore(Store):
             disk.connection,
             token,
             alive=disk.living.__contains__,
+            others=lambda: bool(disk.living - {token}),
             max_window_bytes=max_window_bytes,
         )
         self._disk = disk
@@ -144,6 +146,7 @@ class SimOutbox(Shared):
         self._jobs: list[_Job] = []
         self._unheard: list[Change] = []
         self._dead = False
+        self._answered = 0.0
         self.failures = delays.failures
         """As in `Delays`; may be changed at any time."""
         disk.living.add(token)
@@ -192,7 +195,13 @@ class SimOutbox(Shared):
             outcomes = [Outcome(None, OutboxError("the disk is full")) for _ in jobs]
         else:
             outcomes, changes = self._run(jobs)
-        asyncio.get_running_loop().call_later(self._delay(), self._answer, jobs, outcomes, changes)
+        loop = asyncio.get_running_loop()
+        first = loop.time() + self._delay()
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            # One event loop hears the answers one by one, in the order of the works.
+            self._answered = max(first, self._answered + 1e-6)
+            loop.call_at(self._answered, self._answer, job, outcome)
+        loop.call_at(self._answered, self._heard, changes)
 
     def _run(self, jobs: Iterable[_Job]) -> tuple[list[Outcome], list[Change]]:
         store = self._store
@@ -216,15 +225,15 @@ class SimOutbox(Shared):
 
         return work
 
-    def _answer(self, jobs: list[_Job], outcomes: list[Outcome], changes: list[Change]) -> None:
-        if self._dead:
-            return
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if not job.future.done():
-                job.future.set_result(outcome)
-        outcomes.clear()
-        self._disk.ledger.heard(changes)
-        self._unheard = [change for change in self._unheard if change not in changes]
+    def _answer(self, job: _Job, outcome: Outcome) -> None:
+        if not self._dead and not job.future.done():
+            job.future.set_result(outcome)
+
+    def _heard(self, changes: list[Change]) -> None:
+        if not self._dead:
+            # Where another process has recorded something before, that is read, too.
+            self._disk.ledger.heard(changes, within=2.1 * self._delays.longest + 1e-3)
+            self._unheard = [change for change in self._unheard if change not in changes]
 
 
 def _broken(error: sqlite3.Error) -> OutboxError:

@@ -118,8 +118,13 @@ class Process:
 
     async def exit(self) -> None:
         """Ends it in good order, when everything is closed."""
-        left = [task for task in self.tasks if not task.done()]
-        if left:
+        for _ in range(int(self.deadline)):
+            # A request that nobody needs any more settles behind those who have left.
+            if all(task.done() for task in self.tasks):
+                break
+            await asyncio.sleep(1.0)
+        else:
+            left = [task for task in self.tasks if not task.done()]
             raise Violation(f"tasks are left over when all is closed: {left}")
         self.alive = False
         self._line.cut = True

@@ -1,0 +1,139 @@
+"""Waiting for the server: flush and close, in time and too late."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from cached_session import (
+    CachedSession,
+    DeadlineExceeded,
+    MemoryOutbox,
+    Outbox,
+    Sending,
+    SessionClosed,
+)
+from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
+from tests.faults.line import CUT, LOST
+from tests.faults.virtual import now
+from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
+from tests.session.support import Gate, numbered, texts, users
+
+SLOW = Fault(FaultKind.SLOW, delay=5.0)
+
+
+@in_virtual_time
+async def test_flush_waits() -> None:
+    """`flush` returns when everything that was accepted before is on the server."""
+    line, session, conversation = await opened()
+    line.on(is_append, SLOW, LOST, CUT, None)
+    await session.add_items(numbered(0, 50))
+    await session.flush()
+    assert now() >= 5
+    assert line.texts(conversation) == [str(number) for number in range(50)]
+    assert session.stats.waiting == 0
+    assert session.stats.sending is Sending.IDLE
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_flush_that_takes_too_long() -> None:
+    """A flush that is not done in time says how many items wait, and all of them are kept."""
+    line, session, conversation = await opened()
+    line.always(is_append, CUT)
+    await session.add_items(users("a", "b"))
+    await session.add_items(users("c"))
+    for seconds in (0, 3.5):
+        began = now()
+        error = await raised(session.flush(timeout=seconds))
+        assert isinstance(error, DeadlineExceeded)
+        assert isinstance(error, TimeoutError)
+        assert "3 items" in str(error)
+        assert conversation in str(error)
+        assert error.conversation_id == conversation
+        assert now() - began == pytest.approx(seconds, abs=0.01)
+    assert words(await session.get_items()) == ["a", "b", "c"]
+    line.heal()
+    await session.flush(timeout=60)
+    assert line.texts(conversation) == ["a", "b", "c"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_flush_without_a_time() -> None:
+    """Without a timeout a flush takes as long as the policy's deadline says."""
+    line, session, _ = await opened()
+    line.always(is_append, CUT)
+    await session.add_items(users("a"))
+    began = now()
+    assert isinstance(await raised(session.flush()), DeadlineExceeded)
+    assert now() - began == pytest.approx(60, abs=0.01)
+    line.heal()
+    await session.aclose()
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, math.inf, -math.inf, "1", True, [1]], ids=str)
+@in_virtual_time
+async def test_bad_timeouts(timeout: Any) -> None:
+    """What is no timeout is refused, by name, before anything is done."""
+    _, session, _ = await opened()
+    error = await raised(session.flush(timeout=timeout))
+    assert isinstance(error, ValueError if isinstance(timeout, int | float) else TypeError) or (
+        timeout is True and isinstance(error, TypeError)
+    )
+    assert "timeout" in str(error)
+    await session.aclose()
+
+
+async def test_flush_before_the_first_use(outbox: Outbox, emulator: Emulator) -> None:
+    """A session that was not used has nothing to wait for: no request, no conversation."""
+    async with Process(emulator, outbox) as process:
+        session = process.session()
+        await session.flush(timeout=0)
+        await session.aclose()
+        assert emulator.requests == []
+
+
+async def test_close_waits(outbox: Outbox) -> None:
+    """`aclose` returns when everything is on the server; then the session is closed."""
+    gate = Gate()
+    with Emulator(latency=1e-9, sleep=gate.sleep) as emulator:
+        async with Process(emulator, outbox) as process:
+            session = process.session()
+            await session.get_items()
+            gate.hold()
+            await session.add_items(numbered(0, 30))
+            closing = asyncio.create_task(session.aclose())
+            await gate.arrived()
+            assert not closing.done()
+            gate.open()
+            await closing
+            conversation = session.session_id
+            assert texts(emulator.items(conversation)) == [str(n) for n in range(30)]
+            assert isinstance(await raised(session.add_items(users("x"))), SessionClosed)
+            again: CachedSession = process.session(conversation)
+            assert await again.get_items() == emulator.items(conversation)
+            await again.aclose()
+
+
+@in_virtual_time
+async def test_close_that_takes_too_long() -> None:
+    """A close that is not done in time closes all the same; what waits stays recorded."""
+    outbox = MemoryOutbox()
+    line, session, conversation = await opened("a", outbox=outbox)
+    line.always(is_append, CUT)
+    await session.add_items(users("b"))
+    assert isinstance(await raised(session.aclose()), DeadlineExceeded)
+    line.heal()
+    line.asked()
+    await asyncio.sleep(100)
+    # Nobody sends for a closed session.
+    assert line.asked() == []
+    again = line.session(conversation, outbox=outbox)
+    await again.flush()
+    assert line.texts(conversation) == ["a", "b"]
+    await again.aclose()

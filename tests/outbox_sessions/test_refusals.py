@@ -1,0 +1,190 @@
+"""A batch that the server refuses: everything pauses, nothing is lost, somebody decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+
+from cached_session import BacklogChanged, Event, OutboxError, OutboxPaused, Sending, SQLiteOutbox
+from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
+from cached_session.outbox import Store
+from tests.faults.line import error
+from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
+from tests.session.support import Elsewhere, texts, user, users
+
+SECRET = "the combination is 4711"
+BAD: Any = {"type": "no such type", "text": SECRET, "call_id": SECRET}
+
+
+def decide(*, discard: bool) -> Callable[[Store], None]:
+    """What the command line does with a paused backlog: sends it again, or discards it."""
+
+    def work(store: Store) -> None:
+        for found in store.summaries():
+            if discard:
+                store.drop(found.address, sealed=True)
+            store.resume(found.address)
+
+    return work
+
+
+async def test_a_batch_is_refused(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """After a 400 the next append and flush raise `OutboxPaused`; reads show everything."""
+    events: list[Event] = []
+    async with Process(emulator, new_outbox()) as process:
+        conversation = Elsewhere(emulator).conversation("before")
+        session = process.session(conversation, observer=events.append)
+        await session.get_items()
+        await session.add_items([user("a"), BAD, user("b")])
+        for call in (session.flush, lambda: session.add_items(users("c")), session.flush):
+            paused = await raised(call())
+            assert isinstance(paused, OutboxPaused)
+            assert isinstance(paused, OutboxError)
+            assert isinstance(paused.__cause__, openai.BadRequestError)
+            assert paused.conversation_id == conversation
+            assert paused.waiting == 3
+            for said in ("3 items", "status 400", conversation):
+                assert said in str(paused)
+            assert SECRET not in str(paused)
+        assert session.stats.sending is Sending.PAUSED
+        assert session.stats.waiting == 3
+        changes = [event for event in events if isinstance(event, BacklogChanged)]
+        assert [change.state for change in changes] == [Sending.SENDING, Sending.PAUSED]
+        assert (changes[-1].waiting, changes[-1].error) == (3, "BadRequestError")
+        assert SECRET not in repr(events)
+
+        emulator.clear_log()
+        read: list[Any] = await session.get_items()
+        assert words([read[0], read[1], read[3]]) == ["before", "a", "b"]
+        assert read[2] == BAD
+        assert emulator.requests == []
+        assert texts(emulator.items(conversation)) == ["before"]
+        assert isinstance(await raised(session.aclose()), OutboxPaused)
+
+
+@pytest.mark.parametrize("discard", [False, True], ids=["sent again", "discarded"])
+async def test_somebody_decides(
+    discard: bool, new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """After another process has resumed or discarded the batch, the session goes on by itself."""
+    async with Process(emulator, new_outbox()) as process:
+        conversation = Elsewhere(emulator).conversation("before")
+        session = process.session(conversation)
+        emulator.faults = refuse_once()
+        await session.add_items(users("a", "b"))
+        assert isinstance(await raised(session.flush()), OutboxPaused)
+        command = new_outbox()
+        await command.transact(decide(discard=discard))
+        await command.close()
+        await session.add_items(users("c"))
+        await session.flush()
+        kept = [] if discard else ["a", "b"]
+        assert texts(emulator.items(conversation)) == ["before", *kept, "c"]
+        assert await session.get_items() == emulator.items(conversation)
+        assert session.stats.sending is Sending.IDLE
+        await session.aclose()
+
+
+async def test_refused_once_more(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """A batch that is sent again and refused again pauses again."""
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session(Elsewhere(emulator).conversation())
+        await session.add_items([BAD])
+        assert isinstance(await raised(session.flush()), OutboxPaused)
+        command = new_outbox()
+        await command.transact(decide(discard=False))
+        await command.close()
+        again = await raised(session.flush())
+        assert isinstance(again, OutboxPaused)
+        assert isinstance(again.__cause__, openai.BadRequestError)
+        await raised(session.aclose())
+
+
+async def test_a_new_process_finds_it_paused(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """The pause outlives the process; the next one says so, too, and sends nothing."""
+    conversation = Elsewhere(emulator).conversation()
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session(conversation)
+        await session.add_items([BAD])
+        await raised(session.aclose())
+    emulator.clear_log()
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session(conversation)
+        for call in (session.flush, lambda: session.add_items(users("c"))):
+            paused = await raised(call())
+            assert isinstance(paused, OutboxPaused)
+            assert "status 400" in str(paused)
+        assert await session.get_items() == [BAD]
+        assert not any(entry.method == "POST" for entry in emulator.requests)
+        await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_who_waits_hears_of_it() -> None:
+    """Whoever waits in flush, pop or for room when the batch is refused is told at once."""
+    line, session, _ = await opened("before")
+    line.on(is_append, error(400, "invalid_value"))
+    await session.add_items(users("a"))
+    await in_flight(line)
+    results = await asyncio.gather(session.flush(), session.pop_item(), return_exceptions=True)
+    assert [type(result) for result in results] == [OutboxPaused, OutboxPaused]
+    await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_clear_ends_a_pause() -> None:
+    """`clear_session` drops what was refused, with the rest; the next conversation is free."""
+    line, session, conversation = await opened("before")
+    line.on(is_append, error(400, "invalid_value"))
+    await session.add_items(users("a"))
+    assert isinstance(await raised(session.flush()), OutboxPaused)
+    await session.clear_session()
+    await session.add_items(users("b"))
+    await session.flush()
+    assert session.session_id != conversation
+    assert line.texts(session.session_id) == ["b"]
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_a_conversation_that_is_gone() -> None:
+    """A conversation that somebody else deleted pauses, too: what waits is kept."""
+    line, session, conversation = await opened("before")
+    line.delete(conversation)
+    await session.add_items(users("a"))
+    paused = await raised(session.flush())
+    assert isinstance(paused, OutboxPaused)
+    assert isinstance(paused.__cause__, openai.NotFoundError)
+    assert paused.waiting == 1
+    await raised(session.aclose())
+
+
+@pytest.mark.parametrize("status", [401, 403], ids=str)
+@in_virtual_time
+async def test_a_key_that_is_refused(status: int) -> None:
+    """A key that the server does not take pauses; no key is in the error's text."""
+    line, session, _ = await opened("before")
+    line.on(is_append, error(status, "invalid_api_key"))
+    await session.add_items(users("a"))
+    paused = await raised(session.flush())
+    assert isinstance(paused, OutboxPaused)
+    assert f"status {status}" in str(paused)
+    assert "simulated" not in str(paused)
+    await raised(session.aclose())
+
+
+def refuse_once() -> Any:
+    """A plan that refuses the first append, as for an account that has run out of money."""
+    left = [Fault(FaultKind.RATE_LIMITED_QUOTA)]
+    return lambda request: left.pop() if left and is_append(request) else None

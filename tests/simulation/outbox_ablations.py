@@ -1,0 +1,123 @@
+"""The safeguards of the outbox, switched off one at a time: its campaign must notice each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cached_session import backlog, delivering, journal
+from cached_session.core import unsettled
+from cached_session.core.items import Outgoing
+from cached_session.outbox import Address, Claim, Store
+from tests.simulation.ablations import Ablation
+
+
+def doubt_not_restored(patch: pytest.MonkeyPatch) -> None:
+    """A process that takes over takes what is sealed for what was never sent."""
+    patch.setattr(unsettled.Unsettled, "restore", lambda *args, **kwargs: None)
+
+
+def seal_without_anchor(patch: pytest.MonkeyPatch) -> None:
+    """What stands before a batch is not recorded with it."""
+    seal = Store.seal
+
+    def forgetful(self: Store, address: Address, through: int, doubt: bytes | None) -> Any:
+        return seal(self, address, through, b'{"anchors":[],"from_start":true}')
+
+    patch.setattr(Store, "seal", forgetful)
+
+
+def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
+    """A batch is sent and not recorded as such: what is on its way can be withdrawn."""
+
+    def unsealed(self: Store, address: Address, through: int, doubt: bytes | None) -> Any:
+        rows = self.mailbox(address).rows
+        return tuple(row for row in rows if row.seq <= through)
+
+    patch.setattr(Store, "seal", unsealed)
+
+
+def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
+    """A process that takes over sends again what was on the server and was popped."""
+
+    async def recorded(self: Any, operation: Any) -> None:
+        if self.journal.waiting:
+            raise backlog._Waits
+
+    patch.setattr(backlog.Backlog, "_recorded", recorded)
+
+
+def claim_always_granted(patch: pytest.MonkeyPatch) -> None:
+    """Two living processes send the same backlog."""
+    patch.setattr(Store, "claim", lambda self, address: Claim.KEPT)
+    patch.setattr(Store, "owns", lambda self, address: True)
+    patch.setattr(Store, "elsewhere", lambda self, address: False)
+
+
+def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
+    """Who claims a backlog does not look whether somebody else had it meanwhile."""
+    claim = Store.claim
+
+    def claimed(self: Store, address: Address) -> Claim | None:
+        return None if claim(self, address) is None else Claim.KEPT
+
+    patch.setattr(Store, "claim", claimed)
+
+
+def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
+    """An append returns before it is recorded."""
+    accept = journal.Journal.accept
+
+    async def early(self: Any, items: Sequence[Outgoing]) -> None:
+        task = asyncio.get_running_loop().create_task(accept(self, items))
+        self.replica._writes.add(task)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    patch.setattr(journal.Journal, "accept", early)
+
+
+def no_settling_before_a_read(patch: pytest.MonkeyPatch) -> None:
+    """A read does not find out first how much of a batch in doubt has landed."""
+
+    async def settle(journal: Any, operation: Any) -> None:
+        return None
+
+    patch.setattr(backlog, "settle", settle)
+
+
+def no_settling_before_a_send(patch: pytest.MonkeyPatch) -> None:
+    """What is sealed is sent again without asking how much of it has landed."""
+
+    async def settle(journal: Any, operation: Any) -> None:
+        return None
+
+    patch.setattr(delivering, "settle", settle)
+
+
+def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
+    """Whether something waits is looked at before a read gets its turn, and not in it."""
+    read = backlog.Backlog.read
+
+    async def decided(self: Any, *args: Any, **options: Any) -> Any:
+        if self.waits:
+            return await read(self, *args, **options)
+        return await self.replica.read(*args, **options)
+
+    patch.setattr(backlog.Backlog, "read", decided)
+
+
+OUTBOX_ABLATIONS: list[Ablation] = [
+    doubt_not_restored,
+    seal_without_anchor,
+    nothing_is_sealed,
+    landed_not_recorded_before_a_pop,
+    claim_always_granted,
+    taking_over_unnoticed,
+    mirror_before_the_record,
+    no_settling_before_a_read,
+    no_settling_before_a_send,
+    reads_of_the_server_alone,
+]

@@ -1,0 +1,51 @@
+"""What a run with the outbox is like."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tests.simulation.outbox_disk import Delays
+from tests.simulation.world import Setting
+
+
+@dataclass(frozen=True)
+class OutboxSetting:
+    """What one run is like beyond its `Setting`; drawn from its seed.
+
+    Attributes:
+        base: The rest.
+        processes: How many live at the same time.
+        crashes: How many crash or are restarted in all.
+        lifetime: Seconds that one lives, on average, while crashes are left.
+        delays: What the disk is like.
+        max_items: How many items may wait.
+        max_window_bytes: What the stored windows may take.
+    """
+
+    base: Setting
+    processes: int
+    crashes: int
+    lifetime: float
+    delays: Delays
+    max_items: int
+    max_window_bytes: int
+
+    @classmethod
+    def draw(cls, seed: int) -> OutboxSetting:
+        """The setting that belongs to a seed."""
+        rng = random.Random(f"{seed}:outbox setting")
+        return cls(
+            base=Setting.draw(seed),
+            processes=rng.choice((1, 1, 1, 2)),
+            crashes=rng.choice((0, 1, 2, 3, 5, 8)),
+            lifetime=rng.choice((0.3, 1.0, 3.0, 10.0)),
+            delays=Delays(rng.choice((0.0, 0.002, 0.02, 0.2)), rng.choice((0.0, 0.0, 0.0, 0.03))),
+            max_items=rng.choice((100_000, 100_000, 40)),
+            max_window_bytes=rng.choice((0, 2000, 64 << 20)),
+        )
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing goes wrong but crashes: no call may fail."""
+        return self.base.rate == 0 and self.delays.failures == 0
