@@ -132,7 +132,7 @@ async def footprint(site: Site) -> AsyncIterator[Check]:
     yield Check("memory as counted / memory", held.counted / held.traced, 1.25)
     taken = [import_both() for _ in range(3)]
     own, agents = min(one.own_cpu for one in taken), min(one.agents_cpu for one in taken)
-    yield Check("CPU of import cached_session / of import agents", own / agents, 0.07)
+    yield Check("CPU of import cached_session / of import agents", own / agents, 0.04)
 
 
 async def measure(site: Site, make: MakeSession = cached_session) -> list[Check]:

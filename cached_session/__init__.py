@@ -4,6 +4,8 @@ It reads like memory and writes like a ledger: repeated reads cost no request,
 and an append happens exactly once even when the network loses the answer.
 """
 
+from typing import TYPE_CHECKING
+
 from cached_session.cache import ConversationCache
 from cached_session.errors import (
     AppendOutcomeUnknown,
@@ -28,9 +30,11 @@ from cached_session.events import (
     Sending,
     Stats,
 )
-from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
 from cached_session.retrying import RetryBudget, RetryPolicy
 from cached_session.session import CachedSession
+
+if TYPE_CHECKING:
+    from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
 
 __all__ = [
     "AbandonedWriteFailed",
@@ -60,3 +64,18 @@ __all__ = [
     "TurnLost",
     "UnexpectedAnswer",
 ]
+
+_OUTBOXES = ("MemoryOutbox", "Outbox", "SQLiteOutbox")
+
+
+def __getattr__(name: str) -> object:
+    """Imports an outbox when it is asked for: most processes use none."""
+    if name not in _OUTBOXES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cached_session import outbox
+
+    return getattr(outbox, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OUTBOXES})

@@ -62,6 +62,7 @@ class Backlog:
         # Held by a clear: what is accepted meanwhile belongs to the next conversation.
         self._clearing = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._left: set[asyncio.Task[Any]] = set()
 
     def created(self) -> None:
         """Tells all who use it that the conversation has its own id."""
@@ -287,6 +288,9 @@ class Backlog:
         async with self.replica.turn(operation):
             try:
                 if await self.journal.alone(operation):
+                    # Of what was accepted meanwhile a batch may be in doubt: the
+                    # listing that decides about it decides only once.
+                    await settle(self.journal, operation)
                     await self.replica.look(operation)
             finally:
                 await self._let_go()
@@ -319,7 +323,9 @@ class Backlog:
             if look:
                 await look_back(self.journal, operation, pages=10)
             await self.journal.record(release=True)
-            if replica.backlog is self:
+            # Somebody may have come while that was recorded, too: with a second
+            # backlog beside this one, both would send.
+            if replica.backlog is self and not self.bindings:
                 replica.backlog = replica.window.recording = None
 
     async def drained(self, operation: Operation) -> None:
@@ -375,9 +381,19 @@ class Backlog:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
             task.add_done_callback(_heard)
             raise
         return task.result()
+
+    @property
+    def left(self) -> set[asyncio.Task[Any]]:
+        """What callers of this event loop have left and is still being done."""
+        if not self._left:
+            return set()
+        loop = asyncio.get_running_loop()
+        return {task for task in self._left if task.get_loop() is loop}
 
     def _behind(self, work: Coroutine[Any, Any, T], then: Callable[[], None]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -432,9 +448,3 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
         outbox.backlogs[address] = replica.backlog = backlog
         replica.window.recording = backlog.journal.record
         return backlog
-
-
-def behind(replica: Replica) -> Backlog | Replica:
-    """What answers reads: the backlog while it has a part in it, or the copy alone."""
-    backlog = replica.backlog
-    return replica if backlog is None or not backlog.waits else backlog

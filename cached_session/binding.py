@@ -8,25 +8,27 @@ import functools
 import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
-from cached_session.backlog import Backlog, attach, behind
 from cached_session.cache import ConversationCache
 from cached_session.connections import account, connections, settings
 from cached_session.core.items import Outgoing
+from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
-from cached_session.outbox import Outbox
-from cached_session.outbox.records import LOCAL
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
 from cached_session.turns import Turn, Turns
+
+if TYPE_CHECKING:
+    from cached_session.backlog import Backlog
+    from cached_session.outbox import Outbox
 
 T = TypeVar("T")
 
@@ -124,6 +126,9 @@ class Binding:
             owner = account(self._client)
             replica = self._cache.replica(owner, conversation_id)
             if self.outbox is not None:
+                # Only now: most processes use no outbox, and need not load it.
+                from cached_session.backlog import attach
+
                 attach(self.outbox, owner, replica).bindings.add(self)
             self.replica = replica
             self._opening = None
@@ -136,17 +141,18 @@ class Binding:
         replica = self.bound()
         if replica is None:
             return None
-        if replica.backlog is not None and replica.backlog.journal.missed:
+        backlog = replica.backlog
+        if backlog is not None and (backlog.journal.missed or backlog.left):
             return None
         self._cache.touch(replica)
         listing, since = self.trust(replica)
-        source = behind(replica)
+        source = replica.source
         held = source.served(limit, listing=listing, since=since)
         if held is not None:
             self._meter.hits += 1
-            if isinstance(source, Backlog):
+            if source is not replica and backlog is not None:
                 # The loop that sent it may have ended.
-                source.sender.start(functools.partial(self.sending, replica))
+                backlog.sender.start(functools.partial(self.sending, replica))
         return held
 
     def trust(self, replica: Replica) -> tuple[int, float]:
@@ -199,6 +205,10 @@ class Binding:
             )
             try:
                 if self.outbox is not None and replica.backlog is not None:
+                    left = replica.backlog.left
+                    if left:
+                        # It settles before what comes after it.
+                        await asyncio.wait(left)
                     await replica.backlog.journal.open(operation)
                     # What another process left is its to send from now on.
                     replica.backlog.sender.start(functools.partial(self.sending, replica))
@@ -353,7 +363,7 @@ class Binding:
                     self._leave(self.outbox, backlog, look=False)
                 )
                 _leaving.add(task)
-                task.add_done_callback(_left)
+                task.add_done_callback(_gone)
         pools = connections(self._client)
         pools.users.discard(session)
         # A write that its caller has left may still be on its way.
@@ -373,7 +383,7 @@ class Binding:
 _leaving: set[asyncio.Task[None]] = set()
 
 
-def _left(task: asyncio.Task[None]) -> None:
+def _gone(task: asyncio.Task[None]) -> None:
     _leaving.discard(task)
     if not task.cancelled():
         task.exception()  # what is recorded stays, and is the next one's

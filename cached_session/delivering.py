@@ -67,12 +67,15 @@ async def settle(journal: Journal, operation: Operation) -> None:
     landed = await window.relist(operation, 1)
     if landed is None:
         window.forget()
-        raise AppendOutcomeUnknown(
+        error = AppendOutcomeUnknown(
             f"append to {operation.conversation_id}: other writers removed what stood before a "
             f"recorded batch of {sent} items; whether it is on the server could not be found out",
             conversation_id=operation.conversation_id,
             total=sent,
         )
+        # No other listing will tell. Whoever asked, nothing may be sent again.
+        await journal.pause(type(error).__name__, error)
+        raise error
     journal.landed(landed)
     operation.meter.reconciliations += 1
     operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))

@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies
+from cached_session.core.local import LOCAL
 from cached_session.core.unsettled import Unsettled
 from cached_session.core.waiting import Waiting
 from cached_session.errors import OutboxError
-from cached_session.keeping import KeptWindow
+from cached_session.keeping import KeptWindow, Newest
 from cached_session.operation import Operation
 from cached_session.outbox import Outbox
-from cached_session.outbox.records import LOCAL, Address, Claim, Mailbox, Row, StoredWindow
+from cached_session.outbox.records import Address, Claim, Mailbox, Row, StoredWindow
 from cached_session.outbox.store import Store
 from cached_session.replica import Replica
 from cached_session.signals import Signal
@@ -69,6 +70,8 @@ class Journal:
         self._kept = KeptWindow(wanted=outbox.max_window_bytes > 0)
         self._opened = False
         self._opening = Turns()
+        # Another process had it, and what that one did was not read yet.
+        self._stale = False
         # How many calls on which event loop have not heard yet what was recorded for them.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
 
@@ -126,26 +129,38 @@ class Journal:
             self.replica.window.forget()
             await self._load(operation)
 
+    def _claim(self, store: Store, address: Address) -> Claim | None:
+        """See `Store.claim`. That another process had it is told until it was taken account of.
+
+        Whoever claimed it first may have been cancelled, or have failed to read it.
+        """
+        claimed = store.claim(address)
+        if claimed is Claim.TAKEN:
+            self._stale = True
+        return Claim.TAKEN if claimed is not None and self._stale else claimed
+
     async def _load(self, operation: Operation) -> None:
         window = self.replica.window
 
         def work(
             store: Store, address: Address
-        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, int | None, int]:
+        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, Newest, int]:
             real = store.known_as(address)
             if real is not None:
                 address = address._replace(conversation=real)
             mailbox = store.mailbox(address)
             nothing = not mailbox.rows and mailbox.doubt is None
-            mine = nothing or store.claim(address) is not None
-            window, written = store.window(address), store.window_written(address)
-            return address, mine, mailbox, window, written, store.last()
+            mine = nothing or self._claim(store, address) is not None
+            window, newest = store.window(address), store.window_newest(address)
+            return address, mine, mailbox, window, newest, store.last()
 
-        self.address, mine, mailbox, stored, written, last = await self._transact(work)
+        self.address, mine, mailbox, stored, newest, last = await self._transact(work)
         if self.address.conversation != self.replica.conversation_id:
             self._rename(operation)
+        # From here on without waiting.
+        self._stale = False
         if window.history is None and stored is not None:
-            window.history = self._kept.read(stored, written)
+            window.take_up(self._kept.read(stored, newest), first=not self._opened)
         sealed = [row for row in mailbox.rows if row.sealed]
         if self._opened or (mine and mailbox.doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
@@ -290,10 +305,10 @@ class Journal:
         with self.lock:
             through = waiting.batch()
         doubt = window.unsettled.dump(history.items, complete=history.complete)
-        keep, kept = self._kept.writing(history)
+        keep, kept = self._kept.writing(history, landed=waiting.landed)
 
         def work(store: Store, address: Address) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-            claimed = store.claim(address)
+            claimed = self._claim(store, address)
             if claimed is None:
                 raise Elsewhere
             if claimed is Claim.TAKEN:
@@ -332,7 +347,7 @@ class Journal:
         """
         waiting, window = self.waiting, self.replica.window
         history, unsettled = window.history, window.unsettled
-        keep, kept = self._kept.writing(history)
+        keep, kept = self._kept.writing(history, landed=waiting.landed)
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if unsettled.active or (self.batch and history is not None):
@@ -359,7 +374,8 @@ class Journal:
         """Keeps the window for the next process, if it has changed; `listed`: see `KeptWindow`."""
         history = self.replica.window.history
         if self._kept.behind(history):
-            keep, kept = self._kept.writing(history, listed=listed)
+            landed = self.waiting.landed
+            keep, kept = self._kept.writing(history, listed=listed, landed=landed)
             await self._transact(keep)
             kept()
 
@@ -374,7 +390,7 @@ class Journal:
         window = self.replica.window
         if self.local or not (self.waiting or window.unsettled.active):
             return True
-        claimed = await self._transact(lambda store, address: store.claim(address))
+        claimed = await self._transact(self._claim)
         if claimed is Claim.TAKEN:
             window.forget()
             await self._load(operation)
@@ -394,8 +410,9 @@ class Journal:
 
     async def pause(self, reason: str, error: Exception) -> None:
         """Notes that nothing is sent until somebody decides."""
-        await self._transact(lambda store, address: store.pause(address, reason))
+        # First of all here: where it cannot be recorded, nothing is sent either.
         self.paused, self.refusal = reason, error
+        await self._transact(lambda store, address: store.pause(address, reason))
         self.changed.fire()
 
     async def resumed(self) -> bool:

@@ -15,6 +15,7 @@ from cached_session.outbox.store import Store
 # A history, its revision, how much of it there is, and how much of that is
 # verified. Weakly: what the cache lets go of must not stay for this.
 _State: TypeAlias = tuple[weakref.ref[History], int, int, int]
+Newest: TypeAlias = tuple[int, str] | None
 Writing: TypeAlias = Callable[[Store, Address], None]
 
 
@@ -25,15 +26,17 @@ class KeptWindow:
         """`wanted` says whether the outbox keeps windows at all."""
         self._wanted = wanted
         self._state: _State | None = None
-        # Which writing of it that was; another one is another process's.
-        self._written: int | None = None
+        # Its newest item there. Another one, or the same written anew, is another process's.
+        self._newest: Newest = None
+        # The place up to which items had landed by then.
+        self._landed = 0
 
     def behind(self, history: History | None) -> bool:
         """Whether the outbox does not hold what `history` does."""
         return self._wanted and history is not None and _state(history) != self._state
 
     def writing(
-        self, history: History | None, *, listed: bool = False
+        self, history: History | None, *, landed: int, listed: bool = False
     ) -> tuple[Writing, Callable[[], None]]:
         """How the outbox is brought up to date.
 
@@ -42,22 +45,30 @@ class KeptWindow:
 
         Args:
             history: What is known.
+            landed: The place up to which items have landed. Where it is not known
+                what stands there now, what is kept goes: it lacks them.
             listed: Whether the server was asked for it just now.
 
         Returns:
             What to do in a transaction, and what to call when it is committed.
         """
-        if history is None or not self.behind(history):
+        if history is None:
+            return self._dropping(landed)
+        if not self.behind(history):
             return _nothing, lambda: None
         kept, state, complete = self._state, _state(history), history.complete
         items, unverified = history.items[:], len(history) - history.verified
-        done: list[int | None] = []
+        done: list[Newest] = []
 
         def write(store: Store, address: Address) -> None:
-            ours = store.window_written(address) == self._written
-            mine = store.owns(address) or ((ours or listed) and not store.elsewhere(address))
-            if not mine:
-                return
+            newest = store.window_newest(address)
+            ours = newest == self._newest
+            if not store.owns(address):
+                if store.elsewhere(address) or not (ours or listed):
+                    return
+                # One that is not known here may have been kept since the server was asked.
+                if not (ours or newest is None or any(newest[1] == item.id for item in items)):
+                    return
             if ours and kept is not None and kept[:2] == state[:2]:
                 newer = tuple(map(_stored, items[kept[2] :]))
                 store.append_window(address, newer, unverified)
@@ -66,17 +77,30 @@ class KeptWindow:
                 # A window of nothing that may not be all shows nothing: no
                 # batch could be told by what stands before it.
                 store.replace_window(address, window if items or complete else None)
-            done.append(store.window_written(address))
+            done.append(store.window_newest(address))
 
         def written() -> None:
             if done:
-                self._state, self._written = state, done[-1]
+                self._state, self._newest, self._landed = state, done[-1], landed
 
         return write, written
 
-    def read(self, stored: StoredWindow, written: int | None) -> History:
-        """The history that an outbox holds; `written` says which writing of it that is."""
-        self._written = written
+    def _dropping(self, landed: int) -> tuple[Writing, Callable[[], None]]:
+        if not self._wanted or landed <= self._landed:
+            return _nothing, lambda: None
+
+        def write(store: Store, address: Address) -> None:
+            if store.owns(address):
+                store.replace_window(address, None)
+
+        def written() -> None:
+            self._state, self._newest, self._landed = None, None, landed
+
+        return write, written
+
+    def read(self, stored: StoredWindow, newest: Newest) -> History:
+        """The history that an outbox holds; `newest` is as `Store.window_newest` has it."""
+        self._newest, self._landed = newest, 0
         items = [hold(json.loads(item.data)) for item in stored.items]
         history = History(items, complete=stored.complete)
         history.verified = max(0, len(history) - stored.unverified)

@@ -80,6 +80,12 @@ class Replica:
         self.conversation_id = self.window.conversation_id = conversation_id
 
     @property
+    def source(self) -> Backlog | Replica:
+        """What answers reads: the backlog while it has a part in it, or this copy alone."""
+        backlog = self.backlog
+        return self if backlog is None or not backlog.waits else backlog
+
+    @property
     def size(self) -> int:
         """Bytes of memory that the held items take."""
         history = self.window.history

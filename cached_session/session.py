@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
@@ -22,13 +22,15 @@ from cached_session.arguments import (
 from cached_session.binding import NEW, Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
+from cached_session.core.local import LOCAL
 from cached_session.errors import SessionClosed
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.operation import Operation
-from cached_session.outbox import Outbox
-from cached_session.outbox.records import LOCAL
 from cached_session.replica import Replica
 from cached_session.retrying import RetryPolicy
+
+if TYPE_CHECKING:
+    from cached_session.outbox import Outbox
 
 
 class CachedSession(OpenAIConversationsSession):

@@ -60,6 +60,13 @@ class Window:
         self.history = History(complete=True)
         self._checked_at = now
 
+    def take_up(self, history: History, *, first: bool) -> None:
+        """Takes over what was kept; unless it is the `first` of all, a listing must confirm it."""
+        self.history = history
+        if not first or self.listings:
+            # What was confirmed before was something else.
+            self._checked = -1
+
     def forget(self) -> None:
         """Drops the items; the next read asks the server."""
         self.history = None
@@ -172,7 +179,8 @@ class Window:
             positions: dict[str, int] = {}
             size = min(PAGE, limit or PAGE)
             enough: int | None = limit or PAGE
-            if history is not None:
+            # Where nothing stood before what is in doubt, only all of it can tell.
+            if history is not None and (unsettled.anchors or not unsettled.active):
                 positions = history.landmarks(LANDMARKS, below=unsettled.anchors)
                 size = min(PAGE, len(history) - max(positions.values(), default=0) + SLACK)
                 enough = limit

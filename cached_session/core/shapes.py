@@ -12,6 +12,18 @@ _DONE = frozenset({"message", "function_call", "function_call_output"})
 # Recorded for users; the spec's input messages have the same form for the others.
 _INPUT_ROLES = frozenset({"user", "system", "developer"})
 
+# What a listing leaves out unless it is asked to include it (by the spec), and
+# this package's do not ask: of which type of item, in which field, of which
+# type of content part, what.
+_LEFT_OUT = (
+    ("message", "content", "input_image", "image_url"),
+    ("reasoning", None, None, "encrypted_content"),
+    ("computer_call_output", "output", None, "image_url"),
+    ("web_search_call", "action", None, "sources"),
+)
+# Required fields, which are null in its place.
+_NULL = (("file_search_call", "results"), ("code_interpreter_call", "outputs"))
+
 
 def expected(sent: Mapping[str, Any]) -> dict[str, Any]:
     """The shape in which the server will list an item, short of what only the server knows.
@@ -27,4 +39,23 @@ def expected(sent: Mapping[str, Any]) -> dict[str, Any]:
     content = item.get("content")
     if kind == "message" and item.get("role") in _INPUT_ROLES and isinstance(content, str):
         item["content"] = [{"type": "input_text", "text": content}]
+    for where, field, part, name in _LEFT_OUT:
+        if where != kind:
+            continue
+        if field is None:
+            item.pop(name, None)
+        elif field in item:
+            item[field] = _without(item[field], part, name)
+    for where, name in _NULL:
+        if where == kind and name in item:
+            item[name] = None
     return item
+
+
+def _without(value: Any, part: str | None, name: str) -> Any:
+    """A field's value without what stands in it, or in its parts of one type, under a name."""
+    if isinstance(value, list):
+        return [_without(each, part, name) for each in value]
+    if not isinstance(value, Mapping) or (part is not None and value.get("type") != part):
+        return value
+    return {key: inner for key, inner in value.items() if key != name}

@@ -88,6 +88,9 @@ class Waiting:
             head, tail = self.items, []
         self.size -= sum(len(item.data) for item in head if item.seq in seqs)
         self.items = [item for item in head if item.seq not in seqs] + tail
+        if not self.items:
+            # What stands on the server goes on without this.
+            self._shown = None
 
     def reset(self) -> None:
         """Forgets everything; the next rows are taken in from the first on."""

@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from cached_session.core.local import LOCAL
 from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
-    LOCAL,
     Address,
     Claim,
     Mailbox,

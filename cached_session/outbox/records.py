@@ -27,10 +27,6 @@ class Address(NamedTuple):
     conversation: str
 
 
-# What the name of a conversation begins with that the server has not created yet.
-LOCAL = "local-"
-
-
 class Claim(Enum):
     """How somebody came to own a backlog.
 

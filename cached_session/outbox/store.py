@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
+from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.outbox import statements as sql
 from cached_session.outbox.records import (
-    LOCAL,
     Address,
     Claim,
     Mailbox,
@@ -274,10 +274,12 @@ class Store:
         elif (number := self._find(address)) is not None:
             self._windows.drop(number)
 
-    def window_written(self, address: Address) -> int | None:
-        """Tells one writing of a conversation's window from any other; None: none is stored."""
+    def window_newest(self, address: Address) -> tuple[int, str] | None:
+        """The newest item of a conversation's window: a number that tells this writing of it
+        from any other, and the item's id. None if none is stored.
+        """
         number = self._find(address)
-        return None if number is None else self._windows.written(number)
+        return None if number is None else self._windows.newest(number)
 
     def window(self, address: Address) -> StoredWindow | None:
         """The stored window, or None."""

@@ -20,6 +20,7 @@ _STATE = """
 SELECT window_complete, window_unverified, window_written FROM conversations WHERE number = ?
 """
 _ITEMS = "SELECT id, data FROM window_items WHERE conversation = ? ORDER BY seq"
+_NEWEST = "SELECT seq, id FROM window_items WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 _SIZE = "SELECT window_size FROM conversations WHERE number = ?"
 _SIZES = "SELECT seq, size FROM window_items WHERE conversation = ? ORDER BY seq"
 _DELETE_OLDEST = "DELETE FROM window_items WHERE conversation = ? AND seq <= ?"
@@ -85,10 +86,10 @@ class Windows:
         # Oldest items that were dropped for the bound may have been unverified, too.
         return StoredWindow(items, bool(complete), min(unverified, len(items)))
 
-    def written(self, number: int) -> int | None:
-        """A number that no two writings of windows have in common, or None where there is none."""
-        state = self._connection.execute(_STATE, (number,)).fetchone()
-        return None if state is None else state[2]
+    def newest(self, number: int) -> tuple[int, str] | None:
+        """When a window's newest item was written, as a number, and its id."""
+        found: tuple[int, str] | None = self._connection.execute(_NEWEST, (number,)).fetchone()
+        return found
 
     def _shorten(self, number: int) -> None:
         """Drops the oldest items of a window that exceeds the bound by itself."""

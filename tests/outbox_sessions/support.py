@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox, RetryBudget, RetryPolicy
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    MemoryOutbox,
+    Outbox,
+    RetryBudget,
+    RetryPolicy,
+)
 from cached_session.emulator import Emulator
 from tests.faults import virtual
 from tests.faults.line import Line
-from tests.session.support import new_client
+from tests.session.support import Gate, new_client
 
 QUICK = RetryPolicy(initial_delay=0.001, max_delay=0.01, budget=RetryBudget(10_000, 10_000))
 """A policy that loses no time when the server is away."""
@@ -71,6 +79,20 @@ async def raised(awaitable: Awaitable[Any]) -> BaseException | None:
     except Exception as error:
         return error
     return None
+
+
+@contextmanager
+def held() -> Iterator[tuple[Emulator, Gate]]:
+    """A server that answers when a gate lets it."""
+    gate = Gate()
+    with Emulator(latency=1e-9, sleep=gate.sleep) as emulator:
+        yield emulator, gate
+
+
+def session_on(emulator: Emulator, outbox: Outbox, **options: Any) -> CachedSession:
+    """A session with a client and a copy of its own."""
+    settings = {"cache": ConversationCache(), "retry": QUICK, **options}
+    return CachedSession(openai_client=new_client(emulator), outbox=outbox, **settings)
 
 
 async def left_by_an_exception(session: CachedSession) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cached_session import CachedSession, MemoryOutbox
+from cached_session import CachedSession, MemoryOutbox, SQLiteOutbox
+from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT, LOST, Line, any_request, label, policy
 from tests.faults.trial import Operation, Trial, add_two, clear, flush, get_all, get_one, pop
 from tests.faults.virtual import at_every_step
-from tests.outbox_sessions.support import words
-from tests.session.support import users
+from tests.outbox_sessions.support import Process, words
+from tests.session.support import texts, users
 
 BEFORE = ["a", "b", "c", "w"]
 """What the server has, and what waits."""
@@ -159,6 +161,28 @@ def test_those_who_wait_go_on(operation: Operation) -> None:
         return here.cancelled
 
     at_every_step(trial)
+
+
+async def test_recorded_in_a_file(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """An append to a file that is cancelled is recorded whole or not at all, and known to be."""
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session()
+        await session.get_items()
+        expected: list[str] = []
+        for steps in range(12):
+            task = asyncio.create_task(session.add_items(users(f"{steps}", f"{steps}")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await session.flush()
+            shown = words(await session.get_items())
+            expected += [f"{steps}", f"{steps}"] if f"{steps}" in shown else []
+            assert shown == expected == texts(emulator.items(session.session_id))
+        assert session.stats.waiting == 0
+        await session.aclose()
 
 
 def test_the_sender_is_nobodys_child() -> None:

@@ -34,7 +34,9 @@ async def test_left_by_an_exception(new_outbox: Callable[[], SQLiteOutbox]) -> N
             gate.hold(skip=1)
             await session.add_items(numbered(0, 30))
             await gate.arrived()
-            await left_by_an_exception(session)
+            async with asyncio.timeout(5):
+                # Without a wait for the request, which the gate holds.
+                await left_by_an_exception(session)
             gate.open()
             async with Process(emulator, new_outbox()) as second:
                 again = second.session(conversation)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from agents import Agent, Runner
@@ -17,9 +15,9 @@ from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox
 from cached_session.emulator import Emulator
-from tests.outbox_sessions.support import QUICK, until, words
+from tests.outbox_sessions.support import held, session_on, until, words
 from tests.runner.stage import add
-from tests.session.support import PATIENCE, Gate, new_client, numbered, texts, users
+from tests.session.support import Gate, new_client, numbered, texts, users
 
 CONNECTING = "coroutine 'connect_tcp"
 """What anyio has to say where a loop ends in the one step in which a connection is begun.
@@ -31,14 +29,6 @@ pytestmark = pytest.mark.filterwarnings(f"ignore:{CONNECTING}:RuntimeWarning")
 
 
 @contextmanager
-def held() -> Iterator[tuple[Emulator, Gate]]:
-    """A server that answers when a gate lets it."""
-    gate = Gate()
-    with Emulator(latency=1e-9, sleep=gate.sleep) as emulator:
-        yield emulator, gate
-
-
-@contextmanager
 def without_a_word() -> Iterator[None]:
     """Nothing is warned of meanwhile, not even when the garbage is collected."""
     gc.collect()
@@ -46,6 +36,8 @@ def without_a_word() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
         gc.collect()
+    # Once in a while only: the sender lets whoever appended go on first.
+    assert sum(CONNECTING in str(one.message) for one in caught) <= 3
     assert [
         text for text in map(str, (one.message for one in caught)) if CONNECTING not in text
     ] == []
@@ -60,16 +52,11 @@ def default_loop() -> Iterator[None]:
     asyncio.set_event_loop(None)
 
 
-def _session(emulator: Emulator, outbox: Outbox, **options: Any) -> CachedSession:
-    settings = {"cache": ConversationCache(), "retry": QUICK, **options}
-    return CachedSession(openai_client=new_client(emulator), outbox=outbox, **settings)
-
-
 def test_a_loop_ends_while_items_wait(outbox: Outbox, emulator: Emulator) -> None:
     """`asyncio.run` after `asyncio.run` goes on with what the one before left, each item once."""
 
     def program() -> list[str]:
-        session = _session(emulator, outbox)
+        session = session_on(emulator, outbox)
 
         async def append(number: int) -> None:
             await session.add_items(numbered(number, number + 3))
@@ -91,7 +78,7 @@ def test_a_loop_ends_with_a_request_in_flight(skip: int, outbox: Outbox) -> None
     """The same where a request is in flight when the loop ends, whether or not it was applied."""
 
     def program(emulator: Emulator, gate: Gate) -> list[str]:
-        session = _session(emulator, outbox)
+        session = session_on(emulator, outbox)
         asyncio.run(session.get_items())
 
         async def leave() -> None:
@@ -117,7 +104,7 @@ def test_a_loop_ends_with_a_request_in_flight(skip: int, outbox: Outbox) -> None
 
 def test_a_read_sends_what_waits(outbox: Outbox, emulator: Emulator) -> None:
     """On a new loop any call makes the session send again what a loop before left, a read too."""
-    session = _session(emulator, outbox)
+    session = session_on(emulator, outbox)
 
     async def append() -> None:
         await session.get_items()
@@ -136,7 +123,7 @@ def test_a_read_sends_what_waits(outbox: Outbox, emulator: Emulator) -> None:
 @pytest.mark.parametrize("call", ["pop_item", "clear_session", "flush", "aclose", "refresh"])
 def test_every_call_goes_on(call: str, outbox: Outbox, emulator: Emulator) -> None:
     """Each call finds what a loop before left, and does with it what it says."""
-    session = _session(emulator, outbox)
+    session = session_on(emulator, outbox)
     asyncio.run(session.add_items(users("a", "b")))
     conversation = session.session_id
     result = asyncio.run(getattr(session, call)())
@@ -155,99 +142,6 @@ def test_every_call_goes_on(call: str, outbox: Outbox, emulator: Emulator) -> No
     asyncio.run(session.aclose())
 
 
-def _in_threads(*works: Callable[[], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread waits for something that does not come"
-    if errors:
-        raise errors[0]
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["one session", "own sessions"])
-def test_threads(own: bool, outbox: Outbox, emulator: Emulator) -> None:
-    """Threads with loops of their own: everything once, each thread's order kept, calls whole."""
-    cache, client = ConversationCache(), new_client(emulator)
-    first = CachedSession(openai_client=client, cache=cache, outbox=outbox, retry=QUICK)
-    asyncio.run(first.get_items())
-    conversation = first.session_id
-
-    def work(name: str) -> Callable[[], None]:
-        session = first
-        if own:
-            session = CachedSession(
-                conversation_id=conversation,
-                openai_client=client,
-                cache=cache,
-                outbox=outbox,
-                retry=QUICK,
-            )
-
-        async def main() -> None:
-            for number in range(30):
-                await session.add_items(users(f"{name} {number}", f"{name} {number}"))
-                mine = [text for text in words(await session.get_items()) if text[0] == name]
-                assert mine == [f"{name} {n}" for n in range(number + 1) for _ in range(2)]
-            await session.flush()
-            if own:
-                await session.aclose()
-
-        return lambda: asyncio.run(main())
-
-    _in_threads(*(work(name) for name in "xyz"))
-    asyncio.run(first.flush())
-    stored = texts(emulator.items(conversation))
-    assert len(stored) == 180
-    # Each call's two items stand next to each other.
-    assert stored[::2] == stored[1::2]
-    for name in "xyz":
-        mine = [text for text in stored[::2] if text[0] == name]
-        assert mine == [f"{name} {number}" for number in range(30)]
-    assert asyncio.run(first.get_items()) == emulator.items(conversation)
-    asyncio.run(first.aclose())
-
-
-def test_a_thread_ends_while_another_waits(outbox: Outbox) -> None:
-    """Where the loop that sends ends, a thread that waits in `flush` takes over."""
-    with held() as (emulator, gate):
-        session = _session(emulator, outbox)
-        asyncio.run(session.get_items())
-        waiting, ended = threading.Event(), threading.Event()
-
-        async def append_and_leave() -> None:
-            gate.hold()
-            await session.add_items(numbered(0, 50))
-            await gate.arrived()
-            await asyncio.to_thread(waiting.wait, PATIENCE)
-
-        async def wait() -> None:
-            await until(lambda: session.stats.waiting > 0)
-            flushing = asyncio.create_task(session.flush())
-            await asyncio.sleep(0.01)
-            waiting.set()
-            await asyncio.to_thread(ended.wait, PATIENCE)
-            gate.open()
-            await flushing
-
-        def leave() -> None:
-            asyncio.run(append_and_leave())
-            ended.set()
-
-        _in_threads(leave, lambda: asyncio.run(wait()))
-        assert texts(emulator.items(session.session_id)) == [str(n) for n in range(50)]
-        asyncio.run(session.aclose())
-
-
 # `run_sync` shuts down its loop's generators after every run and goes on with the
 # loop; the HTTP client's own generators then make the loop warn, in every session.
 @pytest.mark.filterwarnings("ignore:asynchronous generator:ResourceWarning")
@@ -256,7 +150,7 @@ def test_run_sync(loops: int, outbox: Outbox, emulator: Emulator) -> None:
     """`Runner.run_sync` with tools, run after run, leaves the whole history on the server."""
     model = ScriptedModel()
     agent = Agent(name="assistant", model=model, tools=[add])
-    session = _session(emulator, outbox)
+    session = session_on(emulator, outbox)
     for part in range(loops):
         with default_loop():
             for number in range(3):
@@ -302,7 +196,7 @@ def test_a_loop_ends_with_an_append_under_way(
     steps: int, outbox: Outbox, emulator: Emulator
 ) -> None:
     """An append that its loop did not live to see recorded is there whole, or not; flush knows."""
-    session = _session(emulator, outbox)
+    session = session_on(emulator, outbox)
     asyncio.run(session.get_items())
 
     async def leave() -> None:

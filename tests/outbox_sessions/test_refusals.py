@@ -9,11 +9,19 @@ from typing import Any
 import openai
 import pytest
 
-from cached_session import BacklogChanged, Event, OutboxError, OutboxPaused, Sending, SQLiteOutbox
+from cached_session import (
+    BacklogChanged,
+    Event,
+    MemoryOutbox,
+    OutboxError,
+    OutboxPaused,
+    Sending,
+    SQLiteOutbox,
+)
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Store
-from tests.faults.line import error
+from tests.faults.line import Say, error
 from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
 from tests.session.support import Elsewhere, texts, user, users
 
@@ -140,6 +148,24 @@ async def test_who_waits_hears_of_it() -> None:
     results = await asyncio.gather(session.flush(), session.pop_item(), return_exceptions=True)
     assert [type(result) for result in results] == [OutboxPaused, OutboxPaused]
     await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_a_refusal_that_quotes() -> None:
+    """What the server says of an item may quote it; that stays in the cause, out of our words."""
+    line, session, _ = await opened("before")
+    events: list[Event] = []
+    other = line.session(line.conversation(), outbox=MemoryOutbox(), observer=events.append)
+    said = {"error": {"message": f"no: {SECRET}", "type": "invalid_request_error", "code": None}}
+    line.on(is_append, Say(400, said))
+    await other.add_items(users(SECRET))
+    paused = await raised(other.flush())
+    assert isinstance(paused, OutboxPaused)
+    assert SECRET in str(paused.__cause__)
+    for words_of_ours in (str(paused), repr(events), repr(other), repr(other.stats)):
+        assert SECRET not in words_of_ours
+    await raised(other.aclose())
+    await session.aclose()
 
 
 @in_virtual_time

@@ -15,7 +15,15 @@ from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_create
 from tests.faults.line import CUT, Line, error
 from tests.faults.virtual import at_every_step
-from tests.outbox_sessions.support import QUICK, Process, in_virtual_time, raised, until, words
+from tests.outbox_sessions.support import (
+    QUICK,
+    Process,
+    in_flight,
+    in_virtual_time,
+    raised,
+    until,
+    words,
+)
 from tests.session.support import new_client, numbered, sent, texts, users
 
 
@@ -174,14 +182,15 @@ def test_clear_at_every_moment() -> None:
     """A clear before or while the conversation is created leaves nothing of it on the server."""
 
     async def trial(steps: int) -> bool:
-        line = Line()
+        # No time passes in these steps: a request that has begun stays in flight.
+        line = Line(latency=0.01)
         line.on(is_create, CUT)
         session = line.session(outbox=MemoryOutbox())
         await session.get_items()
         await session.add_items(users("a"))
         for _ in range(steps):
             await asyncio.sleep(0)
-        going_on = session.stats.waiting > 0
+        going_on = not line.in_flight
         await session.clear_session()
         await session.add_items(users("b"))
         await session.flush()
@@ -191,6 +200,22 @@ def test_clear_at_every_moment() -> None:
         return going_on
 
     assert at_every_step(trial) > 3
+
+
+@in_virtual_time
+async def test_clear_with_the_creation_in_flight() -> None:
+    """A clear that comes while the conversation is being created deletes that conversation."""
+    line = Line(latency=0.01)
+    line.on(is_create, CUT)
+    session = line.session(outbox=MemoryOutbox())
+    await session.add_items(users("a"))
+    await in_flight(line)
+    await session.clear_session()
+    assert line.service.store.ids() == ()
+    await session.add_items(users("b"))
+    await session.flush()
+    assert [line.texts(one) for one in line.service.store.ids()] == [["b"]]
+    await session.aclose()
 
 
 def test_first_calls_at_every_moment() -> None:

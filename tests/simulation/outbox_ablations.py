@@ -67,6 +67,11 @@ def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "claim", claimed)
 
 
+def taking_over_told_once(patch: pytest.MonkeyPatch) -> None:
+    """Who was cancelled, or failed to read what another process did, does not hear of it again."""
+    patch.setattr(journal.Journal, "_claim", lambda self, store, address: store.claim(address))
+
+
 def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """An append returns before it is recorded."""
     accept = journal.Journal.accept
@@ -116,6 +121,7 @@ OUTBOX_ABLATIONS: list[Ablation] = [
     landed_not_recorded_before_a_pop,
     claim_always_granted,
     taking_over_unnoticed,
+    taking_over_told_once,
     mirror_before_the_record,
     no_settling_before_a_read,
     no_settling_before_a_send,

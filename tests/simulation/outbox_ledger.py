@@ -35,6 +35,8 @@ class OutboxLedger:
         alone: Whether nobody else writes: no foreign writer, either.
         cursors_ignored: Whether the server lists from the newest item on where it
             does not know the item behind which it is to begin.
+        given_up: Whether the foreign writer took away what stood before a batch
+            whose answer was lost, so that a human has to look what is there.
         calls: All appends and pops.
         violations: What was found to be wrong.
     """
@@ -42,7 +44,7 @@ class OutboxLedger:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self.single = self.alone = True
-        self.cursors_ignored = False
+        self.cursors_ignored = self.given_up = False
         self.calls: list[Call] = []
         self._entries: list[_Entry] = []
         self._states: list[tuple[str, ...]] = [()]
@@ -99,8 +101,7 @@ class OutboxLedger:
             orphan: Whether the process that sent it is gone.
         """
         if text.startswith("foreign"):
-            call.removed.append((text, item_id))
-            return
+            return  # or its writer did, after this pop had tried: that cannot be told
         there = [
             index
             for index, entry in enumerate(self._entries)
@@ -155,7 +156,6 @@ class OutboxLedger:
         if call.change is not None:
             self.heard([call.change])
         if item is not None and text_of(item).startswith("foreign") and not call.removed:
-            # Its writer was faster, and an answer was lost: who it was cannot be told.
             return
         if item is not None:
             if call.removed != [(text_of(item), item.get("id"))]:
@@ -164,6 +164,10 @@ class OutboxLedger:
             raise self.broken(f"a pop returned nothing and removed {call.removed}")
         elif self.alone and all(self._seen(call.started)):
             raise self.broken("a pop returned nothing, and there were items all the time")
+
+    def quiet(self, since: float) -> bool:
+        """Whether nothing has changed since then, and all is known that had before."""
+        return all(max(change.heard, change.at) < since for change in self._changes)
 
     def _seen(self, started: float) -> list[tuple[str, ...]]:
         """The states that a read which began at `started` and ends now may show."""
@@ -201,7 +205,8 @@ class OutboxLedger:
             if "id" in item and json.dumps(item, sort_keys=True) != shown(item["id"]):
                 raise self.broken(f"a read shows an item as the server does not: {item}")
         waits = [index for index, item in enumerate(items) if "id" not in item]
-        if waits and ((settled and self.single) or waits != list(range(waits[0], len(items)))):
+        settled = settled and self.single and not self.given_up
+        if waits and (settled or waits != list(range(waits[0], len(items)))):
             raise self.broken(f"a read shows as waiting what is on the server: {_some(items)}")
         if not self.alone:
             self._check_own(items, limit, started, process)
@@ -234,11 +239,13 @@ class OutboxLedger:
         shown = [text_of(item) for item in items if item.get("id") not in self._ghosts]
         # Words that were said twice cannot be told apart.
         texts = [text for text in shown if asked[text] == 1]
-        if not self.single or self.cursors_ignored:
-            # A late copy of another living process is there until that one finds
-            # it. And where the foreign writer deletes the very item behind which
-            # the next page is to begin, that page begins anew.
-            texts = list(dict.fromkeys(texts))
+        if len(set(texts)) < len(texts) and (
+            not self.single or self.cursors_ignored or self.given_up
+        ):
+            # A late copy of another living process is there until that one has
+            # removed it, item by item. And where the foreign writer deletes the
+            # very item behind which the next page is to begin, that page begins anew.
+            return
         order = {entry.text: index for index, entry in enumerate(self._entries)}
         places = [order[text] for text in texts if text in order]
         if len(set(texts)) < len(texts) or places != sorted(places):
@@ -257,6 +264,24 @@ class OutboxLedger:
         ]
         if lost:
             raise self.broken(f"a read does not show what its process had appended: {lost}")
+
+    def landed_of(
+        self, sealed: Sequence[tuple[int, str]], waiting: set[int], listing: Sequence[str]
+    ) -> int:
+        """How many items of a batch in doubt are on the server, which a human can find out.
+
+        Args:
+            sealed: Places and texts of the batch.
+            waiting: Places of all that is in the outbox.
+            listing: Texts on the server.
+        """
+        there = Counter(listing)
+        there.subtract(entry.text for entry in self._entries if entry.place not in waiting)
+        for landed, (_, text) in enumerate(sealed):
+            if there[text] < 1:
+                return landed
+            there[text] -= 1
+        return len(sealed)
 
     def check_end(self, listing: list[dict[str, Any]]) -> None:
         """The server holds what was accepted and not popped, once, in order."""

@@ -7,7 +7,16 @@ import random
 
 from openai import OpenAIError
 
-from cached_session import CachedSession, CachedSessionError, Event, OutboxPaused, RequestFinished
+from cached_session import (
+    AppendOutcomeUnknown,
+    BacklogChanged,
+    CachedSession,
+    CachedSessionError,
+    Event,
+    OutboxPaused,
+    RequestFinished,
+    Sending,
+)
 from cached_session.emulator import Fault, Request
 from cached_session.outbox.records import Address
 from tests.simulation.ledger import Violation, text_of
@@ -180,6 +189,8 @@ class OutboxWorld(OutboxWork):
         super()._observe(event)
         if isinstance(event, RequestFinished) and event.operation == "delete item":
             self.account.deletes_heard()
+        if isinstance(event, BacklogChanged) and event.error == "AppendOutcomeUnknown":
+            self.account.given_up |= event.state is Sending.PAUSED
 
     # The end
 
@@ -210,7 +221,10 @@ class OutboxWorld(OutboxWork):
         """What waits is sent by itself once somebody uses the conversation."""
         self._resume()
         session = process.session(conversation_id=self._conversation_id)
-        await self._checked_read(process, session, None)
+        try:
+            await self._checked_read(process, session, None)
+        except AppendOutcomeUnknown:
+            self._resume()
         try:
             await session.flush()
         except OutboxPaused:

@@ -1,0 +1,56 @@
+"""The campaign with the outbox on: fresh seeds, seeds that failed once, and its ablations."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("simloop", reason="the simulation needs simloop, and so Python 3.12 or later")
+
+from tests.simulation.ablations import Ablation
+from tests.simulation.campaign import Failure, run, run_seed
+from tests.simulation.outbox_ablations import OUTBOX_ABLATIONS
+
+# How many operations a CI run makes, from seeds that no run had before.
+OPERATIONS = int(os.environ.get("OUTBOX_CAMPAIGN_OPERATIONS", "10000"))
+
+# Seeds that found something once, in the product or with a safeguard off. Each stays.
+FAILED_ONCE = (
+    25, 41, 50, 56, 67, 86, 87, 106, 131, 153, 193, 229, 242, 375, 475, 546, 1837, 1850,
+    11619, 20405, 21179, 31586, 40770, 40986, 61445, 70546, 70765,
+)  # fmt: skip
+
+
+def test_fresh_seeds_keep_every_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+    """Through crashes and all fault kinds, what was accepted arrives once, in order."""
+    tally: Counter[str] = Counter()
+    start = secrets.randbelow(1 << 40)
+    while tally["operations"] < OPERATIONS:
+        tally.update(run([start + tally["seeds"]], outbox=True))
+    faults = sum(count for name, count in tally.items() if name.startswith("fault"))
+    with capsys.disabled():
+        print(
+            f"\noutbox campaign from seed {start}: {tally['seeds']} seeds, "
+            f"{tally['operations']} operations, {tally['requests']} requests, {faults} faults, "
+            f"{tally['crashes']} crashes"
+        )
+    assert tally["append done"] > 0.25 * OPERATIONS
+    assert tally["read done"] > 0.25 * OPERATIONS
+    assert tally["crashes"] > 0.02 * OPERATIONS
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_seeds_that_failed_once_hold(seed: int) -> None:
+    """A seed that once broke an invariant does not any more."""
+    run_seed(seed, outbox=True)
+
+
+@pytest.mark.parametrize("ablation", OUTBOX_ABLATIONS, ids=lambda ablation: ablation.__name__)
+def test_every_safeguard_is_needed(ablation: Ablation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one safeguard switched off, the campaign fails."""
+    ablation(monkeypatch)
+    with pytest.raises(Failure):
+        run([*FAILED_ONCE, *range(1000)], outbox=True)
