@@ -20,7 +20,12 @@ from cached_session.classify import classify
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.delivering import deliver, look_back, settle
-from cached_session.errors import DeadlineExceeded, OutboxError, OutboxPaused
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    DeadlineExceeded,
+    OutboxError,
+    OutboxPaused,
+)
 from cached_session.journal import Journal
 from cached_session.operation import Operation, Superseded
 from cached_session.outbox import Outbox
@@ -162,7 +167,7 @@ class Backlog:
                             await self._let_go()
             # Another process is sending: what is on the server and what waits
             # cannot be told apart at this moment.
-            await self.drained(operation)
+            await self._come_to_rest(operation)
             if journal.paused is not None:
                 await self._held_elsewhere(operation)
 
@@ -281,10 +286,7 @@ class Backlog:
             OutboxPaused: The server refused a batch.
             DeadlineExceeded: It took too long; all is kept.
         """
-        await self._check(context)
-        self.sender.start(context)
-        await self.drained(operation)
-        self._raise_if_paused()
+        await self.drained(operation, context)
         async with self.replica.turn(operation):
             try:
                 if await self.journal.alone(operation):
@@ -328,8 +330,14 @@ class Backlog:
             if replica.backlog is self and not self.bindings:
                 replica.backlog = replica.window.recording = None
 
-    async def drained(self, operation: Operation) -> None:
-        """Waits until nothing waits any more, or the backlog is paused."""
+    async def drained(self, operation: Operation, context: Callable[[], Operation]) -> None:
+        """Waits until nothing waits any more; raises as `flush`."""
+        await self._check(context)
+        self.sender.start(context)
+        await self._come_to_rest(operation)
+        self._raise_if_paused()
+
+    async def _come_to_rest(self, operation: Operation) -> None:
         await self._until(self._at_rest, operation, "the server did not take all of it in time")
 
     def _at_rest(self) -> bool:
@@ -365,10 +373,15 @@ class Backlog:
     def _raise_if_paused(self) -> None:
         journal, name = self.journal, self.replica.conversation_id
         if journal.paused is not None:
+            unknown = journal.paused == AppendOutcomeUnknown.__name__
+            why = (
+                "whether a recorded batch is on the server cannot be found out"
+                if unknown
+                else "the server refused a recorded batch"
+            )
             raise OutboxPaused(
-                f"{name}: the server refused a recorded batch ({journal.paused}); "
-                f"{len(journal.waiting)} items are kept in the outbox and not sent. See "
-                "`cached-session outbox --help`",
+                f"{name}: {why} ({journal.paused}); {len(journal.waiting)} items are kept in the "
+                "outbox and not sent. See `cached-session outbox --help`",
                 conversation_id=name,
                 waiting=len(journal.waiting),
             ) from journal.refusal

@@ -235,12 +235,13 @@ class Binding:
         self, operation: Operation, replica: Replica, items: Sequence[Outgoing]
     ) -> None:
         """Appends by the outbox, if there is one, or else at once."""
+        context = functools.partial(self.sending, replica)
         if self.outbox is not None and replica.backlog is not None:
-            await replica.backlog.append(operation, items, functools.partial(self.sending, replica))
+            await replica.backlog.append(operation, items, context)
             return
         if replica.backlog is not None:
             # Another session's outbox holds what was accepted before this.
-            await replica.backlog.drained(operation)
+            await replica.backlog.drained(operation, context)
         await replica.append(operation, items)
 
     async def flush(self, seconds: float | None, *, create: bool = True) -> None:

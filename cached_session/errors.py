@@ -77,7 +77,9 @@ class OutboxFull(OutboxError):
 
 
 class OutboxPaused(OutboxError):
-    """The server refused a recorded batch, so that nothing of the backlog is sent any more.
+    """The server refused a recorded batch, or what became of one cannot be found out.
+
+    Nothing of the backlog is sent any more until somebody decides.
 
     All of it is kept. `cached-session outbox` shows it, sends it again, or
     discards it. The cause is the server's answer, where this process got it.

@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from cached_session import (
+    AppendOutcomeUnknown,
     BacklogChanged,
+    ConversationCache,
     Event,
     MemoryOutbox,
     OutboxError,
@@ -19,9 +21,9 @@ from cached_session import (
     SQLiteOutbox,
 )
 from cached_session.emulator import Emulator, Fault, FaultKind
-from cached_session.emulator.requests import is_append
+from cached_session.emulator.requests import is_append, is_listing
 from cached_session.outbox import Store
-from tests.faults.line import Say, error
+from tests.faults.line import LOST, Do, Line, Say, error
 from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
 from tests.session.support import Elsewhere, texts, user, users
 
@@ -194,6 +196,44 @@ async def test_a_conversation_that_is_gone() -> None:
     assert isinstance(paused.__cause__, openai.NotFoundError)
     assert paused.waiting == 1
     await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_an_outcome_that_stays_unknown() -> None:
+    """A batch of which nobody can tell whether it landed pauses; it is not called a refusal."""
+    line = Line()
+    conversation = line.conversation(*map(str, range(20)))
+    session = line.session(conversation, outbox=MemoryOutbox())
+    # It knows the newest items, and not whether there are others.
+    assert words(await session.get_items(2)) == ["18", "19"]
+    line.on(is_append, LOST)
+    line.on(is_listing, Do(lambda: line.remove(conversation, *map(str, range(20)))))
+    await session.add_items(users("ours"))
+    paused = await raised(session.flush())
+    assert isinstance(paused, OutboxPaused)
+    assert isinstance(paused.__cause__, AppendOutcomeUnknown)
+    assert "whether a recorded batch is on the server cannot be found out" in str(paused)
+    assert "refused" not in str(paused)
+    assert paused.waiting == 1
+    await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_a_session_without_an_outbox_beside_it() -> None:
+    """Beside a paused backlog a plain append raises, too, and does not overtake what waits."""
+    cache = ConversationCache()
+    line, session, conversation = await opened("before", cache=cache)
+    plain = line.session(conversation, cache=cache)
+    line.on(is_append, error(400, "invalid_value"))
+    await session.add_items(users("a"))
+    assert isinstance(await raised(session.flush()), OutboxPaused)
+    line.asked()
+    assert isinstance(await raised(plain.add_items(users("b"))), OutboxPaused)
+    assert line.asked() == []
+    assert words(await plain.get_items()) == ["before", "a"]
+    await plain.clear_session()
+    await session.aclose()
+    await plain.aclose()
 
 
 @pytest.mark.parametrize("status", [401, 403], ids=str)
