@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -18,21 +17,21 @@ from cached_session.connections import account, connections, settings
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
+from cached_session.creating import NEW, Creation
+from cached_session.errands import Errands
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
 from cached_session.operation import Operation, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
-from cached_session.turns import Turn, Turns
+from cached_session.staleness import Staleness
 
 if TYPE_CHECKING:
     from cached_session.backlog import Backlog
     from cached_session.outbox import Outbox
 
 T = TypeVar("T")
-
-NEW = "a new conversation"
 
 
 class Binding:
@@ -67,18 +66,15 @@ class Binding:
         self._policy = policy
         self._retrier = Retrier(policy, meter)
         self._meter = meter
-        self._max_staleness = max_staleness
+        self._staleness = Staleness(max_staleness)
         self.outbox = outbox
         """Where appends are recorded before they are sent, or None."""
         self._remote = Remote(client, meter)
-        self._creating = Turns()
-        self._creations: set[asyncio.Task[None]] = set()
+        self._creation = Creation(self._create, lambda: self.conversation_id is not None)
         self._settings: tuple[object, ...] = ()
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
         self._local: Replica | None = None
-        # The number of the listing that opens the copy for this session.
-        self._opening: int | None = None
 
     @property
     def conversation_id(self) -> str | None:
@@ -102,10 +98,10 @@ class Binding:
 
     def created(self) -> None:
         """Takes over the id of a conversation that had only a local name, if it has one now."""
-        replica, opening = self._local, self._opening
+        replica = self._local
         if replica is not None and not replica.conversation_id.startswith(LOCAL):
             self.conversation_id = replica.conversation_id
-            self.replica, self._opening = replica, opening
+            self.replica = replica
 
     def bound(self) -> Replica | None:
         """The copy of the current conversation, if it is bound already."""
@@ -127,11 +123,11 @@ class Binding:
             replica = self._cache.replica(owner, conversation_id)
             if self.outbox is not None:
                 # Only now: most processes use no outbox, and need not load it.
-                from cached_session.backlog import attach
+                from cached_session.attaching import attach
 
                 attach(self.outbox, owner, replica).bindings.add(self)
             self.replica = replica
-            self._opening = None
+            self._staleness.begin()
             if conversation_id.startswith(LOCAL):
                 self._local, self._conversation_id = replica, conversation_id
         return replica
@@ -157,17 +153,7 @@ class Binding:
 
     def trust(self, replica: Replica) -> tuple[int, float]:
         """Which listing on counts as a check for a read now; see `Window.trusted`."""
-        if self._max_staleness == math.inf:
-            return 0, -math.inf
-        if self._opening is None:
-            self._opening = replica.window.listings + 1
-        if self._max_staleness is None:
-            return self._opening, -math.inf
-        if self._max_staleness == 0:
-            # Not even a check that another caller makes while this one waits:
-            # our own writes may come between that and the answer.
-            return self._opening, math.inf
-        return self._opening, Operation.now() - self._max_staleness
+        return self._staleness.bounds(replica.window)
 
     async def perform(
         self,
@@ -193,9 +179,9 @@ class Binding:
         while True:
             if self.conversation_id is None and not create:
                 return None
-            if self.conversation_id is None or not self._creating.idle:
+            if self.conversation_id is None or not self._creation.idle:
                 # Whoever comes while others wait for it waits behind them.
-                await self._ensure(deadline)
+                await self._creation.ensure(deadline)
             conversation_id = self.conversation_id
             if conversation_id is None:
                 continue  # cleared meanwhile
@@ -241,7 +227,7 @@ class Binding:
             return
         if replica.backlog is not None:
             # Another session's outbox holds what was accepted before this.
-            await replica.backlog.drained(operation, context)
+            await replica.backlog.barrier.drained(operation, context)
         await replica.append(operation, items)
 
     async def flush(self, seconds: float | None, *, create: bool = True) -> None:
@@ -265,34 +251,6 @@ class Binding:
     def _left(self, conversation_id: str) -> bool:
         return self.conversation_id != conversation_id
 
-    async def _ensure(self, deadline: float) -> None:
-        """Makes the conversation, once, whoever calls first."""
-        turn = await self._creating.enter(deadline, NEW)
-        if self.conversation_id is not None or not turn.current:
-            turn.end_for_all()
-            return
-        # In a task of its own: a caller who is cancelled must not leave
-        # behind a conversation that the next caller does not know.
-        task = asyncio.get_running_loop().create_task(self._create(deadline))
-        self._creations.add(task)
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda task: self._abandoned(task, turn))
-            raise
-        self._creations.discard(task)
-        if task.cancelled() or task.exception() is not None:
-            turn.end()
-        # From here on without waiting: whoever came first goes first.
-        turn.end_for_all()
-        task.result()
-
-    def _abandoned(self, task: asyncio.Task[None], turn: Turn) -> None:
-        self._creations.discard(task)
-        turn.end()
-        if not task.cancelled():
-            task.exception()  # nobody else retrieves it
-
     async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
         # No request could tell it from the one that is made next.
@@ -308,12 +266,12 @@ class Binding:
             # the same, and makes the conversation when it can.
             name = f"{LOCAL}{uuid.uuid4().hex}"
             self.bind(name).window.begin_empty(Operation.now())
-            self._opening = 0
+            self._staleness.made()
             return
         if self._underlying is None:
             self.conversation_id = outcome.value
             self.bind(outcome.value).window.begin_empty(Operation.now())
-            self._opening = 0
+            self._staleness.made()
             return
         if self.conversation_id is None:
             self.conversation_id = outcome.value
@@ -356,15 +314,13 @@ class Binding:
                 backlog.bindings.discard(self)
                 if not backlog.bindings:
                     backlog.sender.halt()
+            leaving = self._leave(self.outbox, backlog, look=wait)
             if wait or replica is None or replica.turns.idle:
-                await self._leave(self.outbox, backlog, look=wait)
+                await leaving
             else:
                 # Behind what is in flight: it still notes what becomes of it.
-                task = asyncio.get_running_loop().create_task(
-                    self._leave(self.outbox, backlog, look=False)
-                )
-                _leaving.add(task)
-                task.add_done_callback(_gone)
+                # An error is nobody's: what is recorded stays, and is the next one's.
+                _leaving.begin(leaving)
         pools = connections(self._client)
         pools.users.discard(session)
         # A write that its caller has left may still be on its way.
@@ -381,10 +337,4 @@ class Binding:
                 await outbox.close()
 
 
-_leaving: set[asyncio.Task[None]] = set()
-
-
-def _gone(task: asyncio.Task[None]) -> None:
-    _leaving.discard(task)
-    if not task.cancelled():
-        task.exception()  # what is recorded stays, and is the next one's
+_leaving = Errands()

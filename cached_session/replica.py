@@ -16,21 +16,20 @@ import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
 
 from cached_session.appending import Append
 from cached_session.connections import Account
-from cached_session.core.history import History
-from cached_session.core.items import Outgoing, copies, unhold
+from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.errors import OutboxError, UnexpectedAnswer
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
+from cached_session.removing import remove_newest
 from cached_session.turns import Turn, Turns
-from cached_session.window import RESTARTS, Window
+from cached_session.window import Window
 
 if TYPE_CHECKING:
     from cached_session.backlog import Backlog
@@ -154,52 +153,7 @@ class Replica:
         except BaseException:
             self._leave(turn)
             raise
-        return await self._write(operation, turn, self._pop(operation, history))
-
-    async def _pop(self, operation: Operation, history: History) -> dict[str, Any] | None:
-        # Each round that another writer was faster ends with a new listing.
-        for _ in range(RESTARTS):
-            if not len(history):
-                return None
-            last = history.items[-1]
-            if await self._delete(operation, last.id):
-                history.drop_last()
-                if self.window.recording is not None:
-                    # The next process must not find it in what is kept. Nor must
-                    # the item be lost on its way to the caller.
-                    with suppress(OutboxError):
-                        await self.window.recording()
-                # The service may list an item twice; then nothing here says
-                # whether one of them or both went.
-                if any(item.id == last.id for item in history.items) or not (
-                    len(history) or history.complete
-                ):
-                    self.window.forget()
-                return unhold(last)
-            self.window.forget()
-            history = await self.window.fresh(operation, 1, 0, -math.inf)
-        raise UnexpectedAnswer(
-            f"{self.conversation_id}: the newest item was gone at every attempt to remove it; "
-            "nothing was removed",
-            conversation_id=self.conversation_id,
-        )
-
-    async def _delete(self, operation: Operation, item_id: str) -> bool:
-        """Deletes an item; False if somebody else had."""
-        doubt = functools.partial(self.window.doubt_removal, operation, item_id)
-        with self.window.doubting(doubt):
-            outcome = await operation.delete_item(item_id)
-        if isinstance(outcome, Applied):
-            return True
-        if is_gone(outcome):
-            return False
-        if isinstance(outcome, Unknown):
-            doubt()
-            outcome.error.add_note(
-                f"{self.conversation_id}: whether the item was removed is not known; "
-                "the next read shows it"
-            )
-        raise outcome.error
+        return await self._write(operation, turn, remove_newest(self.window, operation, history))
 
     async def refresh(self, operation: Operation) -> None:
         """Drops the window, in its turn: a write before this call settles first."""

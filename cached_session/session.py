@@ -19,10 +19,11 @@ from cached_session.arguments import (
     client_of,
     resolve_limit,
 )
-from cached_session.binding import NEW, Binding
+from cached_session.binding import Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
+from cached_session.creating import NEW
 from cached_session.errors import SessionClosed
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.operation import Operation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
-from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.outbox import statements as sql
+from cached_session.outbox.directory import Directory
 from cached_session.outbox.records import (
     Address,
     Claim,
@@ -20,22 +20,16 @@ from cached_session.outbox.records import (
 from cached_session.outbox.windows import Windows
 
 
-def _row(values: tuple[int, bytes, int, float]) -> Row:
-    seq, data, sealed, accepted_at = values
-    return Row(seq, data, bool(sealed), accepted_at)
-
-
 def _rows(found: Iterable[tuple[int, bytes, int, float]]) -> tuple[Row, ...]:
-    return tuple(map(_row, found))
+    return tuple(Row(seq, data, bool(sealed), at) for seq, data, sealed, at in found)
 
 
 class Store:
     """The statements on one open connection.
 
     Every method is called inside a transaction that the caller began and
-    commits. A conversation's record is looked up anew each time, as another
-    process may have made, renamed or removed it. A local name that the server
-    has meanwhile made a conversation of leads to that conversation's record.
+    commits. A local name that the server has meanwhile made a conversation of
+    leads to that conversation's record.
 
     Args:
         connection: An open connection to an outbox.
@@ -58,6 +52,7 @@ class Store:
         self._token = token
         self._alive = alive
         self._others = others
+        self._directory = Directory(connection)
         self._windows = Windows(connection, max_window_bytes)
 
     def claim(self, address: Address) -> Claim | None:
@@ -66,8 +61,8 @@ class Store:
         Returns:
             How the backlog came to be this store's; None: a living one has it.
         """
-        number = self._enter(address)
-        owner, released = self._connection.execute(sql.OWNER, (number,)).fetchone()
+        number = self._directory.enter(address)
+        owner, released = self._owner(number)
         if owner != self._token and not released and self._lives(owner):
             return None
         if owner == self._token and not released:
@@ -79,12 +74,12 @@ class Store:
 
     def owns(self, address: Address) -> bool:
         """Whether this store has had a backlog, and nobody else since."""
-        number = self._find(address)
+        number = self._directory.find(address)
         return number is not None and self._owner(number)[0] == self._token
 
     def elsewhere(self, address: Address) -> bool:
         """Whether a living owner other than this store has a backlog."""
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is None:
             return False
         owner, released = self._owner(number)
@@ -96,14 +91,12 @@ class Store:
         Unless another owner lives: one that had the backlog before would take
         a new record for a sign that nobody has had it since.
         """
-        number = self._find(address)
-        if number is None:
+        number = self._directory.find(address)
+        if number is None or self._owner(number)[0] != self._token:
             return
-        owner, _ = self._connection.execute(sql.OWNER, (number,)).fetchone()
-        if owner == self._token:
-            self._connection.execute(sql.RELEASE, (number,))
-            if not self._others():
-                self._connection.execute(sql.DELETE_IF_EMPTY, (number,))
+        self._connection.execute(sql.RELEASE, (number,))
+        if not self._others():
+            self._connection.execute(sql.DELETE_IF_EMPTY, (number,))
 
     def accept(self, address: Address, items: Sequence[bytes], now: float) -> tuple[int, ...]:
         """Records items behind those that wait.
@@ -116,12 +109,12 @@ class Store:
         Returns:
             Their places in the order of acceptance.
         """
-        number = self._enter(address)
-        return tuple(self._insert(sql.ACCEPT, (number, now, item)) for item in items)
+        number = self._directory.enter(address)
+        return tuple(self._insert(number, now, item) for item in items)
 
     def newest(self, address: Address) -> int:
         """The place of the newest item that waits; 0 if none does."""
-        number = self._find(address)
+        number = self._directory.find(address)
         found = self._connection.execute(sql.NEWEST, (number,)).fetchone()
         return int(found[0] or 0)
 
@@ -132,7 +125,7 @@ class Store:
 
     def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
         """A conversation's backlog, of its items those that were accepted after `after`."""
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is None:
             return Mailbox((), None, None)
         doubt, paused = self._connection.execute(sql.STATE, (number,)).fetchone()
@@ -145,7 +138,7 @@ class Store:
         Returns:
             All sealed items, oldest first.
         """
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is None:
             self.set_doubt(address, doubt)
             return ()
@@ -155,27 +148,26 @@ class Store:
 
     def landed(self, address: Address, through: int) -> None:
         """Removes the sealed items up to `through`, which the server has."""
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is not None:
             self._connection.execute(sql.LANDED, (number, through))
 
     def set_doubt(self, address: Address, doubt: bytes | None) -> None:
         """Notes what may still be applied; None: nothing."""
-        number = self._find(address) if doubt is None else self._enter(address)
+        number = self._directory.find(address) if doubt is None else self._directory.enter(address)
         if number is not None:
             self._connection.execute(sql.SET_DOUBT, (doubt, number))
 
     def withdraw(self, address: Address) -> Row | None:
         """Removes and returns the newest item; None if there is none or it is sealed."""
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is None:
             return None
-        newest = self._connection.execute(sql.ROW_NEWEST, (number,)).fetchone()
-        if newest is None or _row(newest).sealed:
+        newest = _rows(self._connection.execute(sql.ROW_NEWEST, (number,)))
+        if not newest or newest[0].sealed:
             return None
-        row = _row(newest)
-        self._connection.execute(sql.WITHDRAW, (row.seq,))
-        return row
+        self._connection.execute(sql.WITHDRAW, (newest[0].seq,))
+        return newest[0]
 
     def drop(self, address: Address, *, sealed: bool) -> int:
         """Removes the items that were never sent; with `sealed` all items, and the doubt.
@@ -183,7 +175,7 @@ class Store:
         Returns:
             How many items were removed.
         """
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is None:
             return 0
         if not sealed:
@@ -193,11 +185,11 @@ class Store:
 
     def pause(self, address: Address, reason: str) -> None:
         """Notes why a backlog is not sent."""
-        self._connection.execute(sql.SET_PAUSED, (reason, self._enter(address)))
+        self._connection.execute(sql.SET_PAUSED, (reason, self._directory.enter(address)))
 
     def resume(self, address: Address) -> None:
         """Notes that a backlog may be sent again."""
-        number = self._find(address)
+        number = self._directory.find(address)
         if number is not None:
             self._connection.execute(sql.SET_PAUSED, (None, number))
 
@@ -211,20 +203,7 @@ class Store:
         Raises:
             ValueError: `address` is not that of a local name.
         """
-        if not address.conversation.startswith(LOCAL):
-            raise ValueError("address: its conversation exists on the server already")
-        known = self.known_as(address)
-        if known is not None:
-            return address._replace(conversation=known)
-        number = self._enter(address)
-        new = address._replace(conversation=conversation)
-        other = self._find(new)
-        if other is not None:
-            # Somebody knew of the conversation before this was recorded.
-            self._merge(number, other)
-            number = other
-        self._connection.execute(sql.RENAME, (conversation, address.conversation, number))
-        return new
+        return self._directory.rename(address, conversation)
 
     def move(self, address: Address, to: Address) -> None:
         """Moves a backlog to another account's address, and makes this store its owner.
@@ -235,7 +214,7 @@ class Store:
             OutboxError: A living owner has one of the two, or what is noted
                 there could not be told from what is noted here any more.
         """
-        number, other = self._find(address), self._find(to)
+        number, other = self._directory.find(address), self._directory.find(to)
         if number is None or number == other:
             return
         if self.claim(address) is None or (other is not None and self.claim(to) is None):
@@ -244,11 +223,8 @@ class Store:
                 "process sends it. Close its sessions first."
             )
         if other is None:
-            (local,) = self._connection.execute(sql.LOCAL_NAME, (number,)).fetchone()
-            if local is not None and self.known_as(to._replace(conversation=local)):
-                local = None
             self._windows.drop(number)
-            self._connection.execute(sql.RELOCATE, (*to, local, number))
+            self._directory.relocate(number, to)
             return
         there = self.mailbox(to)
         if there.rows or (there.doubt and self.mailbox(address).doubt):
@@ -256,34 +232,33 @@ class Store:
                 f"The other account has a backlog of {to.conversation}, too, with number {other}. "
                 "Send or discard that one first."
             )
-        self._merge(number, other)
+        self._directory.merge(number, other)
 
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""
-        found = self._find_local(address)
-        return None if found is None else found[1]
+        return self._directory.known_as(address)
 
     def append_window(self, address: Address, items: Sequence[StoredItem], unverified: int) -> None:
         """Adds newer items behind the stored window; `unverified` counts all of it."""
-        self._windows.append(self._enter(address), items, unverified)
+        self._windows.append(self._directory.enter(address), items, unverified)
 
     def replace_window(self, address: Address, window: StoredWindow | None) -> None:
         """Stores a window, or forgets the one that is stored."""
         if window is not None:
-            self._windows.replace(self._enter(address), window)
-        elif (number := self._find(address)) is not None:
+            self._windows.replace(self._directory.enter(address), window)
+        elif (number := self._directory.find(address)) is not None:
             self._windows.drop(number)
 
     def window_newest(self, address: Address) -> tuple[int, str] | None:
         """The newest item of a conversation's window: a number that tells this writing of it
         from any other, and the item's id. None if none is stored.
         """
-        number = self._find(address)
+        number = self._directory.find(address)
         return None if number is None else self._windows.newest(number)
 
     def window(self, address: Address) -> StoredWindow | None:
         """The stored window, or None."""
-        number = self._find(address)
+        number = self._directory.find(address)
         return None if number is None else self._windows.read(number)
 
     def summaries(self) -> list[Summary]:
@@ -307,13 +282,7 @@ class Store:
 
     def address(self, number: int) -> Address | None:
         """The address that a summary's number stands for, or None."""
-        found = self._connection.execute(sql.ADDRESS, (number,)).fetchone()
-        return None if found is None else Address(*found)
-
-    def _merge(self, number: int, other: int) -> None:
-        self._connection.execute(sql.MOVE_ITEMS, (other, number))
-        self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
-        self._connection.execute(sql.DELETE, (number,))
+        return self._directory.address(number)
 
     def _owner(self, number: int) -> tuple[str | None, bool]:
         owner, released = self._connection.execute(sql.OWNER, (number,)).fetchone()
@@ -322,22 +291,7 @@ class Store:
     def _lives(self, owner: str | None) -> bool:
         return owner is not None and (owner == self._token or self._alive(owner))
 
-    def _find(self, address: Address) -> int | None:
-        found = self._connection.execute(sql.FIND, address).fetchone()
-        found = found or self._find_local(address)
-        return None if found is None else int(found[0])
-
-    def _find_local(self, address: Address) -> tuple[int, str] | None:
-        if not address.conversation.startswith(LOCAL):
-            return None
-        found: tuple[int, str] | None = self._connection.execute(sql.FIND_LOCAL, address).fetchone()
-        return found
-
-    def _enter(self, address: Address) -> int:
-        number = self._find(address)
-        return self._insert(sql.ENTER, address) if number is None else number
-
-    def _insert(self, statement: str, values: Sequence[object]) -> int:
-        number = self._connection.execute(statement, tuple(values)).lastrowid
-        assert number is not None  # an INSERT that succeeds has one
-        return number
+    def _insert(self, number: int, now: float, item: bytes) -> int:
+        seq = self._connection.execute(sql.ACCEPT, (number, now, item)).lastrowid
+        assert seq is not None  # an INSERT that succeeds has one
+        return seq

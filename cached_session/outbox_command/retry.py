@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from openai import AsyncOpenAI
 
-from cached_session.backlog import address_of
+from cached_session.attaching import address_of
 from cached_session.cache import ConversationCache
 from cached_session.connections import account
 from cached_session.outbox import SQLiteOutbox, Store, Summary

@@ -1,0 +1,101 @@
+"""Waiting for what an outbox holds of a conversation, or hearing why it does not go."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxPaused
+from cached_session.journal import Journal
+from cached_session.operation import Operation
+from cached_session.sending import Sender
+from cached_session.turns import LOOK_AFTER
+
+
+class Barrier:
+    """Where callers wait until a backlog has come to something."""
+
+    def __init__(self, journal: Journal, sender: Sender) -> None:
+        self._journal = journal
+        self._sender = sender
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing waits that would be sent."""
+        return not self._journal.waiting or self._journal.paused is not None
+
+    async def drained(self, operation: Operation, context: Callable[[], Operation]) -> None:
+        """Waits until nothing waits any more.
+
+        Args:
+            operation: The call's own.
+            context: Makes the operations that send what waits.
+
+        Raises:
+            OutboxPaused: It is not sent until somebody decides.
+            DeadlineExceeded: It took too long; all is kept.
+        """
+        await self.check(context)
+        self._sender.start(context)
+        await self.at_rest(operation)
+        self.raise_if_paused()
+
+    async def at_rest(self, operation: Operation) -> None:
+        """Waits until nothing waits any more, or nothing is sent."""
+        await self.until(lambda: self.open, operation, "the server did not take all of it in time")
+
+    async def until(
+        self, condition: Callable[[], bool], operation: Operation, otherwise: str
+    ) -> None:
+        """Waits until the journal has come to something.
+
+        Raises:
+            DeadlineExceeded: It took too long; says `otherwise`.
+        """
+        # What waits may have been found here just now, and nobody sends it yet.
+        look = functools.partial(self._start, operation)
+        if not await self._journal.changed.until(condition, operation.deadline, look):
+            raise self._too_late(operation, otherwise)
+
+    async def held_elsewhere(self, operation: Operation) -> None:
+        """Waits a little for another process that holds on to what is paused."""
+        if operation.now() >= operation.deadline:
+            raise self._too_late(operation, "another process holds on to it")
+        await asyncio.sleep(LOOK_AFTER / 4)
+        if await self._journal.resumed():
+            await self._journal.reload(operation)
+            self._start(operation)
+
+    async def check(self, context: Callable[[], Operation]) -> None:
+        """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
+        if self._journal.paused is not None and await self._journal.resumed():
+            await self._journal.reload(context())
+            self._sender.start(context)
+        self.raise_if_paused()
+
+    def raise_if_paused(self) -> None:
+        """Raises `OutboxPaused` if nothing is sent any more."""
+        journal, name = self._journal, self._journal.replica.conversation_id
+        if journal.paused is None:
+            return
+        why = "the server refused a recorded batch"
+        if journal.paused == AppendOutcomeUnknown.__name__:
+            why = "whether a recorded batch is on the server cannot be found out"
+        raise OutboxPaused(
+            f"{name}: {why} ({journal.paused}); {len(journal.waiting)} items are kept in the "
+            "outbox and not sent. See `cached-session outbox --help`",
+            conversation_id=name,
+            waiting=len(journal.waiting),
+        ) from journal.refusal
+
+    def _start(self, operation: Operation) -> None:
+        # Its name when it is sent: it may get its id in between.
+        self._sender.start(lambda: operation.renewed(self._journal.replica.conversation_id))
+
+    def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{operation.conversation_id}: {why}. {len(self._journal.waiting)} items are recorded "
+            f"in the outbox and not known to be on the server (sending: {self._sender.state})",
+            conversation_id=operation.conversation_id,
+        )

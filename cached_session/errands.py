@@ -1,0 +1,68 @@
+"""Work that is done to its end, whatever becomes of the caller who began it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    """What follows most errands."""
+
+
+class Errands:
+    """The works that somebody has under way."""
+
+    def __init__(self) -> None:
+        # The event loop itself holds its tasks weakly.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._left: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, T], then: Callable[[], None] = _nothing) -> T:
+        """Does a work and returns what it returns; a caller who is cancelled leaves it behind.
+
+        Args:
+            work: The work.
+            then: Called when it has ended, however it ended.
+        """
+        task = self._begin(work, then)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+            task.add_done_callback(_retrieve)
+            raise
+        return task.result()
+
+    def begin(
+        self, work: Coroutine[Any, Any, T], then: Callable[[], None] = _nothing
+    ) -> asyncio.Task[T]:
+        """Begins a work that nobody need wait for; see `run`."""
+        task = self._begin(work, then)
+        task.add_done_callback(_retrieve)
+        return task
+
+    @property
+    def left(self) -> set[asyncio.Task[Any]]:
+        """What callers of this event loop have left and is still being done."""
+        if not self._left:
+            return set()
+        loop = asyncio.get_running_loop()
+        return {task for task in self._left if task.get_loop() is loop}
+
+    def _begin(self, work: Coroutine[Any, Any, T], then: Callable[[], None]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda _: then())
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Takes the error, of which asyncio would warn if nobody waits for it."""
+    if not task.cancelled():
+        task.exception()

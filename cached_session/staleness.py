@@ -1,0 +1,44 @@
+"""For how long a session trusts the local copy without asking the server."""
+
+from __future__ import annotations
+
+import math
+
+from cached_session.operation import Operation
+from cached_session.window import Window
+
+
+class Staleness:
+    """One session's trust in the copy of its conversation.
+
+    Args:
+        seconds: How old the last check may be; None: without end; 0: every
+            read checks; infinite: not even the first read does.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        # The number of the listing that opens the copy for this session.
+        self._opening: int | None = None
+
+    def begin(self) -> None:
+        """Notes that the session has come to another conversation: the first read asks."""
+        self._opening = None
+
+    def made(self) -> None:
+        """Notes that the session has made the conversation: nobody else knows it."""
+        self._opening = 0
+
+    def bounds(self, window: Window) -> tuple[int, float]:
+        """Which listing on counts as a check for a read now; see `Window.trusted`."""
+        if self._seconds == math.inf:
+            return 0, -math.inf
+        if self._opening is None:
+            self._opening = window.listings + 1
+        if self._seconds is None:
+            return self._opening, -math.inf
+        if self._seconds == 0:
+            # Not even a check that another caller makes while this one waits:
+            # our own writes may come between that and the answer.
+            return self._opening, math.inf
+        return self._opening, Operation.now() - self._seconds

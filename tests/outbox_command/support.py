@@ -1,0 +1,103 @@
+"""What the tests of the command share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from cached_session import SQLiteOutbox
+from cached_session.attaching import address_of
+from cached_session.cli import main
+from cached_session.connections import account
+from cached_session.emulator import Emulator
+from cached_session.outbox import Address, Store
+from tests.session.support import users
+
+KEY = "sk-recorded"
+SECRET = "the secret of the cellar"
+
+# Another process that has the backlog of argv[2:] in the file argv[1], until its input ends.
+HOLD = """
+import asyncio, sys
+from cached_session.outbox import Address, SQLiteOutbox
+outbox = SQLiteOutbox(sys.argv[1])
+print(asyncio.run(outbox.transact(lambda store: store.claim(Address(*sys.argv[2:])))), flush=True)
+sys.stdin.read()
+"""
+
+
+def do(file: Path, work: Callable[[Store], Any]) -> Any:
+    """Does something to the outbox in a file, and closes it."""
+
+    async def transact() -> Any:
+        outbox = SQLiteOutbox(file)
+        try:
+            return await outbox.transact(work)
+        finally:
+            await outbox.close()
+
+    return asyncio.run(transact())
+
+
+def address(emulator: Emulator, conversation: str, key: str = KEY, **options: Any) -> Address:
+    """Where a client with this key finds a conversation in an outbox."""
+    client = AsyncOpenAI(base_url=emulator.base_url, api_key=key, **options)
+    return address_of(account(client), conversation)
+
+
+def record(file: Path, to: Address, *words: str, at: float | None = None) -> None:
+    """Has messages wait in the file, as `add_items` records them."""
+    items = [json.dumps(item, separators=(",", ":")).encode() for item in users(*words)]
+    do(file, lambda store: store.accept(to, items, time.time() if at is None else at))
+
+
+@contextmanager
+def living(file: Path, of: Address) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the backlog, alive until the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file), *of],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Claim.")
+            yield process
+        finally:
+            process.kill()
+
+
+def run(*arguments: object) -> int:
+    return main(("outbox", *map(str, arguments)))
+
+
+def rows(output: str) -> list[list[str]]:
+    """The cells of a list, without its head."""
+    return [re.split(" {2,}", line.strip()) for line in output.splitlines()][1:]
+
+
+def waiting(file: Path, at: Address) -> list[str]:
+    """The texts of what waits."""
+    found = do(file, lambda store: store.mailbox(at).rows)
+    return [json.loads(row.data)["content"] for row in found]
+
+
+def told(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Checks what went to standard error: one line that says all of it, and no traceback."""
+    error = capsys.readouterr().err
+    assert error.startswith("cached-session outbox: ")
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error

@@ -1,0 +1,105 @@
+"""`list` and `show`: what waits, and nothing of what it says unless that is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from cached_session.emulator import Emulator
+from cached_session.outbox import LOCAL, StoredItem, StoredWindow
+from tests.outbox_command.support import KEY, SECRET, address, do, living, record, rows, run
+from tests.session.support import users
+
+
+def test_list_has_a_line_for_each_backlog(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each backlog has one line, with what waits, since when, and why it is not sent."""
+    one, local, other = (address(emulator, name) for name in ("conv_1", f"{LOCAL}2", "conv_3"))
+    record(file, one, SECRET, SECRET, at=time.time() - 7300)
+    record(file, local, SECRET)
+    window = StoredWindow((StoredItem("msg_1", SECRET.encode()),), True, 0)
+    do(file, lambda store: store.replace_window(other, window))
+    do(file, lambda store: store.pause(one, "BadRequestError, status 400"))
+    assert run("list", file) == 0
+    output = capsys.readouterr().out
+    size = len(json.dumps(users(SECRET)[0], separators=(",", ":")))
+    assert rows(output) == [
+        ["1", "conv_1", "2", str(2 * size), "2 h", "paused: BadRequestError, status 400", "0"],
+        ["2", f"{LOCAL}2 (not created yet)", "1", str(size), "0 s", "waiting", "0"],
+        ["3", "conv_3", "0", "0", "-", "nothing waits", str(len(SECRET) + 5)],
+    ]
+    assert SECRET not in output
+    assert KEY not in output
+    assert one.credentials not in output
+
+
+def test_list_shows_who_sends(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backlog that a living process sends says so, and no longer once that process is dead."""
+    at = address(emulator, "conv_1")
+    record(file, at, "a")
+    with living(file, at):
+        assert run("list", file) == 0
+        assert rows(capsys.readouterr().out)[0][5] == "being sent by a living process"
+    assert run("list", file) == 0
+    assert rows(capsys.readouterr().out)[0][5] == "waiting"
+
+
+def test_list_of_an_empty_outbox(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An outbox that holds nothing is no error."""
+    do(file, lambda store: None)
+    assert run("list", file) == 0
+    assert capsys.readouterr().out == "Nothing waits, and no window is stored.\n"
+
+
+def test_show_has_a_line_for_each_item(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One backlog in full: its address without the key's digest, and one line an item."""
+    at = address(emulator, "conv_1", organization="org-1")
+    record(file, at, SECRET, at=86400.0)
+    output = {"type": "function_call_output", "call_id": "1", "output": SECRET}
+    odd = {"type": SECRET, "role": ["x"]}
+    more = [json.dumps(item).encode() for item in (output, odd)]
+    do(file, lambda store: store.accept(at, more, 86401.5))
+    do(file, lambda store: store.seal(at, 1, None))
+    assert run("show", file, 1) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    facts = dict(re.split(" {2,}", line, maxsplit=1) for line in lines[:10])
+    assert facts["conversation"] == "conv_1"
+    assert facts["server"] == at.base_url
+    assert facts["organization"] == "org-1"
+    assert facts["project"] == "-"
+    assert facts["items"] == "3, 1 of them may have been sent"
+    size = len(json.dumps(users(SECRET)[0], separators=(",", ":")))
+    first, second = "1970-01-02 00:00:00 UTC", "1970-01-02 00:00:01 UTC"
+    sealed, sizes = "sealed, may have been sent", [len(item) for item in more]
+    assert [re.split(" {2,}", line) for line in lines[10:]] == [
+        ["1", "message", "user", f"{size} bytes", first, sealed],
+        ["2", "function_call_output", "-", f"{sizes[0]} bytes", second, "not sent"],
+        ["3", "-", "-", f"{sizes[1]} bytes", second, "not sent"],
+    ]
+    assert SECRET not in printed
+    assert at.credentials not in printed
+
+
+def test_show_has_content_when_asked(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --content each item is there as JSON, and cannot control the terminal."""
+    words = ["\x1b[2Jgrüße", "\x9b\u202e\U000e0001"]
+    items = [json.dumps(item, ensure_ascii=False).encode() for item in users(*words)]
+    do(file, lambda store: store.accept(address(emulator, "conv_1"), items, 1.0))
+    assert run("show", file, 1, "--content") == 0
+    output = capsys.readouterr().out
+    assert "grüße" in output
+    assert all(character.isprintable() for line in output.splitlines() for character in line)
+    shown = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert shown == users(*words)
