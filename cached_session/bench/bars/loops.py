@@ -77,17 +77,22 @@ async def _one_round(site: Site, runs: int) -> tuple[Loop, ...]:
         memory = await run_loop(local, runs=runs, tools=1)
         local.close()
         conversation_id = await site.fill(client, [])
-        least = await run_loop(_Bare(conversation_id, client, history), runs=runs, tools=1)
+        least = await run_loop(_Bare(history, client, conversation_id), runs=runs, tools=1)
         await delete(client, conversation_id)
     return ours, bare, memory, least
 
 
-class _Bare(OpenAIConversationsSession):
-    """Sends each append bare, and plays back what another session of the same loop has left."""
+class Played(OpenAIConversationsSession):
+    """Sends and records nothing: plays back what another session of the same loop has left.
 
-    def __init__(self, conversation_id: str, client: AsyncOpenAI, history: Sequence[Any]) -> None:
+    Args:
+        history: That session's items, in the server's shape.
+        client: The client.
+        conversation_id: The conversation.
+    """
+
+    def __init__(self, history: Sequence[Any], client: AsyncOpenAI, conversation_id: str) -> None:
         super().__init__(conversation_id=conversation_id, openai_client=client)
-        self._client = client
         self._history = history
         self._added = 0
 
@@ -96,9 +101,21 @@ class _Bare(OpenAIConversationsSession):
         return [structural_copy(item) for item in self._history[: self._added]]
 
     async def add_items(self, items: list[Any]) -> None:
+        """On in the history."""
+        self._added += len(items)
+
+
+class _Bare(Played):
+    """Plays back, and sends each append bare."""
+
+    def __init__(self, history: Sequence[Any], client: AsyncOpenAI, conversation_id: str) -> None:
+        super().__init__(history, client, conversation_id)
+        self._client = client
+
+    async def add_items(self, items: list[Any]) -> None:
         """One request, and on in the history."""
         await append(self._client, self.session_id, items)
-        self._added += len(items)
+        await super().add_items(items)
 
 
 async def _bare_requests(site: Site, client: AsyncOpenAI, runs: int) -> Loop:
