@@ -79,12 +79,9 @@ class Barrier:
         journal, name = self._journal, self._journal.replica.conversation_id
         if journal.paused is None:
             return
-        why = "the server refused a recorded batch"
-        if journal.paused == AppendOutcomeUnknown.__name__:
-            why = "whether a recorded batch is on the server cannot be found out"
         raise OutboxPaused(
-            f"{name}: {why} ({journal.paused}); {len(journal.waiting)} items are kept in the "
-            "outbox and not sent. See `cached-session outbox --help`",
+            f"{name}: {_why(journal.paused)} ({journal.paused}); {len(journal.waiting)} items "
+            "are kept in the outbox and not sent. See `cached-session outbox --help`",
             conversation_id=name,
             waiting=len(journal.waiting),
         ) from journal.refusal
@@ -99,3 +96,12 @@ class Barrier:
             f"in the outbox and not known to be on the server (sending: {self._sender.state})",
             conversation_id=operation.conversation_id,
         )
+
+
+def _why(reason: str) -> str:
+    """What a pause is about, by the reason that is recorded."""
+    if reason == AppendOutcomeUnknown.__name__:
+        return "whether a recorded batch is on the server cannot be found out"
+    if ", status " in reason:
+        return "the server refused a recorded batch"
+    return "a recorded batch could not be sent"

@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
@@ -36,6 +35,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
+
+
+class InTurn:
+    """Around work that needs the turn.
+
+    No generator: `Runner.run_sync` shuts its event loop's generators down after
+    each run and goes on with the loop, which then warns of every new one.
+    """
+
+    __slots__ = ("_operation", "_replica", "_turn")
+
+    def __init__(self, replica: Replica, operation: Operation) -> None:
+        self._replica = replica
+        self._operation = operation
+
+    async def __aenter__(self) -> None:
+        self._turn = await self._replica.enter(self._operation)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._replica.leave(self._turn)
 
 
 class Replica:
@@ -145,13 +164,13 @@ class Replica:
 
         What `first` does is done in the same turn. Where it raises, nothing is removed.
         """
-        turn = await self._enter(operation)
+        turn = await self.enter(operation)
         try:
             if first is not None:
                 await first()
             history = await self.window.fresh(operation, 1, listing, since)
         except BaseException:
-            self._leave(turn)
+            self.leave(turn)
             raise
         return await self._write(operation, turn, remove_newest(self.window, operation, history))
 
@@ -166,7 +185,7 @@ class Replica:
         Raises:
             openai.NotFoundError: Somebody else had deleted it.
         """
-        turn = await self._enter(operation)
+        turn = await self.enter(operation)
         await self._write(operation, turn, self._clear(operation, deleted))
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
@@ -187,12 +206,12 @@ class Replica:
     async def append(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
         append = Append(self.window, operation, items)
-        turn = await self._enter(operation)
+        turn = await self.enter(operation)
         try:
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await append.anchor()
         except BaseException:
-            self._leave(turn)
+            self.leave(turn)
             raise
         await self._write(operation, turn, append.run())
 
@@ -207,10 +226,15 @@ class Replica:
         self, operation: Operation, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
         """Does a write in its turn, to its end, whatever becomes of the caller."""
-        turn = await self._enter(operation)
+        turn = await self.enter(operation)
         await self._write(operation, turn, work())
 
-    async def _enter(self, operation: Operation) -> Turn:
+    def turn(self, operation: Operation) -> InTurn:
+        """Around work of the caller's own task that needs the turn."""
+        return InTurn(self, operation)
+
+    async def enter(self, operation: Operation) -> Turn:
+        """Waits for the turn; `leave` ends it."""
         turn = await self.turns.enter(operation.deadline, self.conversation_id)
         if turn.taken_over:
             self.window.abandon()
@@ -220,16 +244,8 @@ class Replica:
         operation.turn = turn
         return turn
 
-    @asynccontextmanager
-    async def turn(self, operation: Operation) -> AsyncIterator[None]:
-        """Around work of the caller's own task that needs the turn."""
-        turn = await self._enter(operation)
-        try:
-            yield
-        finally:
-            self._leave(turn)
-
-    def _leave(self, turn: Turn) -> None:
+    def leave(self, turn: Turn) -> None:
+        """Ends a turn, unless it was taken over."""
         if turn.current:
             self._resized(self)
             turn.end()
@@ -250,7 +266,7 @@ class Replica:
 
     def _written(self, task: asyncio.Task[Any], turn: Turn) -> None:
         self._writes.discard(task)
-        self._leave(turn)
+        self.leave(turn)
 
     def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
         if task.cancelled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,6 +171,30 @@ def test_run_sync(loops: int, outbox: Outbox, emulator: Emulator) -> None:
     assert lengths == [4 * run + part for run in range(3 * loops) for part in (1, 3)]
     assert asyncio.run(session.get_items()) == stored
     asyncio.run(session.aclose())
+
+
+def test_run_sync_meets_no_generator_of_ours(outbox: Outbox, emulator: Emulator) -> None:
+    """What makes the loop of `run_sync` warn is the HTTP client's, and nothing of this package."""
+    session = session_on(emulator, outbox)
+    with warnings.catch_warnings(record=True) as caught, default_loop():
+        warnings.simplefilter("always")
+        for number in range(3):
+            model = ScriptedModel([[assistant_message(f"answer {number}")]])
+            agent = Agent(name="assistant", model=model)
+            Runner.run_sync(agent, f"question {number}", session=session)
+            asyncio.get_event_loop().run_until_complete(session.flush())
+        asyncio.get_event_loop().run_until_complete(session.aclose())
+    ours = {
+        value.__qualname__
+        for name, module in sys.modules.items()
+        if name.startswith("cached_session.") and "emulator" not in name
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == name
+    }
+    said = [str(one.message) for one in caught if "asynchronous generator" in str(one.message)]
+    makers = {text.split("object ")[1].split(".")[0] for text in said}
+    assert makers, "the loop did not warn at all"
+    assert makers & ours == set()
 
 
 def test_dropped_with_its_loop(emulator: Emulator) -> None:

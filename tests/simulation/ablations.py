@@ -68,7 +68,7 @@ def no_shielding(patch: pytest.MonkeyPatch) -> None:
         try:
             return await coroutine
         finally:
-            self._leave(turn)
+            self.leave(turn)
 
     patch.setattr(replica.Replica, "_write", write)
 
