@@ -66,3 +66,13 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     """Takes the error, of which asyncio would warn if nobody waits for it."""
     if not task.cancelled():
         task.exception()
+
+
+def forsake(task: asyncio.Task[Any]) -> None:
+    """Notes that somebody else goes on with what a task did, whose event loop stands still.
+
+    So it is with the loop of `Runner.run_sync` after each run. If the loop never
+    runs again asyncio logs at the end that the task was destroyed while it was
+    pending. That would be a false alarm, and there is no public way to say so.
+    """
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does in `gather`

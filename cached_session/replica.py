@@ -16,6 +16,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
@@ -24,6 +25,7 @@ from cached_session.appending import Append
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
+from cached_session.errands import forsake
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.removing import remove_newest
@@ -172,7 +174,8 @@ class Replica:
         except BaseException:
             self.leave(turn)
             raise
-        return await self._write(operation, turn, remove_newest(self.window, operation, history))
+        remove = functools.partial(remove_newest, self.window, operation, history)
+        return await self._write(operation, turn, remove)
 
     async def refresh(self, operation: Operation) -> None:
         """Drops the window, in its turn: a write before this call settles first."""
@@ -186,7 +189,7 @@ class Replica:
             openai.NotFoundError: Somebody else had deleted it.
         """
         turn = await self.enter(operation)
-        await self._write(operation, turn, self._clear(operation, deleted))
+        await self._write(operation, turn, functools.partial(self._clear, operation, deleted))
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         doubt = functools.partial(self.window.doubt_clear, operation)
@@ -213,7 +216,7 @@ class Replica:
         except BaseException:
             self.leave(turn)
             raise
-        await self._write(operation, turn, append.run())
+        await self._write(operation, turn, append.run)
 
     async def written(self) -> None:
         """Waits for the writes of this event loop that are under way."""
@@ -227,7 +230,7 @@ class Replica:
     ) -> None:
         """Does a write in its turn, to its end, whatever becomes of the caller."""
         turn = await self.enter(operation)
-        await self._write(operation, turn, work())
+        await self._write(operation, turn, work)
 
     def turn(self, operation: Operation) -> InTurn:
         """Around work of the caller's own task that needs the turn."""
@@ -238,6 +241,9 @@ class Replica:
         turn = await self.turns.enter(operation.deadline, self.conversation_id)
         if turn.taken_over:
             self.window.abandon()
+            for write in list(self._writes):
+                if not write.get_loop().is_running():
+                    forsake(write)
         if operation.superseded():
             turn.end()
             raise Superseded
@@ -250,9 +256,11 @@ class Replica:
             self._resized(self)
             turn.end()
 
-    async def _write(self, operation: Operation, turn: Turn, write: Coroutine[Any, Any, T]) -> T:
+    async def _write(
+        self, operation: Operation, turn: Turn, write: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
         """Runs a write that holds the turn, to its end, whatever becomes of the caller."""
-        task = asyncio.get_running_loop().create_task(write)
+        task = asyncio.get_running_loop().create_task(_ended(write))
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before
         # its first step runs neither.
@@ -262,15 +270,35 @@ class Replica:
         except asyncio.CancelledError:
             task.add_done_callback(lambda task: self._abandoned(operation, task))
             raise
-        return task.result()
+        end = task.result()
+        if isinstance(end, _Failed):
+            raise end.error
+        return end
 
     def _written(self, task: asyncio.Task[Any], turn: Turn) -> None:
         self._writes.discard(task)
         self.leave(turn)
 
     def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            operation.meter.tell(AbandonedWriteFailed(self.conversation_id, type(error).__name__))
+        if not task.cancelled() and isinstance(task.result(), _Failed):
+            name = type(task.result().error).__name__
+            operation.meter.tell(AbandonedWriteFailed(self.conversation_id, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """How a write ended that raised `error`."""
+
+    error: Exception
+
+
+async def _ended(write: Callable[[], Coroutine[Any, Any, T]]) -> T | _Failed:
+    """What a write comes to.
+
+    Its error is a value: whoever was to retrieve it may be on a loop that stands
+    still, and asyncio logs what nobody has retrieved.
+    """
+    try:
+        return await write()
+    except Exception as error:
+        return _Failed(error)

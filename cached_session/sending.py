@@ -14,6 +14,7 @@ from openai import APIStatusError
 from cached_session.classify import classify
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.delivering import deliver, look_back
+from cached_session.errands import forsake
 from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, TurnLost
 from cached_session.events import BacklogChanged, Sending
 from cached_session.journal import Changed, Elsewhere, Journal
@@ -54,8 +55,10 @@ class Sender:
             journal = self._journal
             if not journal.waiting or journal.paused is not None or self._context is None:
                 return
-            if self._task is not None and not self._lost(self._task):
-                return
+            if self._task is not None:
+                if not self._lost(self._task):
+                    return
+                forsake(self._task)
             self._process = os.getpid()
             self._task = asyncio.get_running_loop().create_task(
                 self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
@@ -76,7 +79,11 @@ class Sender:
         """Begins no request any more. What is left stays recorded."""
         with self._lock:
             task, self._task = self._task, None
-        if task is not None and not self._lost(task):
+        if task is None:
+            return
+        if self._lost(task):
+            forsake(task)
+        else:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     async def _run(self, operation: Operation) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from agents import Agent, Runner
@@ -171,6 +173,41 @@ def test_run_sync(loops: int, outbox: Outbox, emulator: Emulator) -> None:
     assert lengths == [4 * run + part for run in range(3 * loops) for part in (1, 3)]
     assert asyncio.run(session.get_items()) == stored
     asyncio.run(session.aclose())
+
+
+PROGRAM = """
+import asyncio, sys
+from agents import Agent, Runner, set_tracing_disabled
+from agents.testing import ScriptedModel, assistant_message
+from openai import AsyncOpenAI
+from cached_session import CachedSession, SQLiteOutbox
+
+set_tracing_disabled(True)
+client = AsyncOpenAI(base_url=sys.argv[1], api_key="any")
+session = CachedSession(openai_client=client, outbox=SQLiteOutbox(sys.argv[2]))
+for number in range(int(sys.argv[3])):
+    model = ScriptedModel([[assistant_message(f"answer {number}")]])
+    agent = Agent(name="assistant", model=model)
+    Runner.run_sync(agent, f"question {number}", session=session)
+asyncio.run(session.aclose())
+print(session.session_id)
+"""
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 8])
+def test_run_sync_ends_without_a_word(runs: int, path: Path) -> None:
+    """A program that closes its session on another loop than that of its runs says nothing."""
+    with Emulator(latency=0.02) as emulator:
+        program = subprocess.run(
+            [sys.executable, "-c", PROGRAM, emulator.base_url, path, str(runs)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (program.stderr, program.returncode) == ("", 0)
+        assert texts(emulator.items(program.stdout.strip())) == [
+            text for number in range(runs) for text in (f"question {number}", f"answer {number}")
+        ]
 
 
 def test_run_sync_meets_no_generator_of_ours(outbox: Outbox, emulator: Emulator) -> None:

@@ -64,13 +64,13 @@ def no_late_commit_watch(patch: pytest.MonkeyPatch) -> None:
 def no_shielding(patch: pytest.MonkeyPatch) -> None:
     """A caller's cancellation reaches the request in flight."""
 
-    async def write(self: Any, operation: Any, turn: turns.Turn, coroutine: Any) -> Any:
+    async def directly(self: Any, operation: Any, turn: turns.Turn, write: Any) -> Any:
         try:
-            return await coroutine
+            return await write()
         finally:
             self.leave(turn)
 
-    patch.setattr(replica.Replica, "_write", write)
+    patch.setattr(replica.Replica, "_write", directly)
 
 
 def no_ordering(patch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from cached_session import (
 )
 from cached_session.emulator import Fault, Request
 from cached_session.outbox.records import Address
-from cached_session.removing import remove_newest
 from tests.simulation.ledger import Violation, text_of
 from tests.simulation.outbox_calls import Call
 from tests.simulation.outbox_disk import CALL, SimOutbox
@@ -153,7 +152,7 @@ class OutboxWorld(OutboxWork):
         if request.method != "DELETE" or "/items/" not in request.path or process is None:
             return
         name = "" if task is None else getattr(task.get_coro(), "__qualname__", "")
-        if call is not None and name == remove_newest.__qualname__:
+        if call is not None and call.kind == "pop" and name == "_ended":
             self._pops[request.path.rpartition("/")[2]] = (call, process)
 
     def _cut_off(self, request: Request) -> None:
