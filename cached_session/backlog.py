@@ -35,6 +35,10 @@ from cached_session.sending import Sender
 class User(Protocol):
     """A session that uses a backlog, in short."""
 
+    @property
+    def made_elsewhere(self) -> str | None:
+        """The id of a conversation that was made beside this one, and is to be used, or None."""
+
     def created(self) -> None:
         """Told that the conversation, which had only a local name, has its own id."""
 
@@ -67,6 +71,12 @@ class Backlog:
         """Tells all who use it that the conversation has its own id."""
         for user in list(self.bindings):
             user.created()
+
+    @property
+    def made_elsewhere(self) -> str | None:
+        """The id of a conversation that a wrapped session has made meanwhile, or None."""
+        made = (user.made_elsewhere for user in list(self.bindings))
+        return next((name for name in made if name is not None), None)
 
     @property
     def waits(self) -> bool:
@@ -172,8 +182,7 @@ class Backlog:
         """Forgets what the server has; see `Replica.refresh`."""
         if not self.journal.local:
             await self.replica.refresh(operation)
-            with self.journal.lock:
-                self.journal.waiting.show_behind(None)
+            self.journal.show_nothing()
 
     async def pop(
         self, operation: Operation, *, listing: int, since: float
@@ -265,6 +274,7 @@ class Backlog:
             look: Whether to see to it that the next process need not look far back.
         """
         replica = self.replica
+        await self.sender.ended()
         async with replica.turn(operation):
             if self.bindings:
                 return  # somebody has come meanwhile

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxPaused
+from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, OutboxPaused
 from cached_session.journal import Journal
 from cached_session.operation import Operation
 from cached_session.sending import Sender
@@ -34,6 +34,7 @@ class Barrier:
 
         Raises:
             OutboxPaused: It is not sent until somebody decides.
+            OutboxError: The sender could not write what it does.
             DeadlineExceeded: It took too long; all is kept.
         """
         await self.check(context)
@@ -51,12 +52,25 @@ class Barrier:
         """Waits until the journal has come to something.
 
         Raises:
+            OutboxError: The sender could not write what it does.
             DeadlineExceeded: It took too long; says `otherwise`.
         """
+        sender = self._sender
         # What waits may have been found here just now, and nobody sends it yet.
         look = functools.partial(self._start, operation)
-        if not await self._journal.changed.until(condition, operation.deadline, look):
+        look()
+        came = await self._journal.changed.until(
+            lambda: condition() or sender.failure is not None, operation.deadline, look
+        )
+        if not came:
             raise self._too_late(operation, otherwise)
+        failure = sender.failure
+        if failure is not None and not condition():
+            raise OutboxError(
+                f"{operation.conversation_id}: {len(self._journal.waiting)} items are recorded and "
+                f"not known to be on the server; sending them failed. {failure}",
+                conversation_id=operation.conversation_id,
+            ) from failure
 
     async def held_elsewhere(self, operation: Operation) -> None:
         """Waits a little for another process that holds on to what is paused."""
@@ -81,7 +95,7 @@ class Barrier:
             return
         raise OutboxPaused(
             f"{name}: {_why(journal.paused)} ({journal.paused}); {len(journal.waiting)} items "
-            "are kept in the outbox and not sent. See `cached-session outbox --help`",
+            f"are kept in the outbox and not sent. {journal.outbox.advice}",
             conversation_id=name,
             waiting=len(journal.waiting),
         ) from journal.refusal

@@ -21,7 +21,7 @@ from cached_session.creating import NEW, Creation
 from cached_session.errands import Errands
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
-from cached_session.operation import Operation, Superseded
+from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
 from cached_session.retrying import Retrier, RetryPolicy
@@ -96,6 +96,16 @@ class Binding:
         self._conversation_id = value
         self.replica = None
 
+    @property
+    def made_elsewhere(self) -> str | None:
+        """The id of a conversation that the wrapped session has made while ours waits, or None."""
+        if self._underlying is None or self._local is None:
+            return None
+        try:
+            return self._underlying.session_id
+        except ValueError:  # the SDK's way to say that there is none yet
+            return None
+
     def created(self) -> None:
         """Takes over the id of a conversation that had only a local name, if it has one now."""
         replica = self._local
@@ -138,7 +148,9 @@ class Binding:
         if replica is None:
             return None
         backlog = replica.backlog
-        if backlog is not None and (backlog.journal.missed or backlog.left):
+        if backlog is not None and (
+            backlog.journal.missed or backlog.journal.outdated or backlog.left
+        ):
             return None
         self._cache.touch(replica)
         listing, since = self.trust(replica)
@@ -185,6 +197,10 @@ class Binding:
             conversation_id = self.conversation_id
             if conversation_id is None:
                 continue  # cleared meanwhile
+            made = self._made_of(conversation_id)
+            if made is not None:
+                self.conversation_id = made
+                continue
             previous, replica = self.replica, self.bind(conversation_id)
             operation = self._operation(
                 conversation_id, deadline, functools.partial(self._left, conversation_id)
@@ -203,8 +219,16 @@ class Binding:
                     # flight on the old one comes first.
                     await previous.settled(operation)
                 return await work(operation, replica)
-            except Superseded:
+            except (Superseded, Reopened):
                 continue
+
+    def _made_of(self, conversation_id: str) -> str | None:
+        """The id that a conversation with a local name has got in this process, or None."""
+        if self.outbox is None or not conversation_id.startswith(LOCAL):
+            return None
+        from cached_session.attaching import made_of
+
+        return made_of(self.outbox, account(self._client), conversation_id)
 
     def _operation(
         self, conversation_id: str, deadline: float, superseded: Callable[[], bool]

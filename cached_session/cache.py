@@ -104,10 +104,10 @@ class ConversationCache:
             # A value is measured when it is set, and an old one is kept when
             # the new one is too large: take it out first.
             self._copies.pop(key, None)
-            if replica.window.history is None:
+            if replica.window.history is None and not replica.size:
                 return
             if _size(replica) > self._copies.maxsize:
-                replica.window.forget()
+                replica.drop()
             else:
                 self._copies[key] = replica
 
@@ -147,7 +147,7 @@ def _size(replica: Replica) -> int:
 
 def _drop(replica: Replica) -> None:
     # One that is being worked on is taken in again when the work is done.
-    replica.turns.when_idle(replica.window.forget)
+    replica.turns.when_idle(replica.drop)
 
 
 class _Least(LRUCache[Key, Replica]):

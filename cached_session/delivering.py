@@ -29,12 +29,18 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     window = journal.replica.window
     once = operation.without_retries()
     if journal.local:
+        # Or two processes that share the name would make a conversation each.
+        if not await journal.alone(once):
+            raise Elsewhere
         await _create(journal, once)
     open_questions = journal.batch or window.history is None or window.unsettled.active
     # Those are for the one who sends, and nobody else.
     if open_questions and not await journal.alone(once):
         raise Elsewhere
     await settle(journal, once)
+    if journal.paused is not None:
+        # Whoever had the turn before has found out that nothing will tell.
+        return
     if window.history is None or window.unsettled.crowded:
         await window.relist(once, 1)
         await window.remove_late_copies(once)
@@ -48,10 +54,15 @@ async def deliver(journal: Journal, operation: Operation) -> None:
 
 
 async def _create(journal: Journal, operation: Operation) -> None:
+    backlog = journal.replica.backlog
+    elsewhere = None if backlog is None else backlog.made_elsewhere
+    if elsewhere is not None:
+        await journal.created(elsewhere, operation, empty=False)
+        return
     outcome = await operation.run(lambda seconds: operation.remote.create(timeout=seconds))
     if not isinstance(outcome, Applied):
         raise outcome.error
-    await journal.created(outcome.value, operation)
+    await journal.created(outcome.value, operation, empty=True)
 
 
 async def settle(journal: Journal, operation: Operation) -> None:

@@ -21,7 +21,10 @@ class CachedSessionError(Exception):
 
 
 class AppendOutcomeUnknown(CachedSessionError):
-    """An append was sent, no answer came, and the server could not be asked.
+    """An append was sent, no answer came, and the server could not be asked, or could not tell.
+
+    With an outbox it is the cause of an `OutboxPaused`; `get_items`, `flush`
+    and `aclose` raise it where they are the ones who find out.
 
     The items may or may not be on the server. The local copy is dropped: the
     next read asks the server and shows the truth, and what it shows stays.
@@ -46,7 +49,13 @@ class AppendOutcomeUnknown(CachedSessionError):
 
 
 class DeadlineExceeded(CachedSessionError, TimeoutError):
-    """The operation's deadline passed while it waited for its turn; nothing was sent."""
+    """The operation's deadline passed while it waited, or before its next request.
+
+    That request was not sent. What an append had put on the server before is
+    told by a note. With an outbox it is also raised by a call that waits for
+    what is being sent in the background, as `flush` and `aclose` do; all that
+    is recorded is kept.
+    """
 
 
 class TurnLost(CachedSessionError):
@@ -69,20 +78,31 @@ class SessionClosed(CachedSessionError, RuntimeError):
 
 
 class OutboxError(CachedSessionError):
-    """The outbox could not record or read; nothing was accepted by the call that met it."""
+    """The outbox could not be read or written; its text says why, and what to do.
+
+    An `add_items` that raises it has recorded nothing. `flush` and `aclose`
+    raise it, too, where what sends in the background could not write; what is
+    recorded is kept. Base of `OutboxFull` and `OutboxPaused`.
+    """
 
 
 class OutboxFull(OutboxError):
-    """The backlog has reached its limit, and stayed there; nothing was accepted by the call."""
+    """The backlog is at a limit of the outbox, and stayed there; nothing was accepted by the call.
+
+    Or the call is larger than the limits by itself. Nothing that waits was dropped.
+    """
 
 
 class OutboxPaused(OutboxError):
     """The server refused a recorded batch, or what became of one cannot be found out.
 
-    Nothing of the backlog is sent any more until somebody decides.
+    Or the client could not send it: it has no credentials. Nothing of the
+    backlog is sent any more until somebody decides.
 
-    All of it is kept. `cached-session outbox` shows it, sends it again, or
-    discards it. The cause is the server's answer, where this process got it.
+    All of it is kept. `cached-session outbox` shows what an `SQLiteOutbox`
+    holds, sends it again, or discards it. `CachedSession.clear_session` drops
+    it together with the conversation. The cause is the error that stopped it,
+    where this process met it.
 
     Attributes:
         waiting: How many items are recorded and not on the server.

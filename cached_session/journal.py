@@ -116,15 +116,21 @@ class Journal(Mirror):
 
     # Sending. In the turn.
 
-    async def created(self, conversation_id: str, operation: Operation) -> None:
-        """Gives the conversation its id that had only a local name."""
+    async def created(self, conversation_id: str, operation: Operation, *, empty: bool) -> None:
+        """Gives the conversation its id that had only a local name.
+
+        Args:
+            conversation_id: The id.
+            operation: The one that has the turn.
+            empty: Whether the conversation is known to be empty.
+        """
         self.address = await self._transact(
             lambda store, address: store.created(address, conversation_id)
         )
-        if self.address.conversation == conversation_id:
+        if empty and self.address.conversation == conversation_id:
             self.replica.window.begin_empty(operation.now())
         else:
-            # Another process that has the local name had made one before.
+            # Somebody else had made it before, or another one for the local name.
             self.replica.window.forget()
         self._rename(operation)
         self.changed.fire()

@@ -10,15 +10,16 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.unsettled import Unsettled
 from cached_session.core.waiting import Waiting
+from cached_session.errors import OutboxError
 from cached_session.keeping import KeptWindow, Newest
-from cached_session.operation import Operation
+from cached_session.operation import Operation, Reopened
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address, Claim, Mailbox, Row, StoredWindow
 from cached_session.outbox.store import Store
@@ -59,6 +60,12 @@ class Mirror:
         self._opening = Turns()
         # Another process had it, and what that one did was not read yet.
         self._stale = False
+        # How often it had been claimed when it was read, if it was nobody's then.
+        self._read_at: int | None = None
+        # What the outbox was opened as when it was read.
+        self._token: str | None = None
+        self.outdated = False
+        """Whether the outbox was opened anew since it was read."""
         # How many calls on which event loop have not heard yet what was recorded for them.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
 
@@ -73,13 +80,20 @@ class Mirror:
         return self.outbox.max_window_bytes > 0
 
     async def _transact(self, work: Callable[[Store, Address], T]) -> T:
-        return await self.outbox.transact(lambda store: work(store, self.address))
+        def checked(store: Store) -> T:
+            # By their places alone, another file's items would be taken for known ones.
+            if store.token != self._token:
+                self.outdated = True
+                raise Reopened("the outbox was closed during this call; nothing was recorded by it")
+            return work(store, self.address)
+
+        return await self.outbox.transact(checked)
 
     # Reading what is recorded. In the conversation's turn.
 
     async def open(self, operation: Operation) -> None:
-        """Reads what the outbox holds, once."""
-        if self._opened and self._opening.idle:
+        """Reads what the outbox holds, once, and once more after it was opened anew."""
+        if self._opened and self._opening.idle and not self.outdated:
             if self.missed:
                 await self._catch_up()
             return
@@ -90,6 +104,8 @@ class Mirror:
                 async with self.replica.turn(operation):
                     await self._load(operation)
                     self._opened = True
+            elif self.outdated and turn.current:
+                await self.reload(operation)
         except BaseException:
             turn.end()
             raise
@@ -121,33 +137,56 @@ class Mirror:
 
         Whoever claimed it first may have been cancelled, or have failed to read it.
         """
+        unclaimed = store.claims(address) == self._read_at
         claimed = store.claim(address)
-        if claimed is Claim.TAKEN:
+        if claimed is Claim.TAKEN and not unclaimed:
             self._stale = True
-        return Claim.TAKEN if claimed is not None and self._stale else claimed
+        if claimed is None:
+            return None
+        return Claim.TAKEN if self._stale else Claim.KEPT
 
     async def _load(self, operation: Operation) -> None:
         window = self.replica.window
 
-        def work(
-            store: Store, address: Address
-        ) -> tuple[Address, bool, Mailbox, StoredWindow | None, Newest, int]:
+        def work(store: Store) -> _Read:
+            address = self.address
             real = store.known_as(address)
             if real is not None:
                 address = address._replace(conversation=real)
             mailbox = store.mailbox(address)
             nothing = not mailbox.rows and mailbox.doubt is None
-            mine = nothing or self._claim(store, address) is not None
-            window, newest = store.window(address), store.window_newest(address)
-            return address, mine, mailbox, window, newest, store.last()
+            nobodys = nothing and not store.elsewhere(address)
+            return _Read(
+                token=store.token,
+                address=address,
+                # In this order: a claim is counted.
+                claims=store.claims(address) if nobodys else None,
+                known=store.knows(address),
+                mine=nothing or self._claim(store, address) is not None,
+                mailbox=mailbox,
+                window=store.window(address),
+                newest=store.window_newest(address),
+                last=store.last(),
+            )
 
-        self.address, mine, mailbox, stored, newest, last = await self._transact(work)
+        read = await self.outbox.transact(work)
+        if self.local and not read.known and window.history is None:
+            name = self.replica.conversation_id
+            raise OutboxError(
+                f"{name} is a name that an outbox gives to a conversation before the server has "
+                "made it, and this outbox does not know it. Pass the outbox that gave it",
+                conversation_id=name,
+            )
+        mine, mailbox, stored = read.mine, read.mailbox, read.window
+        self.address = read.address
         if self.address.conversation != self.replica.conversation_id:
             self._rename(operation)
         # From here on without waiting.
         self._stale = False
+        self._read_at = read.claims
+        same, self._token, self.outdated = read.token == self._token, read.token, False
         if window.history is None and stored is not None:
-            window.take_up(self._kept.read(stored, newest), first=not self._opened)
+            window.take_up(self._kept.read(stored, read.newest), first=not self._opened)
         sealed = [row for row in mailbox.rows if row.sealed]
         if self._opened or (mine and mailbox.doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
@@ -160,7 +199,7 @@ class Mirror:
             )
         with self.lock:
             # Accepted since that answer was given, and told of already.
-            newer = [item[:3] for item in self.waiting.items if item.seq > last]
+            newer = [item[:3] for item in self.waiting.items if same and item.seq > read.last]
             self.waiting.reset()
             self.waiting.take_in([*plain(mailbox.rows), *newer])
             self.batch = [row.seq for row in sealed]
@@ -173,6 +212,11 @@ class Mirror:
         """What may be shown before what waits; not while late copies are to be removed of it."""
         window = self.replica.window
         return None if window.unsettled.extra else window.history
+
+    def show_nothing(self) -> None:
+        """Forgets what stands on the server before what waits; it is read anew."""
+        with self.lock:
+            self.waiting.show_behind(None)
 
     def _rename(self, operation: Operation) -> None:
         self.replica.rename(self.address.conversation)
@@ -188,7 +232,7 @@ class Mirror:
         taken over by another one is that one's to look after.
         """
         window = self.replica.window
-        if self.local or not (self.waiting or window.unsettled.active):
+        if not (self.waiting or window.unsettled.active):
             return True
         claimed = await self._transact(self._claim)
         if claimed is Claim.TAKEN:
@@ -212,6 +256,32 @@ class Mirror:
         """Whether somebody has decided, since it was paused."""
         mailbox = await self._transact(lambda store, address: store.mailbox(address))
         return mailbox.paused is None
+
+
+class _Read(NamedTuple):
+    """What was read of a conversation.
+
+    Attributes:
+        token: What the outbox was opened as.
+        address: Where it is.
+        claims: How often it was claimed, if it was nobody's; None: it was somebody's.
+        known: Whether the outbox has a record of it.
+        mine: Whether nobody else sends it.
+        mailbox: What waits.
+        window: What is kept of the conversation, or None.
+        newest: The newest item of that.
+        last: The last place that was given out.
+    """
+
+    token: str
+    address: Address
+    claims: int | None
+    known: bool
+    mine: bool
+    mailbox: Mailbox
+    window: StoredWindow | None
+    newest: Newest
+    last: int
 
 
 def plain(rows: Iterable[Row]) -> list[tuple[int, Outgoing, float]]:

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from openai import NotFoundError
 
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.errors import TurnLost
+from cached_session.errors import OutboxError, TurnLost
 from cached_session.events import Meter
 from cached_session.remote import Page, Remote
 from cached_session.retrying import Retrier, RetryPolicy
@@ -21,6 +21,14 @@ T = TypeVar("T")
 
 class Superseded(Exception):
     """While an operation waited for its turn, its session went to another conversation."""
+
+
+class Reopened(OutboxError):
+    """The outbox was closed and opened again: the file may be another one now.
+
+    Nothing of the transaction that met it was done. It is met inside only: what
+    is recorded is read anew, and the call begins again.
+    """
 
 
 class Operation:
@@ -144,7 +152,11 @@ class Operation:
                 return Unknown(outcome.error, outcome.retryable, outcome.delay)
             return outcome
 
-        return await self.run(attempt)
+        outcome = await self.run(attempt)
+        if lost_answer and isinstance(outcome, Refused):
+            # The deadline passed before another attempt.
+            return Unknown(outcome.error, outcome.retryable, outcome.delay)
+        return outcome
 
 
 def is_gone(outcome: Outcome[None]) -> bool:

@@ -108,8 +108,16 @@ class Replica:
     @property
     def size(self) -> int:
         """Bytes of memory that the held items take."""
-        history = self.window.history
-        return 0 if history is None else history.size
+        history, backlog = self.window.history, self.backlog
+        # Most of it is the same items: those of the window, and those shown before what waits.
+        shown = 0 if backlog is None else backlog.journal.waiting.shown_size
+        return max(shown, 0 if history is None else history.size)
+
+    def drop(self) -> None:
+        """Forgets what is held of the server; the next read asks."""
+        self.window.forget()
+        if self.backlog is not None:
+            self.backlog.journal.show_nothing()
 
     def served(
         self, limit: int | None, *, listing: int, since: float

@@ -86,8 +86,12 @@ class RetryPolicy:
     Attributes:
         max_attempts: Requests at most for one step of an operation, the first
             included. A listing that decides a lost answer belongs to the
-            attempt that follows it.
-        deadline: What a whole operation may take, waiting for its turn included.
+            attempt that follows it. What an outbox sends in the background is
+            repeated without end.
+        deadline: What a whole operation may take, waiting for its turn
+            included. Also for how long a request that was given up is watched
+            for. What waits in an outbox has no deadline; there this bounds one
+            attempt at a batch.
         attempt_timeout: What one request may take. The client's own timeout
             counts where it is shorter.
         initial_delay: The longest wait before the first repeat. It doubles

@@ -82,7 +82,7 @@ class Room:
             pass  # whoever came before it waits for room, too
         raise OutboxFull(
             f"{name}: {len(waiting)} items, {waiting.size} bytes, wait in the outbox, and it "
-            f"stayed at its limit for {outbox.max_wait:g} s; nothing was accepted by this "
+            f"stayed at {self._limit()} for {outbox.max_wait:g} s; nothing was accepted by this "
             "call, and nothing that waits was dropped",
             conversation_id=name,
         )
@@ -118,6 +118,13 @@ class Room:
             len(waiting) + self._count + place.count > outbox.max_items
             or waiting.size + self._size + place.size > outbox.max_bytes
         )
+
+    def _limit(self) -> str:
+        """Which limit it is that leaves no room."""
+        outbox = self._journal.outbox
+        if self._too_old():
+            return f"its limit of age (the oldest has waited for more than {outbox.max_age:g} s)"
+        return f"its limit ({outbox.max_items} items, {outbox.max_bytes} bytes)"
 
     def _too_old(self) -> bool:
         # A clock that was set back makes an item young, never too old.

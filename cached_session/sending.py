@@ -9,16 +9,22 @@ import os
 import threading
 from collections.abc import Callable
 
-from openai import APIStatusError
+from openai import APIStatusError, NotFoundError, OpenAIError
 
 from cached_session.classify import classify
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.delivering import deliver, look_back
 from cached_session.errands import forsake
-from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, TurnLost
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    CachedSessionError,
+    DeadlineExceeded,
+    OutboxError,
+    TurnLost,
+)
 from cached_session.events import BacklogChanged, Sending
 from cached_session.journal import Changed, Elsewhere, Journal
-from cached_session.operation import Operation
+from cached_session.operation import Operation, Reopened
 from cached_session.retrying import Retrier
 from cached_session.turns import LOOK_AFTER
 
@@ -31,6 +37,7 @@ class Sender:
 
     Attributes:
         state: What it is doing.
+        failure: Why it ended without having sent all, or None.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -38,10 +45,12 @@ class Sender:
         self._context: Callable[[], Operation] | None = None
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._halted: asyncio.Task[None] | None = None
         self._process = os.getpid()
         # Sent since the last look back.
         self._batches = 0
         self.state = Sending.IDLE
+        self.failure: OutboxError | None = None
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -60,6 +69,7 @@ class Sender:
                     return
                 forsake(self._task)
             self._process = os.getpid()
+            self.failure = None
             self._task = asyncio.get_running_loop().create_task(
                 self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
             )
@@ -84,7 +94,14 @@ class Sender:
         if self._lost(task):
             forsake(task)
         else:
+            self._halted = task
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+    async def ended(self) -> None:
+        """Waits for what was halted on the running loop; it ends at once."""
+        task, self._halted = self._halted, None
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait({task})
 
     async def _run(self, operation: Operation) -> None:
         journal, me = self._journal, asyncio.current_task()
@@ -100,6 +117,8 @@ class Sender:
             try:
                 # What is done about another process may fail like the rest.
                 try:
+                    if journal.outdated:
+                        await journal.reload(self._operation())
                     if journal.waiting and journal.paused is None:
                         outcome = await retrier.run(
                             self._attempt,
@@ -120,6 +139,8 @@ class Sender:
                     await journal.reload(self._operation())
             except DeadlineExceeded:
                 continue  # the turn did not come; whoever has it is being waited for
+            except Reopened:
+                continue  # it is read anew first
             except TurnLost:
                 return  # somebody else went on in its place
             except OutboxError as error:
@@ -137,7 +158,7 @@ class Sender:
         return self._end(me, Sending.IDLE if self._journal.paused is None else Sending.PAUSED)
 
     def _end(
-        self, me: asyncio.Task[None] | None, state: Sending, error: Exception | None = None
+        self, me: asyncio.Task[None] | None, state: Sending, error: OutboxError | None = None
     ) -> bool:
         """Notes that the sender ends; False: something waits by now, and it goes on."""
         with self._lock:
@@ -147,7 +168,7 @@ class Sender:
             # that has just decided to end.
             if state is Sending.IDLE and self._journal.waiting:
                 return False
-            self._task = None
+            self._task, self.failure = None, error
             operation = self._operation()
             if state is Sending.IDLE:
                 # Or the last one to append would be held for ever.
@@ -169,8 +190,11 @@ class Sender:
             outcome = Unknown(error, retryable=undecided)
         except DeadlineExceeded as error:
             outcome = Refused(error, retryable=True)
-        except Exception as error:
+        except (OpenAIError, CachedSessionError) as error:
             outcome = classify(error)
+        except Exception as error:
+            # Of a key provider, say. Nobody has refused anything.
+            outcome = Unknown(error, retryable=True)
         else:
             outcome = Applied(None)
         if isinstance(outcome, Applied):
@@ -194,6 +218,9 @@ class Sender:
             # Without its message, which may quote an item.
             details = {"status": error.status_code, "code": error.code, "param": error.param}
             reason += "".join(f", {name} {value}" for name, value in details.items() if value)
+        if isinstance(error, NotFoundError):
+            # The conversation is gone. Nothing of it may be shown any more.
+            self._journal.show_nothing()
         await self._journal.pause(reason, error)
         self._change(Sending.PAUSED, error)
 

@@ -63,12 +63,15 @@ class CachedSession(OpenAIConversationsSession):
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
             the record is made. None: it returns when the server has the items.
+            All sessions of a process on a conversation have the same outbox and
+            the same cache; otherwise the first use raises `ValueError`.
         observer: Called with each event (see `cached_session.events`), on the
             thread where it happens.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has an impossible value, or contradicts another.
+        ValueError: An argument has an impossible value, or contradicts another;
+            or `conversation_id` is a local name of an outbox, and there is none.
     """
 
     def __init__(
@@ -94,6 +97,11 @@ class CachedSession(OpenAIConversationsSession):
             check_id("conversation_id", conversation_id)
         check_staleness(max_staleness)
         check_outbox(outbox)
+        if outbox is None and conversation_id is not None and conversation_id.startswith(LOCAL):
+            raise ValueError(
+                f"conversation_id: {conversation_id} is a name that an outbox gives to a "
+                "conversation before the server has made it; pass that outbox, too"
+            )
         if underlying_session is not None:
             for name, value in (
                 ("conversation_id", conversation_id),
@@ -130,8 +138,9 @@ class CachedSession(OpenAIConversationsSession):
         """The conversation's id.
 
         Raises:
-            ValueError: There is none yet; the first `get_items`, or `add_items`
-                with an item, makes the conversation.
+            ValueError: There is none yet. The first `get_items`, or `add_items`
+                with an item, makes the conversation; with an outbox, and while
+                the server is out of reach, the text names the local one.
         """
         conversation_id = self.__binding.conversation_id
         if conversation_id is not None and conversation_id.startswith(LOCAL):
@@ -177,6 +186,8 @@ class CachedSession(OpenAIConversationsSession):
     def __repr__(self) -> str:
         stats = self.stats
         state = "closed" if self.__closed else f"{stats.items} items held, {stats.bytes} bytes"
+        if stats.waiting:
+            state += f", {stats.waiting} waiting"
         return f"CachedSession({self.__binding.conversation_id or NEW}, {state})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
@@ -188,14 +199,24 @@ class CachedSession(OpenAIConversationsSession):
 
         Returns:
             The items, oldest first, in the shape in which the server lists
-            them. The list and all in it belong to the caller.
+            them. Items that wait in the outbox stand at the end, in that shape
+            as far as it is known: without an id, unless they were given one.
+            The list and all in it belong to the caller.
 
         Raises:
             TypeError: `limit` is no int.
-            ValueError: `limit` is negative.
+            ValueError: `limit` is negative; or another session has the
+                conversation with another outbox or cache.
             openai.OpenAIError: The server refused, or stayed out of reach.
-            DeadlineExceeded: The operations before this one took too long.
+            DeadlineExceeded: The operations before this one, or another process
+                that sends what waits, took too long; or the time was over
+                before the next request.
             UnexpectedAnswer: The server cannot list its own conversation.
+            AppendOutcomeUnknown: Whether a recorded batch landed cannot be
+                found out any more. The backlog is paused; the next read answers.
+            OutboxError: The outbox could not be read or written.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -221,10 +242,14 @@ class CachedSession(OpenAIConversationsSession):
         return cast(list[TResponseInputItem], held)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
-        """Appends items, each exactly once, in order, next to each other.
+        """Appends items, each exactly once, in order.
 
-        They travel in batches of at most 20 items. When the call returns, all
-        of them are on the server.
+        They travel in batches of at most 20 items, each of which stands in one
+        piece on the server.
+
+        Without an outbox all of them are on the server when the call returns.
+        With one they are recorded, and are sent in the background; if the call
+        raises, none of them is recorded. If it is cancelled, they may be.
 
         Args:
             items: The items, dicts or pydantic models. They are copied before
@@ -233,11 +258,25 @@ class CachedSession(OpenAIConversationsSession):
 
         Raises:
             TypeError: `items` is no list of objects that JSON can carry.
-            ValueError: An item holds a number or text that JSON cannot carry.
+            ValueError: An item holds a number or text that JSON cannot carry;
+                or another session has the conversation with another outbox or
+                cache.
             AppendOutcomeUnknown: Whether items landed could not be found out.
+                Not with an outbox.
             openai.OpenAIError: The server refused, or stayed out of reach. A
-                note on the exception says how many items landed.
-            DeadlineExceeded: The operations before this one took too long.
+                note on the exception says how many items landed. With an
+                outbox: it refused to make the conversation.
+            DeadlineExceeded: The operations before this one took too long, or
+                the time was over before the next request.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            OutboxFull: The outbox has no room, and had none for `max_wait`
+                seconds; or never has room for so much.
+            OutboxPaused: What was recorded before is not sent until somebody
+                decides. Raised without an outbox, too, if another session on
+                the conversation has one.
+            OutboxError: The outbox could not be read or written.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -250,14 +289,29 @@ class CachedSession(OpenAIConversationsSession):
     async def pop_item(self) -> TResponseInputItem | None:
         """Removes the newest item and returns it.
 
+        One that waits in the outbox, and certainly was not sent, is taken out
+        of it and never reaches the server. One that may have been sent is
+        waited for until it has landed, and then removed from the server.
+
         Returns:
             The item, which belongs to the caller, or None if there is none.
 
         Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
             openai.OpenAIError: The server refused, or stayed out of reach. A
                 note says if it is not known whether the item was removed.
-            DeadlineExceeded: The operations before this one took too long.
-            UnexpectedAnswer: Other writers removed the newest item at every attempt.
+            DeadlineExceeded: The operations before this one, or the sending of
+                the newest item, took too long; or the time was over before the
+                next request.
+            UnexpectedAnswer: Other writers removed the newest item at every
+                attempt; or the server cannot list its own conversation.
+            OutboxPaused: The newest item may have been sent, and nothing is
+                sent any more until somebody decides.
+            OutboxError: The outbox could not be read or written; nothing was
+                removed.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -274,10 +328,23 @@ class CachedSession(OpenAIConversationsSession):
 
         Before the first use nothing is sent.
 
+        What waits in the outbox is dropped first, also where it is paused. A
+        batch that is being sent is waited for. If the deletion then fails, what
+        was dropped stays dropped.
+
         Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
             openai.OpenAIError: The server refused, or stayed out of reach. The
-                session keeps the conversation's id.
-            DeadlineExceeded: The operations before this one took too long.
+                session keeps the conversation's id. With an outbox a note says
+                how many items were dropped.
+            DeadlineExceeded: The operations before this one, or a batch that is
+                being sent, took too long; or the time was over before the next
+                request. The text or a note says how many items were dropped.
+            OutboxError: The outbox could not be read or written. Items may have
+                been dropped, and the conversation deleted, all the same.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -294,8 +361,13 @@ class CachedSession(OpenAIConversationsSession):
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
 
+        What waits in the outbox stays, and is shown behind what the server says.
+
         Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
             DeadlineExceeded: The operations before this one took too long.
+            OutboxError: The outbox could not be read.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -307,18 +379,33 @@ class CachedSession(OpenAIConversationsSession):
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until every write before this call is on the server or has failed.
 
-        Looks once more for items that a late commit stored twice, if such a
-        commit may still come.
+        With an outbox it waits until nothing waits there any more. A
+        conversation that has only a local name is made, if the server can be
+        reached. Looks once more for items that a late commit stored twice, if
+        such a commit may still come.
 
         Args:
             timeout: Seconds that it may take; None: `RetryPolicy.deadline`.
 
         Raises:
             TypeError: `timeout` is no number.
-            ValueError: `timeout` is negative or not finite.
-            OutboxPaused: The server refused what the outbox holds.
-            openai.OpenAIError: That look failed.
-            DeadlineExceeded: The operations before this one took too long.
+            ValueError: `timeout` is negative or not finite; or another session
+                has the conversation with another outbox or cache.
+            OutboxPaused: The server refused what the outbox holds, the client
+                has no credentials, or what became of a batch cannot be found
+                out. All is kept, and not sent until somebody decides.
+            OutboxError: The outbox could not be read or written, by this call
+                or by what sends. What is recorded is kept.
+            AppendOutcomeUnknown: This call found that what became of a batch
+                cannot be found out. The backlog is paused.
+            openai.OpenAIError: That look failed, or the server refused to make
+                the conversation.
+            DeadlineExceeded: The operations before this one, or the sending of
+                what waits, took too long. What is recorded is kept, and is
+                still being sent.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
             SessionClosed: The session was closed.
         """
         self.__check_open()
@@ -329,11 +416,22 @@ class CachedSession(OpenAIConversationsSession):
         """Flushes, then lets go of the local copy and of the connections opened for it.
 
         The openai client stays open. Calls made from now on are refused; closing
-        twice does nothing.
+        twice does nothing. The last session on an outbox closes its file. What
+        has not landed by then stays recorded, and is not sent until a session
+        is on the conversation again.
+
+        Whatever this raises, the session is closed.
 
         Raises:
-            openai.OpenAIError: As from `flush`; the session is closed all the same.
-            DeadlineExceeded: As from `flush`; the session is closed all the same.
+            ValueError: Another session has the conversation with another outbox
+                or cache.
+            OutboxPaused: As from `flush`.
+            OutboxError: As from `flush`.
+            AppendOutcomeUnknown: As from `flush`.
+            openai.OpenAIError: As from `flush`.
+            DeadlineExceeded: As from `flush`; or a request in flight took too long.
+            UnexpectedAnswer: As from `flush`.
+            TurnLost: As from `flush`.
         """
         if self.__closed:
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_type
+import math
+from pathlib import Path
+from typing import Any, assert_never, assert_type
 
 from agents import Agent, OpenAIConversationsSession, Runner, RunResult, TResponseInputItem
 from agents.memory import Session, SessionSettings
@@ -11,19 +13,27 @@ from openai import AsyncOpenAI
 from cached_session import (
     AbandonedWriteFailed,
     AppendOutcomeUnknown,
+    BacklogChanged,
     CachedSession,
     CachedSessionError,
     ConversationCache,
     DeadlineExceeded,
     Event,
     LateCopyRemoved,
+    MemoryOutbox,
     Observer,
+    Outbox,
+    OutboxError,
+    OutboxFull,
+    OutboxPaused,
     Reconciled,
     RequestFinished,
     RetryBudget,
     RetryPolicy,
     RetryScheduled,
+    Sending,
     SessionClosed,
+    SQLiteOutbox,
     Stats,
     TurnLost,
     UnexpectedAnswer,
@@ -43,7 +53,32 @@ def construct(client: AsyncOpenAI, wrapped: OpenAIConversationsSession) -> list[
         CachedSession(cache=ConversationCache(max_bytes=1_000_000, ttl=60)),
         CachedSession(retry=RetryPolicy(max_attempts=3, deadline=10, budget=RetryBudget(10, 1))),
         CachedSession(observer=print, max_staleness=1.5),
+        CachedSession(outbox=SQLiteOutbox("agent.db")),
+        CachedSession(outbox=MemoryOutbox(), max_staleness=math.inf),
+        CachedSession(outbox=None),
     ]
+
+
+def outboxes(path: Path) -> list[Outbox]:
+    """Both kinds, with every argument, and what they have in common."""
+    return [
+        SQLiteOutbox(
+            path,
+            max_items=1000,
+            max_bytes=1_000_000,
+            max_age=60,
+            max_wait=0.5,
+            max_window_bytes=0,
+        ),
+        MemoryOutbox(max_items=1000, max_bytes=1_000_000, max_age=None, max_wait=0.5),
+    ]
+
+
+async def close(outbox: SQLiteOutbox, other: Outbox) -> Path:
+    """What a caller does with an outbox itself."""
+    await outbox.close()
+    await other.close()
+    return outbox.path
 
 
 def takes_the_place_of(session: CachedSession) -> tuple[OpenAIConversationsSession, Session]:
@@ -61,6 +96,9 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     await session.clear_session()
     await session.refresh()
     await session.flush()
+    await session.flush(5)
+    await session.flush(timeout=0.5)
+    await session.flush(None)
     await session.aclose()
     assert_type(session.session_id, str)
     session.session_id = "conv_2"
@@ -69,7 +107,8 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     stats = session.stats
     assert_type(stats, Stats)
     assert_type(stats.hits + stats.misses + stats.requests + stats.retries, int)
-    assert_type(stats.reconciliations + stats.items + stats.bytes, int)
+    assert_type(stats.reconciliations + stats.items + stats.bytes + stats.waiting, int)
+    assert_type(stats.sending, Sending)
 
 
 async def run(agent: Agent[None], session: CachedSession) -> RunResult:
@@ -93,8 +132,25 @@ def watch() -> Observer:
                 assert_type(event.item_id, str)
             case AbandonedWriteFailed():
                 assert_type(event.conversation_id, str)
+            case BacklogChanged():
+                assert_type(event.waiting, int)
+                assert_type(event.error, str | None)
+                told(event.state)
+            case _:
+                assert_never(event)
 
     return observer
+
+
+def told(state: Sending) -> str:
+    """The states are told apart by name; each is a str, too."""
+    match state:
+        case Sending.IDLE | Sending.SENDING | Sending.ELSEWHERE:
+            return state
+        case Sending.OFFLINE | Sending.PAUSED | Sending.FAILED:
+            return state.upper()
+        case _:
+            assert_never(state)
 
 
 def handle(error: Exception) -> int | None:
@@ -102,6 +158,10 @@ def handle(error: Exception) -> int | None:
     match error:
         case AppendOutcomeUnknown():
             return error.total - error.landed
+        case OutboxPaused():
+            return error.waiting
+        case OutboxFull() | OutboxError():
+            assert_type(error.conversation_id, str | None)
         case DeadlineExceeded() | SessionClosed() | TurnLost() | UnexpectedAnswer():
             assert_type(error.conversation_id, str | None)
         case CachedSessionError():
@@ -110,6 +170,7 @@ def handle(error: Exception) -> int | None:
 
 
 BASES: tuple[type[TimeoutError], type[RuntimeError]] = (DeadlineExceeded, SessionClosed)
+OUTBOX_ERRORS: list[type[OutboxError]] = [OutboxFull, OutboxPaused]
 
 
 async def emulate() -> list[dict[str, Any]]:

@@ -116,8 +116,8 @@ def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
     Raises:
         TypeError: `items` is no list, an item is no object, or holds
             something that JSON has no form for.
-        ValueError: An item holds NaN or infinity, text that UTF-8 cannot
-            carry, or contains itself.
+        ValueError: An item holds NaN or infinity, an integer that Python does
+            not write, text that UTF-8 cannot carry, or contains itself.
     """
     if not isinstance(items, list | tuple):
         raise TypeError(f"{argument} must be a list of items, not {type(items).__name__}")
@@ -169,6 +169,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, ValueError):
+        # Python itself refuses to write integers of more digits.
+        if "integer string conversion" in str(error):
+            return "it has an integer of more than 4300 digits"
         return "it contains itself, or a number that is NaN or infinite"
     return "a key is not a string"
 

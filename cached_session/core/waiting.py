@@ -42,6 +42,7 @@ class Waiting:
         seen: The newest place in the order that was taken in or known to be gone.
         sealed: The place up to which items belong to a batch that may have been sent.
         landed: The place up to which items are on the server.
+        shown_size: Bytes of memory that what is shown before the items takes.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Waiting:
         self.sealed = 0
         self.landed = 0
         self._gone: set[int] = set()
+        self.shown_size = 0
         self._shown: list[Held] | None = None
         self._complete = False
 
@@ -90,7 +92,7 @@ class Waiting:
         self.items = [item for item in head if item.seq not in seqs] + tail
         if not self.items:
             # What stands on the server goes on without this.
-            self._shown = None
+            self.show_behind(None)
 
     def reset(self) -> None:
         """Forgets everything; the next rows are taken in from the first on."""
@@ -123,9 +125,10 @@ class Waiting:
     def show_behind(self, history: History | None) -> None:
         """Notes what stands on the server before what waits; None: it is not known any more."""
         if history is None or not self.items:
-            self._shown = None
+            self._shown, self.shown_size = None, 0
         else:
             self._shown, self._complete = history.items[:], history.complete
+            self.shown_size = history.size
 
     def view(self, limit: int | None) -> list[dict[str, Any]] | None:
         """The newest `limit` items (None: all): what the server has, then what waits.

@@ -78,6 +78,10 @@ class Outbox(Protocol):
     def backlogs(self) -> weakref.WeakValueDictionary[Address, Any]:
         """The backlogs in use, one a conversation."""
 
+    @property
+    def advice(self) -> str:
+        """What somebody can do about a backlog that is paused, as a sentence."""
+
     async def transact(self, work: Callable[[Store], T]) -> T:
         """Runs `work` in a transaction; when it returns, what the work did is recorded.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from cached_session.core.local import LOCAL
 from cached_session.outbox import statements as sql
-from cached_session.outbox.records import Address
+from cached_session.outbox.records import Address, Summary
 
 
 class Directory:
@@ -87,6 +88,29 @@ class Directory:
         self._connection.execute(sql.MOVE_ITEMS, (other, number))
         self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
         self._connection.execute(sql.DELETE, (number,))
+
+    def summaries(self, lives: Callable[[str | None], bool]) -> list[Summary]:
+        """All records that hold items or a window, or are paused, in the order of their making.
+
+        Args:
+            lives: Whether an owner lives.
+        """
+        found = self._connection.execute(sql.SUMMARIES).fetchall()
+        owned = {owner: lives(owner) for owner in {row[11] for row in found}}
+        return [
+            Summary(
+                number=row[0],
+                address=Address(*row[1:6]),
+                items=row[6],
+                size=row[7],
+                sealed=row[8],
+                oldest=row[9],
+                paused=row[10],
+                owned=owned[row[11]],
+                window=row[12],
+            )
+            for row in found
+        ]
 
     def _find_local(self, address: Address) -> tuple[int, str] | None:
         if not address.conversation.startswith(LOCAL):

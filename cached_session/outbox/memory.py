@@ -22,7 +22,9 @@ T = TypeVar("T")
 class MemoryOutbox(Shared):
     """An outbox for writes that may be lost with the process.
 
-    Safe to use from several threads and event loops. Keeps no windows.
+    Safe to use from several threads and event loops. Keeps no windows. After a
+    fork, the child makes one of its own. No command reaches it: where a backlog
+    is paused, `CachedSession.clear_session` is the way out.
 
     Args:
         max_items: How many items may wait in one backlog.
@@ -34,6 +36,9 @@ class MemoryOutbox(Shared):
         TypeError: An argument is of the wrong kind.
         ValueError: An argument is out of range.
     """
+
+    # No command can look into this process's memory.
+    advice = "`clear_session` drops them, with the conversation"
 
     def __init__(
         self,

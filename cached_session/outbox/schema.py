@@ -23,6 +23,7 @@ _TABLES = (
         local TEXT,
         owner TEXT,
         released INTEGER NOT NULL DEFAULT 0,
+        claims INTEGER NOT NULL DEFAULT 0,
         doubt BLOB,
         paused TEXT,
         window_complete INTEGER NOT NULL DEFAULT 0,

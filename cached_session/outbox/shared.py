@@ -30,6 +30,9 @@ class Shared:
         ValueError: An argument is out of range.
     """
 
+    advice = "See `cached-session outbox --help`"
+    """What somebody can do about a backlog that is paused, as a sentence."""
+
     def __init__(
         self,
         max_items: int,

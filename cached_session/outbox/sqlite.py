@@ -37,7 +37,8 @@ class SQLiteOutbox(Shared):
         max_age: Seconds after which an item counts as waiting too long; None: never.
         max_wait: Seconds that a call waits for room at most.
         max_window_bytes: Bytes for the stored windows of all conversations
-            together; those written least recently go first. 0: none is stored.
+            together; those written least recently go first. 0: none is written;
+            those that the file holds stay, and are not kept up to date.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -113,7 +114,12 @@ class SQLiteOutbox(Shared):
             del future
 
     async def close(self) -> None:
-        """Finishes what waits and lets go of the file; the next use opens it again."""
+        """Does what it was asked before, and lets go of the file.
+
+        The next use opens the file that is there then, or makes one. The last
+        session to close calls this. In a process that was forked after the
+        outbox was made it does nothing.
+        """
         if os.getpid() != self._pid:
             # What is open belongs to the parent.
             return

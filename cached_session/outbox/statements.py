@@ -15,7 +15,10 @@ FROM conversations WHERE number = ?
 """
 STATE = "SELECT doubt, paused FROM conversations WHERE number = ?"
 OWNER = "SELECT owner, released FROM conversations WHERE number = ?"
-SET_OWNER = "UPDATE conversations SET owner = ?, released = 0 WHERE number = ?"
+SET_OWNER = """
+UPDATE conversations SET owner = ?, released = 0, claims = claims + 1 WHERE number = ?
+"""
+CLAIMS = "SELECT claims FROM conversations WHERE number = ?"
 RELEASE = "UPDATE conversations SET released = 1 WHERE number = ?"
 SET_DOUBT = "UPDATE conversations SET doubt = ? WHERE number = ?"
 SET_PAUSED = "UPDATE conversations SET paused = ? WHERE number = ?"

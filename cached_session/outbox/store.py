@@ -33,7 +33,8 @@ class Store:
 
     Args:
         connection: An open connection to an outbox.
-        token: Who this store acts for, as an owner of backlogs.
+        token: Who this store acts for, as an owner of backlogs; another one
+            each time that a file is opened.
         alive: Whether the owner of a token that is not this one lives.
         others: Whether another owner may live.
         max_window_bytes: What all stored windows may take; 0: none is kept.
@@ -49,7 +50,7 @@ class Store:
         max_window_bytes: int,
     ) -> None:
         self._connection = connection
-        self._token = token
+        self.token = token
         self._alive = alive
         self._others = others
         self._directory = Directory(connection)
@@ -63,19 +64,29 @@ class Store:
         """
         number = self._directory.enter(address)
         owner, released = self._owner(number)
-        if owner != self._token and not released and self._lives(owner):
+        if owner != self.token and not released and self._lives(owner):
             return None
-        if owner == self._token and not released:
+        if owner == self.token and not released:
             return Claim.KEPT
-        self._connection.execute(sql.SET_OWNER, (self._token, number))
+        self._connection.execute(sql.SET_OWNER, (self.token, number))
         # Whoever released it stays on record, so that the next one knows
         # whether anybody else has worked on it meanwhile.
-        return Claim.KEPT if owner in (None, self._token) else Claim.TAKEN
+        return Claim.KEPT if owner in (None, self.token) else Claim.TAKEN
+
+    def claims(self, address: Address) -> int:
+        """How often somebody has become a backlog's owner.
+
+        Whoever read it while nobody was its owner knows by this whether
+        anybody else has had it since.
+        """
+        number = self._directory.find(address)
+        found = self._connection.execute(sql.CLAIMS, (number,)).fetchone()
+        return 0 if found is None else int(found[0])
 
     def owns(self, address: Address) -> bool:
         """Whether this store has had a backlog, and nobody else since."""
         number = self._directory.find(address)
-        return number is not None and self._owner(number)[0] == self._token
+        return number is not None and self._owner(number)[0] == self.token
 
     def elsewhere(self, address: Address) -> bool:
         """Whether a living owner other than this store has a backlog."""
@@ -83,7 +94,7 @@ class Store:
         if number is None:
             return False
         owner, released = self._owner(number)
-        return owner != self._token and not released and self._lives(owner)
+        return owner != self.token and not released and self._lives(owner)
 
     def release(self, address: Address) -> None:
         """Gives a backlog up, if it is this store's. A record with nothing in it goes.
@@ -92,7 +103,7 @@ class Store:
         a new record for a sign that nobody has had it since.
         """
         number = self._directory.find(address)
-        if number is None or self._owner(number)[0] != self._token:
+        if number is None or self._owner(number)[0] != self.token:
             return
         self._connection.execute(sql.RELEASE, (number,))
         if not self._others():
@@ -238,6 +249,10 @@ class Store:
         """The id of the conversation that was made for a local name, or None."""
         return self._directory.known_as(address)
 
+    def knows(self, address: Address) -> bool:
+        """Whether there is a record of a conversation."""
+        return self._directory.find(address) is not None
+
     def append_window(self, address: Address, items: Sequence[StoredItem], unverified: int) -> None:
         """Adds newer items behind the stored window; `unverified` counts all of it."""
         self._windows.append(self._directory.enter(address), items, unverified)
@@ -263,22 +278,7 @@ class Store:
 
     def summaries(self) -> list[Summary]:
         """All records that hold items or a window, or are paused, in the order of their making."""
-        found = self._connection.execute(sql.SUMMARIES).fetchall()
-        lives = {owner: self._lives(owner) for owner in {row[11] for row in found}}
-        return [
-            Summary(
-                number=row[0],
-                address=Address(*row[1:6]),
-                items=row[6],
-                size=row[7],
-                sealed=row[8],
-                oldest=row[9],
-                paused=row[10],
-                owned=lives[row[11]],
-                window=row[12],
-            )
-            for row in found
-        ]
+        return self._directory.summaries(self._lives)
 
     def address(self, number: int) -> Address | None:
         """The address that a summary's number stands for, or None."""
@@ -289,7 +289,7 @@ class Store:
         return owner, bool(released)
 
     def _lives(self, owner: str | None) -> bool:
-        return owner is not None and (owner == self._token or self._alive(owner))
+        return owner is not None and (owner == self.token or self._alive(owner))
 
     def _insert(self, number: int, now: float, item: bytes) -> int:
         seq = self._connection.execute(sql.ACCEPT, (number, now, item)).lastrowid

@@ -62,6 +62,23 @@ async def test_popping_everything(fault: Any) -> None:
     await agrees(session, line, conversation)
 
 
+async def test_woken_after_the_deadline() -> None:
+    """Where the loop wakes too late to repeat a delete, the lost answer stays in doubt."""
+    line, session, conversation = await opened("a", "b", retry=policy(deadline=5.0))
+    line.on(is_item_delete, LOST)
+    loop: Any = asyncio.get_running_loop()
+
+    def sleep_through() -> None:
+        loop._now += 60.0  # the loop was held up by something else
+
+    loop.call_later(0.001, sleep_through)
+    with pytest.raises(TimeoutError) as caught:
+        await session.pop_item()
+    assert "whether the item was removed is not known" in notes(caught.value)
+    assert line.texts(conversation) == ["a"]
+    await agrees(session, line, conversation)
+
+
 async def test_a_404_after_a_lost_answer() -> None:
     """A repeated delete that finds nothing has succeeded, and costs no listing."""
     line, session, _ = await opened("a", "b")

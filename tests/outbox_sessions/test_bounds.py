@@ -9,11 +9,11 @@ import pytest
 
 import cached_session.journal
 import cached_session.room
-from cached_session import MemoryOutbox, Outbox, OutboxError, OutboxFull
+from cached_session import ConversationCache, MemoryOutbox, Outbox, OutboxError, OutboxFull
 from cached_session.core.items import accept
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
-from tests.faults.line import CUT
+from tests.faults.line import CUT, LOST, Line, any_request
 from tests.faults.virtual import at_every_step, now
 from tests.outbox_sessions.support import (
     Process,
@@ -216,6 +216,7 @@ async def test_age(clock: Clock) -> None:
     clock.now += 1
     error = await raised(session.add_items(users("2")))
     assert isinstance(error, OutboxFull)
+    assert "its limit of age (the oldest has waited for more than 60 s)" in str(error)
     # A clock that was set back makes nothing old.
     clock.now -= 10_000
     await session.add_items(users("3"))
@@ -248,3 +249,31 @@ async def test_a_process_that_begins_full(new_outbox: Any) -> None:
                 await session.flush()
                 assert texts(away.items(conversation)) == [str(n) for n in range(6)]
                 await session.aclose()
+
+
+@in_virtual_time
+async def test_the_history_before_what_waits_is_bounded() -> None:
+    """What is shown before waiting items counts for the cache, and goes when there is no room."""
+    line, outbox = Line(), MemoryOutbox()
+    big = "x" * 20_000
+    conversations = [line.conversation(*[f"{big}{n}" for n in range(5)]) for _ in range(20)]
+    cache = ConversationCache(max_bytes=500_000)
+    sessions = [line.session(name, cache=cache, outbox=outbox) for name in conversations]
+    for number, session in enumerate(sessions):
+        line.heal()
+        await session.get_items()
+        # With the answer lost nothing is held but what is shown before what waits.
+        line.always(is_append, LOST if number % 2 else CUT)
+        line.always(any_request, CUT)
+        await session.add_items(users("waits"))
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(30)
+    assert cache.bytes <= 500_000
+    # The ones that fit are still shown without the server; the others ask, when it is there.
+    held = [session for session in sessions if await raised(session.get_items()) is None]
+    assert 2 <= len(held) <= 5
+    line.heal()
+    for session in sessions:
+        assert len(await session.get_items()) == 6
+        await session.aclose()
+    assert all(len(line.texts(name)) == 6 for name in conversations)

@@ -6,20 +6,24 @@ import asyncio
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from cached_session import (
     BacklogChanged,
+    CachedSession,
     ConversationCache,
     Event,
     MemoryOutbox,
+    Outbox,
     RetryBudget,
     Sending,
 )
+from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT, LOST, Line, any_request, error, policy
 from tests.faults.virtual import at_every_step, now
-from tests.outbox_sessions.support import in_virtual_time, opened, words
-from tests.session.support import numbered, users
+from tests.outbox_sessions.support import QUICK, in_virtual_time, opened, until, words
+from tests.session.support import numbered, texts, users
 
 
 def told(events: list[Event]) -> list[tuple[Sending, int]]:
@@ -159,3 +163,39 @@ async def test_the_copy_was_dropped() -> None:
     await session.flush()
     assert await session.get_items() == line.service.items(conversation)
     await session.aclose()
+
+
+class NoNetwork(Exception):
+    """What a library of somebody else's raises; it derives from nothing that anybody knows."""
+
+
+async def test_a_key_provider_without_a_network(outbox: Outbox, emulator: Emulator) -> None:
+    """A key provider that fails for a while counts as offline: nobody has refused anything."""
+    down = False
+
+    async def key() -> str:
+        if down:
+            raise NoNetwork
+        return "any"
+
+    async with AsyncOpenAI(base_url=emulator.base_url, api_key=key) as client:
+        events: list[Event] = []
+        session = CachedSession(
+            openai_client=client,
+            outbox=outbox,
+            cache=ConversationCache(),
+            retry=QUICK,
+            observer=events.append,
+        )
+        await session.add_items(users("a"))
+        await session.flush()
+        down = True
+        await session.add_items(users("b"))
+        await until(lambda: session.stats.sending is Sending.OFFLINE)
+        await session.add_items(users("c"))
+        assert words(await session.get_items()) == ["a", "b", "c"]
+        down = False
+        await session.flush()
+        assert texts(emulator.items(session.session_id)) == ["a", "b", "c"]
+        assert Sending.PAUSED not in [state for state, _ in told(events)]
+        await session.aclose()

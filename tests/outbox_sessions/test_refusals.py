@@ -23,7 +23,7 @@ from cached_session import (
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_listing
 from cached_session.outbox import Store
-from tests.faults.line import LOST, Do, Line, Say, error
+from tests.faults.line import CUT, LOST, Do, Line, Say, error, policy
 from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
 from tests.session.support import Elsewhere, texts, user, users
 
@@ -60,7 +60,7 @@ async def test_a_batch_is_refused(
             assert isinstance(paused.__cause__, openai.BadRequestError)
             assert paused.conversation_id == conversation
             assert paused.waiting == 3
-            for said in ("3 items", "status 400", conversation):
+            for said in ("3 items", "status 400", conversation, "cached-session outbox --help"):
                 assert said in str(paused)
             assert SECRET not in str(paused)
         assert session.stats.sending is Sending.PAUSED
@@ -195,6 +195,8 @@ async def test_a_conversation_that_is_gone() -> None:
     assert isinstance(paused, OutboxPaused)
     assert isinstance(paused.__cause__, openai.NotFoundError)
     assert paused.waiting == 1
+    # Nothing of it is shown any more, as without an outbox.
+    assert isinstance(await raised(session.get_items()), openai.NotFoundError)
     await raised(session.aclose())
 
 
@@ -214,7 +216,37 @@ async def test_an_outcome_that_stays_unknown() -> None:
     assert isinstance(paused.__cause__, AppendOutcomeUnknown)
     assert "whether a recorded batch is on the server cannot be found out" in str(paused)
     assert "refused" not in str(paused)
+    # No command can look into this process's memory.
+    assert "cached-session outbox" not in str(paused)
+    assert "clear_session" in str(paused)
     assert paused.waiting == 1
+    await raised(session.aclose())
+
+
+@in_virtual_time
+async def test_a_read_finds_that_nobody_can_tell() -> None:
+    """Where a read finds that out, a sender that waits for its turn sends nothing either."""
+    line = Line(latency=1.0)
+    conversation = line.conversation(*map(str, range(20)))
+    # It tries again, and waits for its turn, while the read below takes its second.
+    often = policy(max_delay=0.5)
+    session = line.session(conversation, outbox=MemoryOutbox(), retry=often)
+    assert words(await session.get_items(2)) == ["18", "19"]
+    line.on(is_append, LOST)
+    line.always(is_listing, CUT)
+    await session.add_items(users("ours"))
+    while session.stats.sending is not Sending.OFFLINE:  # noqa: ASYNC110 - nobody announces it
+        await asyncio.sleep(0.1)
+    line.heal()
+    line.remove(conversation, *map(str, range(20)))
+    assert line.texts(conversation) == ["ours"]
+    error = await raised(session.get_items())
+    assert isinstance(error, AppendOutcomeUnknown)
+    await asyncio.sleep(60)
+    paused = await raised(session.flush())
+    assert isinstance(paused, OutboxPaused)
+    assert paused.waiting == 1
+    assert line.texts(conversation) == ["ours"]
     await raised(session.aclose())
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from agents import OpenAIConversationsSession
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox
+from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox, SQLiteOutbox
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_create
 from tests.faults.line import CUT, Line, error
@@ -238,3 +238,20 @@ def test_first_calls_at_every_moment() -> None:
         return going_on
 
     assert at_every_step(trial) > 3
+
+
+async def test_who_waits_for_the_server_owns_it(
+    new_outbox: Callable[[], SQLiteOutbox],
+) -> None:
+    """A conversation that is not made yet belongs to the process that tries to make it."""
+    with stopped() as emulator:
+        async with Process(emulator, new_outbox()) as process:
+            session = process.session()
+            await session.add_items(users("a"))
+            await until(lambda: session.stats.sending == "offline")
+            looker = new_outbox()
+            (found,) = await looker.transact(lambda store: store.summaries())
+            assert (found.items, found.sealed, found.owned) == (1, 0, True)
+            await looker.close()
+            emulator.start()
+            await session.aclose()

@@ -1,0 +1,93 @@
+"""Local names, ids that come later, and who else may have made the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from agents import OpenAIConversationsSession
+
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    MemoryOutbox,
+    Outbox,
+    OutboxError,
+    SQLiteOutbox,
+)
+from cached_session.emulator import Emulator
+from cached_session.emulator.requests import is_create
+from tests.faults.line import CUT, Line, policy
+from tests.outbox_sessions.support import Process, in_virtual_time, raised, words
+from tests.session.support import new_client, texts, users
+
+
+def local_name(session: CachedSession) -> str:
+    """The name of a conversation that the server has not made yet, as it is shown to users."""
+    return repr(session).removeprefix("CachedSession(").partition(",")[0]
+
+
+async def test_a_second_session_by_the_local_name(outbox: Outbox) -> None:
+    """The local name leads to the conversation beside the session that made it, at any time."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, outbox) as process:
+            first = process.session()
+            await first.add_items(users("a"))
+            name = local_name(first)
+            assert name.startswith("local-")
+            early = process.session(name)
+            await early.add_items(users("b"))
+            emulator.start()
+            await first.flush()
+            late = process.session(name)
+            await late.add_items(users("c"))
+            for session in (first, early, late):
+                assert words(await session.get_items()) == ["a", "b", "c"]
+                await session.flush()
+                assert session.session_id == first.session_id
+            assert texts(emulator.items(first.session_id)) == ["a", "b", "c"]
+            for session in (late, early, first):
+                await session.aclose()
+
+
+async def test_a_local_name_that_nobody_knows(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """A mistyped local name, or the wrong outbox, is refused, and makes no new conversation."""
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session("local-deadbeef")
+        for call in (session.get_items, lambda: session.add_items(users("a")), session.pop_item):
+            error = await raised(call())
+            assert type(error) is OutboxError
+            assert "local-deadbeef" in str(error)
+            assert error.conversation_id == "local-deadbeef"
+        await raised(session.aclose())
+    assert emulator.requests == []
+
+
+async def test_a_local_name_without_an_outbox(emulator: Emulator) -> None:
+    """Without an outbox a local name is refused by the constructor."""
+    async with new_client(emulator) as client:
+        with pytest.raises(ValueError, match="conversation_id: local-1 is a name"):
+            CachedSession(conversation_id="local-1", openai_client=client)
+
+
+@in_virtual_time
+async def test_the_wrapped_session_is_faster() -> None:
+    """Where the wrapped session made a conversation first, what waits goes there, behind it."""
+    line = Line()
+    wrapped = OpenAIConversationsSession(openai_client=line.openai)
+    session = CachedSession(
+        wrapped, outbox=MemoryOutbox(), cache=ConversationCache(), retry=policy()
+    )
+    line.always(is_create, CUT)
+    await session.add_items(users("waits"))
+    assert local_name(session).startswith("local-")
+    line.heal()
+    await wrapped.add_items(users("direct"))
+    await session.flush()
+    assert session.session_id == wrapped.session_id
+    assert line.texts(session.session_id) == ["direct", "waits"]
+    assert await session.get_items() == await wrapped.get_items()
+    await session.aclose()
