@@ -151,7 +151,7 @@ class Journal(Mirror):
         with self.lock:
             through = waiting.batch()
         doubt = window.unsettled.dump(history.items, complete=history.complete)
-        keep, kept = self._kept.writing(history, landed=waiting.landed)
+        keep, kept = self._kept.writing(history, landed=waiting.landed, removed=window.removed)
 
         def work(store: Store, address: Address) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
             claimed = self._claim(store, address)
@@ -193,7 +193,7 @@ class Journal(Mirror):
         """
         waiting, window = self.waiting, self.replica.window
         history, unsettled = window.history, window.unsettled
-        keep, kept = self._kept.writing(history, landed=waiting.landed)
+        keep, kept = self._kept.writing(history, landed=waiting.landed, removed=window.removed)
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if unsettled.active or (self.batch and history is not None):
@@ -220,8 +220,8 @@ class Journal(Mirror):
         """Keeps the window for the next process, if it has changed; `listed`: see `KeptWindow`."""
         history = self.replica.window.history
         if self._kept.behind(history):
-            landed = self.waiting.landed
-            keep, kept = self._kept.writing(history, listed=listed, landed=landed)
+            landed, removed = self.waiting.landed, self.replica.window.removed
+            keep, kept = self._kept.writing(history, listed=listed, landed=landed, removed=removed)
             await self._transact(keep)
             kept()
 

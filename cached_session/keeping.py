@@ -28,15 +28,15 @@ class KeptWindow:
         self._state: _State | None = None
         # Its newest item there. Another one, or the same written anew, is another process's.
         self._newest: Newest = None
-        # The place up to which items had landed by then.
-        self._landed = 0
+        # The place up to which items had landed by then, and how many were removed.
+        self._known = (0, 0)
 
     def behind(self, history: History | None) -> bool:
         """Whether the outbox does not hold what `history` does."""
         return self._wanted and history is not None and _state(history) != self._state
 
     def writing(
-        self, history: History | None, *, landed: int, listed: bool = False
+        self, history: History | None, *, landed: int, removed: int, listed: bool = False
     ) -> tuple[Writing, Callable[[], None]]:
         """How the outbox is brought up to date.
 
@@ -47,13 +47,15 @@ class KeptWindow:
             history: What is known.
             landed: The place up to which items have landed. Where it is not known
                 what stands there now, what is kept goes: it lacks them.
+            removed: How many items were removed from the server. Likewise: what
+                is kept may hold them, and no check looks so far back.
             listed: Whether the server was asked for it just now.
 
         Returns:
             What to do in a transaction, and what to call when it is committed.
         """
         if history is None:
-            return self._dropping(landed)
+            return self._dropping((landed, removed))
         if not self.behind(history):
             return _nothing, lambda: None
         kept, state, complete = self._state, _state(history), history.complete
@@ -81,12 +83,12 @@ class KeptWindow:
 
         def written() -> None:
             if done:
-                self._state, self._newest, self._landed = state, done[-1], landed
+                self._state, self._newest, self._known = state, done[-1], (landed, removed)
 
         return write, written
 
-    def _dropping(self, landed: int) -> tuple[Writing, Callable[[], None]]:
-        if not self._wanted or landed <= self._landed:
+    def _dropping(self, known: tuple[int, int]) -> tuple[Writing, Callable[[], None]]:
+        if not self._wanted or known == self._known:
             return _nothing, lambda: None
 
         def write(store: Store, address: Address) -> None:
@@ -94,13 +96,19 @@ class KeptWindow:
                 store.replace_window(address, None)
 
         def written() -> None:
-            self._state, self._newest, self._landed = None, None, landed
+            self._state, self._newest, self._known = None, None, known
 
         return write, written
 
-    def read(self, stored: StoredWindow, newest: Newest) -> History:
-        """The history that an outbox holds; `newest` is as `Store.window_newest` has it."""
-        self._newest, self._landed = newest, 0
+    def read(self, stored: StoredWindow, newest: Newest, *, removed: int) -> History:
+        """The history that an outbox holds.
+
+        Args:
+            stored: As it holds it.
+            newest: As `Store.window_newest` has it.
+            removed: As in `writing`.
+        """
+        self._newest, self._known = newest, (0, removed)
         items = [hold(json.loads(item.data)) for item in stored.items]
         history = History(items, complete=stored.complete)
         history.verified = max(0, len(history) - stored.unverified)

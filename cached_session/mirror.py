@@ -186,7 +186,8 @@ class Mirror:
         self._read_at = read.claims
         same, self._token, self.outdated = read.token == self._token, read.token, False
         if window.history is None and stored is not None:
-            window.take_up(self._kept.read(stored, read.newest), first=not self._opened)
+            kept = self._kept.read(stored, read.newest, removed=window.removed)
+            window.take_up(kept, first=not self._opened)
         sealed = [row for row in mailbox.rows if row.sealed]
         if self._opened or (mine and mailbox.doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.

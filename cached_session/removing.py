@@ -32,6 +32,7 @@ async def remove_newest(
         last = history.items[-1]
         if await _delete(window, operation, last.id):
             history.drop_last()
+            window.removed += 1
             if window.recording is not None:
                 # The next process must not find it in what is kept. Nor must
                 # the item be lost on its way to the caller.

@@ -40,6 +40,7 @@ class Window:
         history: The items, or None if nothing is held.
         unsettled: Requests without an answer that may still be applied.
         listings: How many listings were begun, numbered from 1.
+        removed: How many items were removed from the server by this process.
         recording: Puts down what is known here where another process finds it, if one may.
     """
 
@@ -48,6 +49,7 @@ class Window:
         self.history: History | None = None
         self.unsettled = Unsettled()
         self.listings = 0
+        self.removed = 0
         self.recording: Callable[[], Awaitable[None]] | None = None
         # The number of the last listing that confirmed the items, and when it
         # was asked for, on the loops' clock.
@@ -233,6 +235,7 @@ class Window:
             if not (isinstance(outcome, Applied) or is_gone(outcome)):
                 raise outcome.error
             item_id = extra.pop(0)
+            self.removed += 1
             if self.history is not None:
                 self.history.remove(item_id)
             operation.meter.tell(LateCopyRemoved(self.conversation_id, item_id))

@@ -1,0 +1,61 @@
+"""What of a window is kept in an outbox, and when it is better not kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from cached_session.core.history import History
+from cached_session.core.items import hold
+from cached_session.keeping import KeptWindow
+from cached_session.outbox import SQLiteOutbox, Store
+from tests.outbox.support import ADDRESS
+
+
+def history(*names: str) -> History:
+    """A conversation from its beginning."""
+    items = [hold({"id": name, "type": "message", "role": "user"}) for name in names]
+    return History(items, complete=True)
+
+
+async def keep(outbox: SQLiteOutbox, kept: KeptWindow, known: History | None, **so: int) -> None:
+    """Brings the outbox up to date, as its owner does."""
+    write, written = kept.writing(known, **{"landed": 0, "removed": 0, **so})
+
+    def work(store: Store) -> None:
+        store.claim(ADDRESS)
+        write(store, ADDRESS)
+
+    await outbox.transact(work)
+    written()
+
+
+async def names(outbox: SQLiteOutbox) -> list[str] | None:
+    """What is kept."""
+    window = await outbox.transact(lambda store: store.window(ADDRESS))
+    return None if window is None else [item.id for item in window.items]
+
+
+async def test_what_changes_is_kept(on_disk: SQLiteOutbox) -> None:
+    """What was appended is added, and what was removed goes, while all of it is known."""
+    kept, known = KeptWindow(wanted=True), history("a", "b")
+    await keep(on_disk, kept, known)
+    known.append(history("c").items)
+    await keep(on_disk, kept, known, landed=1)
+    assert await names(on_disk) == ["a", "b", "c"]
+    known.drop_last()
+    await keep(on_disk, kept, known, landed=1, removed=1)
+    assert await names(on_disk) == ["a", "b"]
+
+
+@pytest.mark.parametrize("so", [{"landed": 3}, {"removed": 1}], ids=str)
+async def test_not_known_any_more(so: dict[str, int], on_disk: SQLiteOutbox) -> None:
+    """What lacks items that landed, or holds some that were removed, is forgotten."""
+    kept = KeptWindow(wanted=True)
+    await keep(on_disk, kept, history("a", "b"))
+    await keep(on_disk, kept, None)
+    assert await names(on_disk) == ["a", "b"]
+    await keep(on_disk, kept, None, **so)
+    assert await names(on_disk) is None
+    await keep(on_disk, kept, history("c"), **so)
+    await keep(on_disk, kept, None, **so)
+    assert await names(on_disk) == ["c"]
