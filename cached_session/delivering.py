@@ -8,6 +8,7 @@ from openai import OpenAIError
 
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
+from cached_session.core.unsettled import ANCHORS
 from cached_session.errors import AppendOutcomeUnknown, CachedSessionError
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
@@ -42,7 +43,9 @@ async def deliver(journal: Journal, operation: Operation) -> None:
         # Whoever had the turn before has found out that nothing will tell.
         return
     if window.history is None or window.unsettled.crowded:
-        await window.relist(once, 1)
+        # In the same one request more than one item that the batch stands behind:
+        # other writers may remove the newest ones before an answer is looked for.
+        await window.relist(once, ANCHORS)
         await window.remove_late_copies(once)
     if not journal.waiting:
         return

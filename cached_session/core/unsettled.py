@@ -209,10 +209,10 @@ class Unsettled:
     def _anchor_behind(self, items: Sequence[Held], reached_start: bool) -> None:
         # All that was listed is known now, and whatever comes late comes
         # behind it; but an item that may still be removed must stay in sight.
+        # A late copy is one: whoever takes over may find that it is gone already.
         self._known.update(item.id for item in items)
-        end = next(
-            (place for place, item in enumerate(items) if item.id in self._removals), len(items)
-        )
+        passing = {*self._removals, *self.extra}
+        end = next((place for place, item in enumerate(items) if item.id in passing), len(items))
         if end or reached_start:
             # The older anchors stay: the newest items may yet be popped.
             newest = (item.id for item in reversed(items[:end][-ANCHORS:]))

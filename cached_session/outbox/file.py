@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 import stat
 import time
+from urllib.parse import quote
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import schema
@@ -114,6 +116,9 @@ class OpenFile:
         execute("PRAGMA synchronous = FULL")
         execute("BEGIN IMMEDIATE")
         schema.prepare(self.connection, self._path)
+        # It is an outbox, and nothing is written yet. Most have been narrowed before
+        # they were opened; what is read without a lock cannot recognise all of them.
+        _narrow(self._path)
         # Changes nothing. On a file that may not be written, BEGIN IMMEDIATE begins
         # a transaction that only reads; it is a statement like this that fails.
         execute("DELETE FROM totals WHERE window_size IS NULL")
@@ -172,10 +177,13 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _make(path: str) -> None:
-    """Creates the file, or takes the permissions of others away from it.
+    """Creates the file, or takes the permissions of others away from it if it is an outbox.
 
-    Never opens an existing file: closing it would end the locks that SQLite
-    holds on it for other outboxes of this process.
+    That comes before it is opened: SQLite gives the files beside it the same
+    permissions. What is not an outbox, or not one of this release, keeps its own.
+
+    Opens an existing file by SQLite only: closing it would otherwise end the
+    locks that SQLite holds on it for other outboxes of this process.
     """
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
@@ -185,20 +193,42 @@ def _make(path: str) -> None:
     try:
         create(path)
     except FileExistsError:
-        _narrow(path)
+        if _empty(path) or _looks_like_outbox(path):
+            _narrow(path)
     except OSError as error:
         raise _explain(path, error) from error
+
+
+def _empty(path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise _explain(path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise OutboxError(f"{path} is {what}. Name a file for the outbox.")
+    return found.st_size == 0
+
+
+def _looks_like_outbox(path: str) -> bool:
+    """Whether the header says so. Changes nothing, and makes no file beside it."""
+    uri = f"file:{quote(path)}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error:
+        # Opening it will say what is so.
+        return False
+    return bool(application == schema.APPLICATION_ID and version <= schema.VERSION)
 
 
 def _narrow(path: str) -> None:
     for name in (path, f"{path}-wal", f"{path}-shm"):
         try:
-            mode = os.stat(name).st_mode
-            if name == path and not stat.S_ISREG(mode):
-                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-                raise OutboxError(f"{path} is {what}. Name a file for the outbox.")
-            if stat.S_IMODE(mode) & 0o077:
-                os.chmod(name, stat.S_IMODE(mode) & 0o600)
+            mode = stat.S_IMODE(os.stat(name).st_mode)
+            if mode & 0o077:
+                os.chmod(name, mode & 0o600)
         except FileNotFoundError:
             # The other files come and go with those who use them.
             continue

@@ -206,3 +206,19 @@ def test_old_items_are_not_taken_for_ours(reached_start: bool) -> None:
     landed = unsettled.settle(unknown, reached_start=reached_start, listed_at=1.0)
     assert landed is None
     assert unsettled.extra == []
+
+
+def test_late_copies_stay_in_sight_until_they_are_deleted() -> None:
+    """Whoever takes over lists back to before the copies: some may be gone, and still held."""
+    server, unsettled = Server(3), Unsettled()
+    unsettled.begin(server.items, complete=True)
+    unsettled.sent((outgoing("x"),), expires=EXPIRES)
+    assert settle(unsettled, server) == 0
+    (ours,) = server.store(["x"])
+    unsettled.acknowledged([ours.id])
+    (copy,) = server.store(["x"])
+    unsettled.acknowledged(item.id for item in server.store(["y"]))
+    unsettled.settle(server.items, reached_start=True, listed_at=1.0)
+    assert unsettled.extra == [copy.id]
+    assert unsettled.anchors[0] == ours.id
+    assert copy.id not in unsettled.anchors

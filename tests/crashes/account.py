@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Violation(AssertionError):
@@ -25,6 +25,22 @@ class Call:
     returned: bool = False
 
 
+class Read(NamedTuple):
+    """What one read showed.
+
+    Attributes:
+        limit: What it was limited to.
+        texts: What tells its items.
+        ids: Their ids; None: one that waits.
+        made: How many calls its process had made.
+    """
+
+    limit: int | None
+    texts: tuple[str, ...]
+    ids: tuple[str | None, ...]
+    made: int
+
+
 @dataclass
 class Process:
     """What one process said.
@@ -32,13 +48,13 @@ class Process:
     Attributes:
         name: Its name.
         calls: Its calls, in order.
-        reads: What each read answered: the limit, the texts, how many of the calls were made.
+        reads: What each read showed.
         notes: What else it said, by kind.
     """
 
     name: str
     calls: list[Call] = field(default_factory=list)
-    reads: list[tuple[int | None, tuple[str, ...], int]] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
 
@@ -50,7 +66,8 @@ class Process:
             elif kind == "returned":
                 self.calls[-1].returned = True
             elif kind == "read":
-                self.reads.append((details[0], tuple(details[1]), len(self.calls)))
+                limit, texts, ids = details
+                self.reads.append(Read(limit, tuple(texts), tuple(ids), len(self.calls)))
             elif kind == "event":
                 self.events[details[0]] += 1
             else:
@@ -125,6 +142,7 @@ class Account:
 
     before: tuple[str, ...] = ()
     phases: list[list[Process]] = field(default_factory=list)
+    _open: list[tuple[int, Process, Read]] = field(default_factory=list)
 
     @property
     def processes(self) -> list[Process]:
@@ -137,37 +155,61 @@ class Account:
     def check_reads(self) -> None:
         """Checks every read of the newest run.
 
+        One beside another process may show late copies that are that one's to
+        remove; whether it did is for `check_end` to say.
+
         Raises:
             Violation: One shows what cannot be there, or not what must be.
         """
-        earlier, newest = self._calls()[:-1], self.phases[-1]
-        for process in newest:
-            for limit, texts, made in process.reads:
-                # What the process beside it has there at this moment is open.
-                others: list[list[Call]] = [
-                    [Call(call.texts) for call in other.calls]
-                    for other in newest
-                    if other is not process
-                ]
-                whole = limit is None or len(texts) < limit
-                phases = [*earlier, [process.calls[:made], *others]]
-                if not explained(texts, self.before, phases, whole=whole):
-                    raise Violation(
-                        f"{process.name}: a read of {limit} after {made} calls shows {texts}, "
-                        f"and the calls were {self._calls()}"
-                    )
+        phase = len(self.phases) - 1
+        for process in self.phases[phase]:
+            for read in process.reads:
+                if self._may_show(phase, process, read, frozenset()):
+                    continue
+                if len(self.phases[phase]) == 1:
+                    raise self._wrong(process, read)
+                self._open.append((phase, process, read))
 
-    def check_end(self, listing: Sequence[str]) -> None:
-        """Checks what the server holds in the end.
+    def _may_show(self, phase: int, process: Process, read: Read, gone: Set[str | None]) -> bool:
+        """Whether a read of a run may show this, less the items with ids that are `gone`."""
+        # What the process beside it has there at this moment is open.
+        others: list[list[Call]] = [
+            [Call(call.texts) for call in other.calls]
+            for other in self.phases[phase]
+            if other is not process
+        ]
+        whole = read.limit is None or len(read.texts) < read.limit
+        phases = [*self._calls()[:phase], [process.calls[: read.made], *others]]
+        texts = [text for text, id in zip(read.texts, read.ids, strict=True) if id not in gone]
+        return explained(texts, self.before, phases, whole=whole)
+
+    def _wrong(self, process: Process, read: Read) -> Violation:
+        return Violation(
+            f"{process.name}: a read of {read.limit} after {read.made} calls shows {read.texts}, "
+            f"and the calls were {self._calls()}"
+        )
+
+    def check_end(self, listing: Sequence[str], ids: Set[str]) -> None:
+        """Checks what the server holds in the end, and the reads that were left open.
+
+        Args:
+            listing: The texts, oldest first.
+            ids: The ids.
 
         Raises:
-            Violation: Something is lost, doubled, out of order, or was never sent.
+            Violation: Something is lost, doubled, out of order, or was never
+                sent; or a read showed what cannot be told by late copies that
+                were removed since.
         """
         if not explained(tuple(listing), self.before, self._calls(), whole=True):
             lost, doubled = self.count(listing)
             raise Violation(
                 f"{lost} lost, {doubled} doubled; the server holds {list(listing)[-400:]}"
             )
+        for phase, process, read in self._open:
+            gone = {*read.ids} - {*ids, None}
+            if not self._may_show(phase, process, read, gone):
+                raise self._wrong(process, read)
 
     def count(self, listing: Sequence[str]) -> tuple[int, int]:
         """How many items are lost, and how many stand there too often."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from cached_session.emulator import FaultKind
-from tests.crashes.account import Call, explained
+from tests.crashes.account import Account, Call, Process, Violation, explained
 from tests.crashes.campaign import Failure, kill, play
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
@@ -126,3 +126,34 @@ def test_account_of_two() -> None:
     assert not explained(["old", "y", "z", "a", "b", "x"], ["old"], [[CALLS, others]], whole=True)
     assert explained(mixed[-4:], ["old"], [[CALLS, others]], whole=False)
     assert not explained(["a", "z"], ["old"], [[CALLS, others]], whole=False)
+
+
+def _accounted(*names: str, ids: str) -> Account:
+    """An account of processes of which the first has read "ab" and a copy of it, with these ids."""
+    processes = [Process(name) for name in names]
+    processes[0].hear([["about", ["a", "b"]], ["returned"], ["read", None, [*"abab"], [*ids]]])
+    return Account(phases=[processes])
+
+
+def test_account_of_a_late_copy_beside_another() -> None:
+    """Beside another process a read may show a late copy that is gone in the end."""
+    for ids in ("1234", "3412"):
+        account = _accounted("0a", "0b", ids=ids)
+        account.check_reads()
+        account.check_end(["a", "b"], {"1", "2"})
+
+
+def test_account_of_what_is_no_late_copy() -> None:
+    """What is there in the end was no late copy, and one half of it removed explains nothing."""
+    for held in ({"1", "2", "3", "4"}, {"1", "2", "3"}, {"2"}, set[str]()):
+        account = _accounted("0a", "0b", ids="1234")
+        account.check_reads()
+        with pytest.raises(Violation, match="a read of"):
+            account.check_end(["a", "b"], held)
+
+
+def test_account_of_a_late_copy_alone() -> None:
+    """Where no other process runs, no late copy is another one's to remove."""
+    account = _accounted("0a", ids="1234")
+    with pytest.raises(Violation, match="a read of"):
+        account.check_reads()

@@ -176,7 +176,8 @@ class Worker:
         except (OpenAIError, CachedSessionError) as error:
             self._say("event", f"read failed {type(error).__name__}")
             return
-        self._say("read", limit, [text_of(item) for item in items])  # type: ignore[arg-type]
+        shown: list[Any] = list(items)
+        self._say("read", limit, [*map(text_of, shown)], [item.get("id") for item in shown])
 
     async def _flush(self, session: CachedSession) -> None:
         try:

@@ -123,7 +123,7 @@ class World:
         listing = [text_of(item) for item in held]
         lost, doubled = self.account.count(listing)
         self.tally.update({"lost": lost, "doubled": doubled})
-        self.account.check_end(listing)
+        self.account.check_end(listing, {item["id"] for item in held})
         if items != held or not last.notes["again"]:
             raise Violation(
                 f"the last read shows {[text_of(item) for item in items]}, "

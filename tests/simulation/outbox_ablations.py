@@ -67,6 +67,11 @@ def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "claim", claimed)
 
 
+def claims_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """Whoever read a backlog while it was nobody's takes it for untouched ever after."""
+    patch.setattr(Store, "claims", lambda self, address: 0)
+
+
 def taking_over_told_once(patch: pytest.MonkeyPatch) -> None:
     """Who was cancelled, or failed to read what another process did, does not hear of it again."""
     patch.setattr(journal.Journal, "_claim", lambda self, store, address: store.claim(address))
@@ -121,6 +126,7 @@ OUTBOX_ABLATIONS: list[Ablation] = [
     landed_not_recorded_before_a_pop,
     claim_always_granted,
     taking_over_unnoticed,
+    claims_not_counted,
     taking_over_told_once,
     mirror_before_the_record,
     no_settling_before_a_read,

@@ -73,6 +73,13 @@ class Disk:
         )
         return {seq for (seq,) in found}
 
+    def watched_elsewhere(self, token: str) -> bool:
+        """Whether another owner had the conversation last: it removes late copies, or its heir."""
+        found = self.connection.execute(
+            "SELECT owner FROM conversations WHERE conversation = ?", (self.conversation,)
+        )
+        return any(owner not in (None, token) for (owner,) in found)
+
     def close(self) -> None:
         """Ends it."""
         self.connection.close()
@@ -118,6 +125,9 @@ class _Job(NamedTuple):
 class SimOutbox(Shared):
     """One process's outbox on the disk.
 
+    Attributes:
+        token: The process, as an owner of backlogs.
+
     Args:
         disk: The file that all processes share.
         token: The process, as an owner of backlogs.
@@ -139,7 +149,7 @@ class SimOutbox(Shared):
     ) -> None:
         super().__init__(max_items, 1 << 20, None, 10.0, max_window_bytes)
         self._disk = disk
-        self._token = token
+        self.token = token
         self._random = rng
         self._delays = delays
         self._store = disk.store(token, max_window_bytes)
@@ -171,7 +181,7 @@ class SimOutbox(Shared):
     def crash(self) -> None:
         """Ends the owner. Of the works that wait, a random beginning was committed."""
         self._dead = True
-        self._disk.living.discard(self._token)
+        self._disk.living.discard(self.token)
         jobs, self._jobs = self._jobs, []
         committed = jobs[: self._random.randint(0, len(jobs))]
         if committed and self._random.random() < 0.5:
@@ -181,7 +191,7 @@ class SimOutbox(Shared):
     def end(self) -> None:
         """Ends the owner, which has nothing left to do."""
         self._dead = True
-        self._disk.living.discard(self._token)
+        self._disk.living.discard(self.token)
 
     def _delay(self) -> float:
         return self._random.uniform(0.0, self._delays.longest)

@@ -10,6 +10,7 @@ a moment, or not yet, makes no difference to it.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ class OutboxLedger:
     Attributes:
         single: Whether there is one process at a time.
         alone: Whether nobody else writes: no foreign writer, either.
-        cursors_ignored: Whether the server lists from the newest item on where it
-            does not know the item behind which it is to begin.
-        given_up: Whether the foreign writer took away what stood before a batch
-            whose answer was lost, so that a human has to look what is there.
+        cursors_ignored: Whether the server lists, or listed, from the newest item on
+            where it does not know the item behind which it is to begin.
+        given_up: Whether the foreign writer, or a pop whose process had ended, took away
+            what stood before a batch whose answer was lost, so that a human has to
+            look what is there.
         calls: All appends and pops.
         violations: What was found to be wrong.
     """
@@ -52,6 +54,16 @@ class OutboxLedger:
         self._gone: dict[str, Change] = {}
         # Ids that a process removed after its end: the next one cannot know of it.
         self._ghosts: set[str] = set()
+        # The ids under which a text was ever on the server, when they went, and
+        # when each process began, which holds what it has listed.
+        self._ids: dict[str, list[str]] = {}
+        self._left: dict[str, float] = {}
+        self._began: dict[int, float] = {}
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether a delete of a pop was carried out after the end of its process."""
+        return bool(self._ghosts)
 
     def broken(self, what: str) -> Violation:
         """A violation, which counts even where it is raised to those who go on with anything."""
@@ -142,6 +154,18 @@ class OutboxLedger:
         """No delete of a pop is on its way any more."""
         self.heard(change for change in self._gone.values())
 
+    def began(self, process: int) -> None:
+        """A process begins."""
+        self._began[process] = now()
+
+    def came(self, item_id: str, text: str) -> None:
+        """An item is on the server."""
+        self._ids.setdefault(text, []).append(item_id)
+
+    def left(self, item_id: str) -> None:
+        """An item is not on the server any more."""
+        self._left[item_id] = now()
+
     # What must be true
 
     def check_append(self, call: Call) -> None:
@@ -190,6 +214,7 @@ class OutboxLedger:
         shown: Callable[[str], str | None],
         *,
         settled: bool,
+        watched_elsewhere: bool,
     ) -> None:
         """A read shows the ideal sequence as it was at some moment of the read.
 
@@ -200,6 +225,7 @@ class OutboxLedger:
             process: Where.
             shown: What the server lists of an id.
             settled: Whether nothing waited during the read.
+            watched_elsewhere: Whether it was for another process to remove late copies.
         """
         for item in items:
             if "id" in item and json.dumps(item, sort_keys=True) != shown(item["id"]):
@@ -209,7 +235,8 @@ class OutboxLedger:
         if waits and (settled or waits != list(range(waits[0], len(items)))):
             raise self.broken(f"a read shows as waiting what is on the server: {_some(items)}")
         if not self.alone:
-            self._check_own(items, limit, started, process)
+            doubled = self._doubled(self._began[process]) if watched_elsewhere else set()
+            self._check_own(items, limit, started, process, doubled)
             return
         if any(self._shows(items, state, limit) for state in self._seen(started)):
             return
@@ -231,24 +258,41 @@ class OutboxLedger:
                 return True
         return False
 
+    def _doubled(self, since: float) -> set[str]:
+        """Texts that stood on the server twice, and not only before `since`."""
+        return {
+            text
+            for text, ids in self._ids.items()
+            if sum(self._left.get(item_id, math.inf) >= since for item_id in ids) > 1
+        }
+
     def _check_own(
-        self, items: list[dict[str, Any]], limit: int | None, started: float, process: int
+        self,
+        items: list[dict[str, Any]],
+        limit: int | None,
+        started: float,
+        process: int,
+        doubled: set[str],
     ) -> None:
-        """Beside other writers: own items are there, in order, once; popped ones are not."""
+        """Beside other writers: own items are there, in order, once; popped ones are not.
+
+        A late copy that another process looks after is there until that one, or
+        its successor, has removed it, item by item, and may have been listed here
+        before: what is `doubled` may stand twice, or a limited read shows the
+        copy alone.
+        """
         asked = Counter(text for call in self.calls for text in call.texts)
         shown = [text_of(item) for item in items if item.get("id") not in self._ghosts]
         # Words that were said twice cannot be told apart.
         texts = [text for text in shown if asked[text] == 1]
-        if len(set(texts)) < len(texts) and (
-            not self.single or self.cursors_ignored or self.given_up
-        ):
-            # A late copy of another living process is there until that one has
-            # removed it, item by item. And where the foreign writer deletes the
-            # very item behind which the next page is to begin, that page begins anew.
+        if len(set(texts)) < len(texts) and (self.cursors_ignored or self.given_up):
+            # Where the foreign writer deletes the very item behind which the
+            # next page is to begin, that page begins anew.
             return
         order = {entry.text: index for index, entry in enumerate(self._entries)}
-        places = [order[text] for text in texts if text in order]
-        if len(set(texts)) < len(texts) or places != sorted(places):
+        once = [text for text in texts if text not in doubled]
+        places = [order[text] for text in once if text in order]
+        if len(set(once)) < len(once) or places != sorted(places):
             raise self.broken(f"a read shows items twice or out of order: {texts}")
         gone = [text for text in texts if text in self._gone and self._gone[text].heard < started]
         if gone:

@@ -101,9 +101,10 @@ class OutboxWork(World):
     def _failed(self, error: Exception, what: str) -> None:
         self.tally[what] += 1
         self.tally[f"error {type(error).__name__}"] += 1
-        # Even then the foreign writer may take away what a batch is known by.
-        foreign = (OutboxPaused, AppendOutcomeUnknown) if self.setting.foreign else ()
-        expected = (OutboxFull, *foreign)
+        # Even then the foreign writer may take away what a batch is known by, or
+        # a pop may whose process had ended.
+        others = self.setting.foreign or self.account.orphaned
+        expected = (OutboxFull, *((OutboxPaused, AppendOutcomeUnknown) if others else ()))
         if self.about.calm and not isinstance(error, expected):
             raise Violation(f"{what}, and nothing had gone wrong: {error!r}") from error
         if isinstance(error, OutboxPaused):
@@ -121,7 +122,7 @@ class OutboxWork(World):
 
     def _look(self, address: Address) -> None:
         """Somebody looks at the server what is there of a batch, and takes it out of the outbox."""
-        if self.account.alone:
+        if self.account.alone and not self.account.orphaned:
             raise self.account.broken("nobody else writes, and a batch was given up on")
         if address.conversation != self._conversation_id:
             return
@@ -173,10 +174,16 @@ class OutboxWork(World):
         self, process: Process, session: CachedSession, limit: int | None
     ) -> None:
         started, empty = self._now(), not self.disk.waiting()
+        elsewhere = self.disk.watched_elsewhere(process.outbox.token)
         items: Any = await session.get_items(limit)
-        settled = empty and self.account.quiet(started)
         self.account.check_read(
-            items, limit, started, process.number, self.network.shown, settled=settled
+            items,
+            limit,
+            started,
+            process.number,
+            self.network.shown,
+            settled=empty and self.account.quiet(started),
+            watched_elsewhere=elsewhere or self.disk.watched_elsewhere(process.outbox.token),
         )
 
     async def _reopen(self, process: Process, sessions: list[CachedSession], which: int) -> None:

@@ -20,7 +20,8 @@ OPERATIONS = int(os.environ.get("OUTBOX_CAMPAIGN_OPERATIONS", "10000"))
 # Seeds that found something once, in the product or with a safeguard off. Each stays.
 FAILED_ONCE = (
     25, 41, 50, 56, 67, 86, 87, 106, 131, 153, 193, 229, 242, 375, 475, 546, 1837, 1850,
-    11619, 20405, 21179, 31586, 40770, 40986, 61445, 70546, 70765,
+    11619, 20405, 21179, 31586, 40770, 40986, 61445, 70546, 70765, 7005660, 7014240, 7016565,
+    7022080, 7024591, 8100930, 8202399, 586717945570,
 )  # fmt: skip
 
 
