@@ -136,12 +136,12 @@ class Window:
         """Makes the window one that may answer a read of `limit` items; see `trusted`."""
         if self.trusted(listing, since) is None:
             await self.relist(operation, limit)
-        while self.unsettled.extra:
-            await self.remove_late_copies(operation)
-            # Other writers go on meanwhile; an answer shows one moment, not two.
-            await self.relist(operation, limit)
         restarts = 0
         while True:
+            while self.unsettled.extra:
+                await self.remove_late_copies(operation)
+                # Other writers go on meanwhile; an answer shows one moment, not two.
+                await self.relist(operation, limit)
             history = self.history
             assert history is not None  # relist has set it
             if history.covers(limit):

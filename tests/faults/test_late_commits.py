@@ -296,3 +296,23 @@ async def test_the_look_is_not_worth_a_failure() -> None:
     await session.add_items(users("a"))
     assert line.asked() == ["append", "list", "append", "list"]
     await agrees(session, line, conversation)
+
+
+async def test_a_copy_that_comes_while_a_read_is_begun_anew() -> None:
+    """A read that loses its place, and finds the late copy as it begins anew, removes it first."""
+    line = Line()
+    conversation = line.conversation(*map(str, range(20)))
+    for start in range(20, 160, 20):
+        line.append(conversation, *map(str, range(start, start + 20)))
+    session = line.session(conversation)
+    await session.get_items(3)
+    line.on(is_append, CUT)
+    await session.add_items(users("ours"))
+    sent = line.sent.index("append")
+    carried_out = again(line, sent)
+    # The second page's cursor is lost; by then the copy is there.
+    line.on(is_listing, None, Do(carried_out.action, FaultKind.CURSOR_REFUSED))
+    items = await session.get_items()
+    assert [words(item) for item in items] == [*map(str, range(160)), "ours"]
+    assert line.texts(conversation).count("ours") == 1
+    await agrees(session, line, conversation)
