@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +19,18 @@ class Command:
 
     Attributes:
         summary: What it does, in one line.
-        module: Where its `main(arguments)` is, which returns an exit status.
+        module: Where the function is that runs it.
         extra: The extra of this package that brings what it needs; "": it needs none.
         needs: The packages that come with that extra.
+        function: The function's name. It is given the rest of the command line
+            and returns an exit status.
     """
 
     summary: str
     module: str
     extra: str = ""
     needs: tuple[str, ...] = ()
+    function: str = "main"
 
 
 COMMANDS = {
@@ -40,6 +45,7 @@ COMMANDS = {
         "cached_session.emulator.__main__",
         "emulator",
         ("starlette", "uvicorn"),
+        function="serve",
     ),
     "outbox": Command(
         "what waits in an outbox's file: list, show, retry, discard, export",
@@ -61,28 +67,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None: that of the process.
 
     Returns:
-        The exit status: 0 if all went well, 130 after an interrupt.
+        The exit status: 0 if all went well, 1 also where the standard output
+        could not be written, 130 after an interrupt.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        try:
+            return _run(given)
+        finally:
+            # Here it can be told of. At its end the interpreter would complain in its own words.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has left, which is nothing to tell of.
+        _leave_output()
+        return 1
+    except OSError as error:
+        reason = str(error)
+        if _output_fails():
+            _leave_output()
+            reason = f"standard output: {error.strerror}"
+        who = ["cached-session", *(name for name in given[:1] if name in COMMANDS)]
+        print(f"{' '.join(who)}: {reason}", file=sys.stderr)
+        return 1
+
+
+def _run(given: Sequence[str]) -> int:
     # The rest of the line belongs to the command, whose module is not read yet.
     name = _parser().parse_args(given[:1]).command
     command = COMMANDS[name]
     missing = [name for name in command.needs if importlib.util.find_spec(name) is None]
     if missing:
-        print(
-            f"cached-session {name} needs {' and '.join(missing)}: "
-            f'pip install "cached-session[{command.extra}]"',
-            file=sys.stderr,
+        needs = (
+            f"cached-session {name} needs {', '.join(missing)}: the extra {command.extra} is not "
+            f'installed. From a checkout: pip install ".[{command.extra}]"'
         )
+        if {"-h", "--help"}.intersection(given[1:]):
+            print(f"{name}: {command.summary}\n\nIts options cannot be listed here: {needs}")
+            return 0
+        print(needs, file=sys.stderr)
         return 1
-    try:
-        status: int = importlib.import_module(command.module).main(given[1:])
-    except KeyboardInterrupt:
-        return 130
+    status: int = getattr(importlib.import_module(command.module), command.function)(given[1:])
     return status
+
+
+def _output_fails() -> bool:
+    """Whether it is the standard output that cannot be written: no error says so."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _leave_output() -> None:
+    # What could not be written is kept, and tried again at the interpreter's end.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

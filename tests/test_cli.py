@@ -252,15 +252,21 @@ def test_wrong_command_line_is_explained(
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("demo", "cached-session[cli]"), ("serve", "cached-session[emulator]")],
+    [("demo", ".[cli]"), ("serve", ".[emulator]"), ("bench", ".[bench]")],
 )
 def test_missing_extra_is_named(
     name: str, hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without what an extra brings, the message says what to install."""
+    """Without what an extra brings, the message says how to install it: from a checkout."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert main((name,)) == 1
-    assert f'pip install "{hint}"' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is not installed" in error
+    assert re.findall("pip install .*", error) == [f'pip install "{hint}"']
+    assert main((name, "--help")) == 0
+    output = capsys.readouterr().out
+    assert COMMANDS[name].summary in output
+    assert f'pip install "{hint}"' in output
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,8 +314,22 @@ def test_serve_is_the_emulator_with_its_options() -> None:
             process.kill()
 
 
-def test_demo_takes_no_proxy_to_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy from the environment must not stand before the emulator."""
+def test_demo_takes_no_proxy_to_the_emulator(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proxy from the environment must not stand before the emulator. One run is one run."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert main(("demo", "--runs", "1", "--latency", "0")) == 0
+    assert capsys.readouterr().out.startswith("1 run with a scripted model")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--port", "x"), ("--latency", "-1")])
+def test_serve_is_called_by_its_name(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usage of `serve` is that of the command that was given."""
+    with pytest.raises(SystemExit):
+        main(("serve", *arguments))
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).startswith("usage: cached-session serve ")

@@ -71,7 +71,7 @@ def _report(console: Console, name: str, figures: list[Figure], output: Path | N
     write_json(output / f"{name}.json", "figures", figures)
     (output / f"{name}.md").write_text(figures_markdown(figures) + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
-        console.print('no plots: pip install "cached-session[bench]"', markup=False)
+        console.print('no plots: from a checkout, pip install ".[bench]"', markup=False)
         return
     from cached_session.bench.plots import plot
 

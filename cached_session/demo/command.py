@@ -64,12 +64,12 @@ def main(arguments: Sequence[str]) -> int:
 
     # Highlighting would colour the figures that rich finds in a line.
     console = Console(highlight=False)
+    runs = "1 run" if options.runs == 1 else f"{options.runs} runs"
     if options.live:
-        console.print(f"{options.runs} runs with a real model against the real service.")
+        console.print(f"{runs} with a real model against the real service.")
     else:
         console.print(
-            f"{options.runs} runs with a scripted model against the emulator, "
-            f"{latency * 1000:g} ms latency."
+            f"{runs} with a scripted model against the emulator, {latency * 1000:g} ms latency."
         )
     try:
         asyncio.run(_demo(console, options, latency))

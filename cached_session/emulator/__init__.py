@@ -56,6 +56,6 @@ def __getattr__(name: str) -> object:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise ImportError(
-            f'{name} needs Starlette and uvicorn: pip install "cached-session[emulator]"'
+            f'{name} needs Starlette and uvicorn: from a checkout, pip install ".[emulator]"'
         ) from error
     return getattr(module, name)

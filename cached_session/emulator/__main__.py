@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -13,9 +14,8 @@ from typing import NoReturn
 
 from . import Emulator, Faults, Habits
 from .faults import FaultKind, parse_rates
-from .log import LoggedRequest
 
-__all__ = ["main"]
+__all__ = ["main", "serve"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,13 +25,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; by default that of the process.
 
     Returns:
-        Exit status: 0 after a stop that was asked for, 1 if the port is taken.
+        Exit status: 0 after a stop that was asked for, 1 if the port is taken
+        or the standard output cannot be written.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
     """
-    parser = _parser()
+    return _run("python -m cached_session.emulator", arguments)
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """The same, called as `cached-session serve`."""
+    return _run("cached-session serve", arguments)
+
+
+class _Output:
+    """The standard output. Without it nobody learns of anything, and so its failing is the end.
+
+    Attributes:
+        failed: Set when it could not be written.
+        error: Why.
+    """
+
+    def __init__(self) -> None:
+        self.failed = threading.Event()
+        self.error: OSError | None = None
+
+    def say(self, what: object) -> None:
+        """Prints a line; used by the server's thread, too, which an error must not reach."""
+        try:
+            print(what, flush=True)
+        except OSError as error:
+            self.error = error
+            self.failed.set()
+
+
+def _run(prog: str, arguments: Sequence[str] | None) -> int:
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
+    output = _Output()
     try:
         faults = Faults(options.seed, parse_rates(options.faults)) if options.faults else None
         emulator = Emulator(
@@ -39,16 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             faults=faults,
             habits=Habits(**dict.fromkeys(options.habit, True)),
             port=options.port,
-            on_request=_trace if options.trace else None,
+            on_request=output.say if options.trace else None,
         )
     except ValueError as error:
         parser.error(str(error))
     with contextlib.suppress(KeyboardInterrupt):
-        return _serve(emulator)
+        return _serve(emulator, output)
     return 0
 
 
-def _serve(emulator: Emulator) -> int:
+def _serve(emulator: Emulator, output: _Output) -> int:
     try:
         emulator.start()
     except OSError as error:
@@ -57,16 +89,22 @@ def _serve(emulator: Emulator) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        print(emulator.base_url, flush=True)
-        threading.Event().wait()
+        output.say(emulator.base_url)
+        output.failed.wait()
     finally:
         emulator.stop()
-    return 0
+    # Whoever read it has left, which is nothing to tell of.
+    if output.error is not None and not isinstance(output.error, BrokenPipeError):
+        print(f"standard output: {output.error.strerror}", file=sys.stderr)
+    # What could not be written is kept, and the interpreter would complain of it at its end.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m cached_session.emulator",
+        prog=prog,
         description="A Conversations API server for offline work and tests, on 127.0.0.1. It "
         "prints its base URL, to be used as base_url of an openai client with any API key.",
         epilog=f"kinds of faults: {', '.join(FaultKind)}",
@@ -93,10 +131,6 @@ def _parser() -> argparse.ArgumentParser:
         "--trace", action="store_true", help="print each request with its answer and its fault"
     )
     return parser
-
-
-def _trace(entry: LoggedRequest) -> None:
-    print(entry, flush=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

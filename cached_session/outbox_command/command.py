@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,22 +16,39 @@ from typing import Any
 from openai import OpenAIError
 
 from cached_session.errors import CachedSessionError
-from cached_session.outbox import SQLiteOutbox, Store
+from cached_session.outbox import Address, SQLiteOutbox, Store
+from cached_session.outbox_command.checks import check
+from cached_session.outbox_command.export import export
 from cached_session.outbox_command.records import (
     Stop,
     age,
     conversation,
-    find,
+    count,
+    key,
     moment,
     overview,
     read,
+    refused,
+    server,
     state,
+    verb,
     visible,
     word,
 )
-from cached_session.outbox_command.retry import retry
+from cached_session.outbox_command.retry import fits, retry
 
 _HEAD = ("number", "conversation", "items", "bytes", "oldest", "state", "window bytes")
+
+_PAUSES = """\
+A backlog is paused when the server refused a batch, or when it cannot be found
+out whether a batch is on the server. All of it is kept, in order, and nothing
+of it is sent until somebody decides:
+
+  retry    when the reason is gone: clears the pause, and sends what waits
+  discard  when it is not wanted: clears the pause, and removes what waits
+  export   first, to keep it: writes what waits to a file, and changes nothing
+
+cached-session outbox COMMAND --help lists a command's options."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,23 +62,22 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
+        OSError: The standard output cannot be written.
     """
-    options = _parser().parse_args(arguments)
+    options, more = _parser().parse_known_args(arguments)
+    if more:
+        # The parser of all subcommands would show its own usage.
+        options.parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if sys.stdout is None:
+        return _fail("the standard output is closed. Nothing was done.")
     try:
-        _check(options.file)
+        check(options.file)
         asyncio.run(_run(options))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has left; the interpreter would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (Stop, CachedSessionError) as error:
         return _fail(str(error))
     except OpenAIError as error:
         # Its text may quote an item.
         return _fail(f"the server could not be asked ({type(error).__name__}).")
-    except OSError as error:
-        return _fail(f"{error.filename or options.file}: {error.strerror}")
     return 0
 
 
@@ -72,14 +87,6 @@ async def _run(options: argparse.Namespace) -> None:
         await options.run(outbox, options)
     finally:
         await outbox.close()
-
-
-def _check(path: str) -> None:
-    # Opening an outbox makes its file, and an outbox of an empty one.
-    if not os.path.exists(path):
-        raise Stop(f"there is no file {path}.")
-    if not os.path.getsize(path):
-        raise Stop(f"{path} is empty. It is no outbox yet, and was left as it is.")
 
 
 async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -95,16 +102,18 @@ async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
 
 async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    summary, rows = await outbox.transact(lambda store: read(store, options))
+    summary, mailbox = await outbox.transact(lambda store: read(store, options))
     address = summary.address
-    sealed = f", {summary.sealed} of them may have been sent" if summary.sealed else ""
+    became = "refused" if refused(mailbox) else "may have been sent"
+    sealed = f", {summary.sealed} of them {became}" if summary.sealed else ""
     oldest = "" if summary.oldest is None else f"{moment(summary.oldest)}, {age(summary.oldest)}"
     for name, value in (
         ("number", str(summary.number)),
         ("conversation", conversation(address)),
-        ("server", address.base_url),
+        ("server", server(address.base_url)),
         ("organization", address.organization),
         ("project", address.project),
+        ("key", await _key(address)),
         ("items", f"{summary.items}{sealed}"),
         ("bytes", str(summary.size)),
         ("oldest", oldest),
@@ -112,38 +121,36 @@ async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         ("window bytes", str(summary.window)),
     ):
         print(f"{name:14}{visible(value) or '-'}")
-    for row in rows:
+    for row in mailbox.rows:
         item = json.loads(row.data)
         kind = word(item.get("type") or ("message" if "role" in item else None))
-        sent = "sealed, may have been sent" if row.sealed else "not sent"
+        sent = f"sealed, {became}" if row.sealed else "not sent"
         print(
-            f"{row.seq}  {kind}  {word(item.get('role'))}  {len(row.data)} bytes  "
+            f"{row.seq}  {kind}  {word(item.get('role'))}  {count(len(row.data), 'byte')}  "
             f"{moment(row.accepted_at)}  {sent}"
         )
         if options.content:
             print(visible(row.data.decode()))
 
 
-async def _export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    _, rows = await outbox.transact(lambda store: read(store, options))
-    lines = b"".join(row.data + b"\n" for row in rows)
-    if options.output is None:
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        descriptor = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise Stop(f"{options.output} exists already, and was left as it is.") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    print(f"{len(rows)} items, {len(lines)} bytes, are in {options.output}.")
+async def _key(address: Address) -> str:
+    same = await fits(address)
+    if same is None:
+        return key(address)
+    return f"{key(address)}, {'' if same else 'not '}that of the key in OPENAI_API_KEY"
 
 
 async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    summary = await outbox.transact(lambda store: find(store, options))
+    summary, mailbox = await outbox.transact(lambda store: read(store, options))
+    if not summary.items:
+        pause = ""
+        if summary.paused is not None and options.yes:
+            await outbox.transact(lambda store: store.resume(summary.address))
+            pause = " The pause is cleared."
+        elif summary.paused is not None:
+            pause = " It is paused; --yes clears the pause."
+        print(f"Nothing waits in backlog {summary.number}.{pause}")
+        return
     living = (
         f"a living process is sending backlog {summary.number}, and nothing was removed. Call "
         "clear_session() there, which deletes the conversation, too; or end the process, and "
@@ -152,10 +159,10 @@ async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     if summary.owned:
         raise Stop(living)
     what = (
-        f"{summary.items} items, {summary.size} bytes, that wait for "
-        f"{conversation(summary.address)}"
+        f"{count(summary.items, 'item')}, {count(summary.size, 'byte')}, that "
+        f"{verb(summary.items, 'waits', 'wait')} for {conversation(summary.address)}"
     )
-    if summary.sealed:
+    if summary.sealed and not refused(mailbox):
         what += f"; {summary.sealed} of them may be on the server already"
     if not options.yes:
         raise Stop(f"this would remove {what}. Nothing was removed. Give --yes to remove it.")
@@ -170,7 +177,7 @@ async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         store.release(address)
         return removed
 
-    print(f"Removed {await outbox.transact(work)} items.")
+    print(f"Removed {count(await outbox.transact(work), 'item')}.")
 
 
 def _fail(message: str) -> int:
@@ -183,12 +190,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="cached-session outbox",
         description="Shows what waits in the file of an SQLiteOutbox, and decides about it. The "
         "file may be in use.",
+        epilog=_PAUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         command.add_argument("file", metavar="FILE", help="the outbox's file")
         if name != "list":
             command.add_argument(
@@ -211,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     discard = add("discard", _discard, "removes what waits in a backlog")
     discard.add_argument("--yes", action="store_true", help="really remove it")
-    export = add("export", _export, "writes the waiting items as JSON lines, unchanged")
-    export.add_argument("--output", metavar="PATH", help="a new file (standard output)")
+    out = add("export", export, "writes the waiting items as JSON lines, unchanged")
+    out.add_argument("--output", metavar="PATH", help="a new file (-, the standard output)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the file holds of a backlog, and how it is said: no content, no key, no digest of one."""
+"""What the file holds of a backlog, and how it is said: no content and no key."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import re
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
-from cached_session.outbox import LOCAL, Address, Row, Store, Summary
+from cached_session.outbox import LOCAL, Address, Mailbox, Store, Summary
 
 
 class Stop(Exception):
@@ -30,10 +31,10 @@ def find(store: Store, options: argparse.Namespace) -> Summary:
     )
 
 
-def read(store: Store, options: argparse.Namespace) -> tuple[Summary, tuple[Row, ...]]:
-    """A backlog, and the items that wait in it; raises as `find`."""
+def read(store: Store, options: argparse.Namespace) -> tuple[Summary, Mailbox]:
+    """A backlog, in short and in full; raises as `find`."""
     summary = find(store, options)
-    return summary, store.mailbox(summary.address).rows
+    return summary, store.mailbox(summary.address)
 
 
 def overview(summary: Summary) -> tuple[str, ...]:
@@ -55,6 +56,11 @@ def conversation(address: Address) -> str:
     return visible(address.conversation) + ("" if created else " (not created yet)")
 
 
+def key(address: Address) -> str:
+    """With which key a backlog was recorded: enough to tell a few of them apart."""
+    return f"digest {address.credentials[:8]}..." if address.credentials else "not fixed"
+
+
 def state(summary: Summary) -> str:
     """Whether what waits is being sent."""
     if summary.paused is not None:
@@ -64,8 +70,39 @@ def state(summary: Summary) -> str:
     return "being sent by a living process" if summary.owned else "waiting"
 
 
+def refused(mailbox: Mailbox) -> bool:
+    """Whether the batch that was sent last is certainly not on the server.
+
+    A listing that is to tell what became of a request without an answer may be
+    refused, too. Such requests are noted with the doubt.
+    """
+    status = re.search(r", status (\d+)", mailbox.paused or "")
+    if status is None or not 400 <= int(status[1]) < 500 or int(status[1]) == 408:
+        return False
+    return mailbox.doubt is None or not json.loads(mailbox.doubt).get("sends")
+
+
+def server(base_url: str) -> str:
+    """A base URL without what it may hold of credentials."""
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        return ""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def count(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def verb(number: int, one: str, more: str) -> str:
+    """The form of a verb that goes with so many."""
+    return one if number == 1 else more
+
+
 def age(moment: float) -> str:
-    """How long ago a moment was."""
+    """How long ago a moment was. One that is still to come, by a clock set back, was just now."""
     seconds = max(0, int(time.time() - moment))
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:

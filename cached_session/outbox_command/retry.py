@@ -13,8 +13,8 @@ from openai import AsyncOpenAI
 from cached_session.attaching import address_of
 from cached_session.cache import ConversationCache
 from cached_session.connections import account
-from cached_session.outbox import SQLiteOutbox, Store, Summary
-from cached_session.outbox_command.records import Stop, find, visible
+from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
+from cached_session.outbox_command.records import Stop, count, find, key, server, verb, visible
 from cached_session.session import CachedSession
 
 
@@ -34,20 +34,21 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         return summary
 
     summary = await outbox.transact(resume)
-    if summary.owned:
-        print(f"A living process has backlog {summary.number}. It goes on at its next use.")
-        return
     if not summary.items:
         print(f"Nothing waits in backlog {summary.number}.")
+        return
+    if summary.owned and summary.paused is None:
+        print(f"A living process sends backlog {summary.number} by itself. Nothing was changed.")
+        return
+    if summary.owned:
+        print(f"A living process has backlog {summary.number}. It goes on at its next use.")
         return
     if not os.environ.get("OPENAI_API_KEY"):
         raise Stop("retry needs an API key in the environment variable OPENAI_API_KEY.")
     recorded = summary.address
     async with AsyncOpenAI(base_url=options.base_url or recorded.base_url) as client:
         theirs = client.organization, client.project
-        client.organization = recorded.organization or None
-        client.project = recorded.project or None
-        own = address_of(account(client), recorded.conversation)
+        own = _as_recorded(client, recorded)
         if own.credentials != recorded.credentials:
             if not options.any_account:
                 raise Stop(_another_account(summary))
@@ -63,6 +64,21 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         await _send(outbox, client, own.conversation, summary.items, options.timeout)
 
 
+async def fits(recorded: Address) -> bool | None:
+    """Whether a backlog was recorded with the key in OPENAI_API_KEY; None: it cannot be told."""
+    if not recorded.credentials or not os.environ.get("OPENAI_API_KEY"):
+        return None
+    async with AsyncOpenAI(base_url=recorded.base_url) as client:
+        return _as_recorded(client, recorded).credentials == recorded.credentials
+
+
+def _as_recorded(client: AsyncOpenAI, recorded: Address) -> Address:
+    """Gives a client the recorded organisation and project; where it finds the backlog then."""
+    client.organization = recorded.organization or None
+    client.project = recorded.project or None
+    return address_of(account(client), recorded.conversation)
+
+
 def _another_account(summary: Summary) -> str:
     if not summary.address.credentials:
         what = (
@@ -71,8 +87,8 @@ def _another_account(summary: Summary) -> str:
         )
     else:
         what = (
-            "was recorded with another key than the one in OPENAI_API_KEY, or with headers of the "
-            "client's own"
+            f"was recorded with another key ({key(summary.address)}) than the one in "
+            "OPENAI_API_KEY, or with headers of the client's own"
         )
     return (
         f"backlog {summary.number} {what}. Nothing was changed. Give the recorded account's key, "
@@ -86,15 +102,21 @@ async def _send(
     session = CachedSession(
         conversation_id=name, openai_client=client, outbox=outbox, cache=ConversationCache()
     )
-    print(f"Sending {total} items to {visible(str(client.base_url))}", flush=True)
+    to = visible(server(str(client.base_url)))
+    print(f"Sending {count(total, 'item')} to {to}", flush=True)
     async with session, _progress(session):
         try:
             await session.flush(timeout)
         except Exception:
             left = session.stats.waiting
-            print(f"{max(0, total - left)} items have landed, {left} wait.", flush=True)
+            waits = verb(left, "waits", "wait")
+            print(f"{_landed(max(0, total - left))}, {left} {waits}.", flush=True)
             raise
-        print(f"{total} items have landed in {session.session_id}, none waits.")
+        print(f"{_landed(total)} in {session.session_id}, none waits.")
+
+
+def _landed(number: int) -> str:
+    return f"{count(number, 'item')} {verb(number, 'has', 'have')} landed"
 
 
 @contextlib.asynccontextmanager
@@ -108,11 +130,13 @@ async def _progress(session: CachedSession) -> AsyncIterator[None]:
             stats = session.stats
             if (now := (stats.waiting, stats.sending)) != shown:
                 shown = now
-                print(f"{stats.waiting} items wait ({stats.sending})", flush=True)
+                waits = verb(stats.waiting, "waits", "wait")
+                print(f"{count(stats.waiting, 'item')} {waits} ({stats.sending})", flush=True)
 
     task = asyncio.create_task(report())
     try:
         yield
     finally:
+        # If nobody reads its output any more it has failed, which is nothing to tell of.
         task.cancel()
         await asyncio.wait({task})

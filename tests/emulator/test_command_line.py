@@ -45,7 +45,7 @@ def test_package_needs_no_server_to_be_imported() -> None:
         "try:\n    from cached_session.emulator import Emulator\n"
         "except ImportError as error:\n    print(error)\n"
     )
-    assert 'pip install "cached-session[emulator]"' in run_alone(code)
+    assert 'pip install ".[emulator]"' in run_alone(code)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

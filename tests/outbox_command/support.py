@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -86,6 +87,38 @@ def run(*arguments: object) -> int:
 def rows(output: str) -> list[list[str]]:
     """The cells of a list, without its head."""
     return [re.split(" {2,}", line.strip()) for line in output.splitlines()][1:]
+
+
+def shown(file: Path, number: int, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What `show` says of a backlog, without its items."""
+    assert run("show", file, number) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return dict(re.split(" {2,}", line, maxsplit=1) for line in lines if line[0].isalpha())
+
+
+def apart(*arguments: object, redirected: str = "", limit: int | None = None) -> tuple[int, str]:
+    """Runs the command in a process of its own, under a shell.
+
+    Args:
+        arguments: The command line behind `outbox`.
+        redirected: What the shell does with the standard output.
+        limit: How large a file may become, in bytes.
+
+    Returns:
+        Its status, and what went to standard error.
+    """
+    code = "import sys; from cached_session.cli import main; sys.exit(main())"
+    if limit is not None:
+        code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
+    words = [sys.executable, "-c", code, "outbox", *map(str, arguments)]
+    done = subprocess.run(
+        f"{shlex.join(words)} {redirected}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
 
 
 def waiting(file: Path, at: Address) -> list[str]:

@@ -35,6 +35,40 @@ def test_discard_removes_what_it_said(
     assert waiting(file, other) == ["3"]
 
 
+def test_discard_of_a_refused_batch_is_no_cause_for_alarm(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the server refused is not said to be there; what nobody can find out about is."""
+    at = address(emulator, "conv_1")
+    record(file, at, "1")
+    do(file, lambda store: store.seal(at, 1, b"{}"))
+    do(file, lambda store: store.pause(at, "BadRequestError, status 400"))
+    assert run("discard", file, 1) == 1
+    error = capsys.readouterr().err
+    assert "would remove 1 item, " in error
+    assert "that waits for conv_1. Nothing" in error
+    do(file, lambda store: store.pause(at, "AppendOutcomeUnknown"))
+    assert run("discard", file, 1) == 1
+    told(capsys, "1 of them may be on the server already")
+    assert run("discard", file, 1, "--yes") == 0
+    assert "\nRemoved 1 item.\n" in capsys.readouterr().out
+
+
+def test_discard_of_nothing(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing waits there is nothing to agree to; --yes is for the pause then."""
+    at = address(emulator, "conv_1")
+    do(file, lambda store: store.pause(at, "reason"))
+    assert run("discard", file, 1) == 0
+    output = capsys.readouterr().out
+    assert output == "Nothing waits in backlog 1. It is paused; --yes clears the pause.\n"
+    assert do(file, lambda store: store.mailbox(at)).paused == "reason"
+    assert run("discard", file, 1, "--yes") == 0
+    assert capsys.readouterr().out == "Nothing waits in backlog 1. The pause is cleared.\n"
+    assert do(file, lambda store: store.mailbox(at)).paused is None
+
+
 def test_discard_refuses_while_a_process_sends(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached_session.emulator import Emulator
-from tests.outbox_command.support import SECRET, address, do, record, run, told
+from tests.outbox_command.support import SECRET, address, apart, do, record, run, told
 
 
 def test_export_writes_what_waits(
@@ -42,3 +43,34 @@ def test_export_makes_a_file_of_its_own(
     assert output.read_bytes() == written
     assert run("export", file, 1, "--output", tmp_path / "no" / "where") == 1
     told(capsys, "No such file or directory")
+
+
+def test_export_to_the_standard_output_by_its_sign(
+    file: Path,
+    emulator: Emulator,
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--output -` is the standard output, not a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    item = b'{"role":"user","content":"1"}'
+    do(file, lambda store: store.accept(address(emulator, "conv_1"), [item], 1.0))
+    assert run("export", file, 1, "--output", "-") == 0
+    assert capfdbinary.readouterr().out == item + b"\n"
+    assert not os.path.lexists("-")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on a file's size")
+def test_export_leaves_no_part_of_a_file(file: Path, emulator: Emulator, tmp_path: Path) -> None:
+    """A file that cannot be written to its end is named and removed, and made the next time."""
+    record(file, address(emulator, "conv_1"), "x" * 1_000_000)
+    output = tmp_path / "items.jsonl"
+    status, error = apart("export", file, 1, "--output", output, limit=500_000)
+    assert (status, error) == (
+        1,
+        f"cached-session outbox: {output}: File too large. Nothing was left there.\n",
+    )
+    assert not output.exists()
+    assert apart("export", file, 1, "--output", output) == (0, "")
+    assert len(json.loads(output.read_bytes())["content"]) == 1_000_000

@@ -11,7 +11,17 @@ import pytest
 
 from cached_session.emulator import Emulator
 from cached_session.outbox import LOCAL, StoredItem, StoredWindow
-from tests.outbox_command.support import KEY, SECRET, address, do, living, record, rows, run
+from tests.outbox_command.support import (
+    KEY,
+    SECRET,
+    address,
+    do,
+    living,
+    record,
+    rows,
+    run,
+    shown,
+)
 from tests.session.support import users
 
 
@@ -72,7 +82,7 @@ def test_show_has_a_line_for_each_item(
     assert run("show", file, 1) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
-    facts = dict(re.split(" {2,}", line, maxsplit=1) for line in lines[:10])
+    facts = dict(re.split(" {2,}", line, maxsplit=1) for line in lines[:11])
     assert facts["conversation"] == "conv_1"
     assert facts["server"] == at.base_url
     assert facts["organization"] == "org-1"
@@ -81,7 +91,7 @@ def test_show_has_a_line_for_each_item(
     size = len(json.dumps(users(SECRET)[0], separators=(",", ":")))
     first, second = "1970-01-02 00:00:00 UTC", "1970-01-02 00:00:01 UTC"
     sealed, sizes = "sealed, may have been sent", [len(item) for item in more]
-    assert [re.split(" {2,}", line) for line in lines[10:]] == [
+    assert [re.split(" {2,}", line) for line in lines[11:]] == [
         ["1", "message", "user", f"{size} bytes", first, sealed],
         ["2", "function_call_output", "-", f"{sizes[0]} bytes", second, "not sent"],
         ["3", "-", "-", f"{sizes[1]} bytes", second, "not sent"],
@@ -103,3 +113,80 @@ def test_show_has_content_when_asked(
     assert all(character.isprintable() for line in output.splitlines() for character in line)
     shown = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert shown == users(*words)
+
+
+def test_show_says_with_which_key(
+    file: Path,
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Backlogs of one conversation under several keys can be told apart, and the present one's."""
+    for key in (KEY, "sk-other"):
+        record(file, address(emulator, "conv_1", key, organization="org-1"), "1")
+    record(file, address(emulator, "conv_1")._replace(credentials=""), "1")
+    keys = [shown(file, number, capsys)["key"] for number in (1, 2, 3)]
+    first, second = (
+        address(emulator, "conv_1", key, organization="org-1").credentials
+        for key in (KEY, "sk-other")
+    )
+    assert keys == [
+        f"digest {first[:8]}..., that of the key in OPENAI_API_KEY",
+        f"digest {second[:8]}..., not that of the key in OPENAI_API_KEY",
+        "not fixed",
+    ]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert shown(file, 1, capsys)["key"] == f"digest {first[:8]}..."
+
+
+def test_show_leaves_credentials_out_of_the_base_url(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a base URL holds of a user, a password or a key in its query is not shown."""
+    base_url = "http://user:PASS@127.0.0.1:9/v1?api_key=PASS#PASS"
+    record(file, address(emulator, "conv_1")._replace(base_url=base_url), "1")
+    assert shown(file, 1, capsys)["server"] == "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "doubt", "became"),
+    [
+        ("BadRequestError, status 400, code x", b'{"anchors":[]}', "refused"),
+        ("BadRequestError, status 400", None, "refused"),
+        ("AuthenticationError, status 401", b'{"sends":[["{}"]]}', "may have been sent"),
+        ("APIStatusError, status 408", None, "may have been sent"),
+        ("InternalServerError, status 500", None, "may have been sent"),
+        ("AppendOutcomeUnknown", None, "may have been sent"),
+        (None, None, "may have been sent"),
+    ],
+)
+def test_show_says_what_became_of_a_batch(
+    reason: str | None,
+    doubt: bytes | None,
+    became: str,
+    file: Path,
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A batch that the server refused may not have been sent; one in doubt may."""
+    at = address(emulator, "conv_1")
+    record(file, at, "1", "2")
+    do(file, lambda store: store.seal(at, 1, doubt))
+    if reason is not None:
+        do(file, lambda store: store.pause(at, reason))
+    assert run("show", file, 1) == 0
+    output = capsys.readouterr().out
+    assert f"2, 1 of them {became}\n" in output
+    assert f"  sealed, {became}\n" in output
+
+
+def test_item_of_the_future_was_accepted_just_now(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the clock was set back since an item was accepted, its age is none, and no error."""
+    moment = time.time() + 400 * 86400
+    record(file, address(emulator, "conv_1"), "1", at=moment)
+    assert run("list", file) == 0
+    assert rows(capsys.readouterr().out)[0][4] == "0 s"
+    date = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+    assert shown(file, 1, capsys)["oldest"] == f"{date}, 0 s"

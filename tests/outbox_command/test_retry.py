@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,43 @@ def test_retry_leaves_it_to_a_living_process(
     assert emulator.requests == []
 
 
+def test_retry_leaves_what_is_being_sent(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a living process sends the backlog by itself, that is said, and nothing is done."""
+    at = address(emulator, "conv_1")
+    record(file, at, "a")
+    with living(file, at):
+        assert run("retry", file, 1) == 0
+    output = capsys.readouterr().out
+    assert output == "A living process sends backlog 1 by itself. Nothing was changed.\n"
+    assert emulator.requests == []
+
+
+def test_retry_counts_one_as_one(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single item is spoken of as one."""
+    name = Elsewhere(emulator).conversation()
+    record(file, address(emulator, name), "1")
+    assert run("retry", file, 1) == 0
+    output = capsys.readouterr().out
+    assert f"Sending 1 item to {emulator.base_url}" in output
+    assert f"1 item has landed in {name}" in output
+
+
+def test_retry_leaves_credentials_out_of_the_base_url(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it sends is said without the user, the password and the query of the base URL."""
+    record(file, address(emulator, "conv_1"), "1")
+    base_url = f"{emulator.base_url.replace('://', '://user:PASS@')}?api_key=PASS"
+    assert run("retry", file, 1, "--any-account", "--base-url", base_url) == 1
+    captured = capsys.readouterr()
+    assert f"Sending 1 item to {emulator.base_url}" in captured.out
+    assert "PASS" not in captured.out + captured.err
+
+
 def test_retry_refuses_another_account(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +121,7 @@ def test_retry_refuses_another_account(
     do(file, lambda store: store.pause(at, "reason"))
     emulator.clear_log()
     assert run("retry", file, 1) == 1
-    told(capsys, "another key", "--any-account", "Nothing was changed")
+    told(capsys, "another key", at.credentials[:8], "--any-account", "Nothing was changed")
     assert emulator.requests == []
     assert do(file, lambda store: store.mailbox(at)).paused == "reason"
     assert run("retry", file, 1, "--any-account") == 0
@@ -153,6 +193,27 @@ def test_session_takes_a_local_name_up(file: Path, emulator: Emulator) -> None:
     asyncio.run(taken_up())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks in another way")
+def test_retry_goes_on_when_nobody_reads_its_progress(file: Path) -> None:
+    """When whoever reads the output has left, what was begun is sent, without a word of it."""
+    with Emulator(latency=0.7) as emulator:
+        name = Elsewhere(emulator).conversation()
+        record(file, address(emulator, name), *map(str, range(25)))
+        with subprocess.Popen(
+            [sys.executable, "-m", "cached_session", "outbox", "retry", str(file), "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OPENAI_API_KEY": KEY},
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline().startswith(b"Sending 25 items")
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 1
+        assert texts(emulator.items(name)) == list(map(str, range(25)))
+
+
 def test_retry_at_another_base_url(file: Path, emulator: Emulator) -> None:
     """A server that has moved is named on the command line, and the backlog moves with it."""
     name = Elsewhere(emulator).conversation()
@@ -189,7 +250,7 @@ def test_retry_says_that_the_server_refused_again(
     at = address(emulator, "conv_gone")
     record(file, at, SECRET)
     assert run("retry", file, 1) == 1
-    told(capsys, "NotFoundError", "1 items are kept")
+    told(capsys, "NotFoundError")
     assert waiting(file, at) == [SECRET]
     assert run("show", file, 1) == 0
     assert "paused: NotFoundError" in capsys.readouterr().out
