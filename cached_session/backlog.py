@@ -24,7 +24,7 @@ from cached_session.delivering import deliver, look_back, settle
 from cached_session.errands import Errands
 from cached_session.errors import OutboxError
 from cached_session.journal import Journal
-from cached_session.operation import Operation, Superseded
+from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.replica import Replica
@@ -38,6 +38,9 @@ class User(Protocol):
     @property
     def made_elsewhere(self) -> str | None:
         """The id of a conversation that was made beside this one, and is to be used, or None."""
+
+    async def agree(self, made: str, deadline: float) -> str:
+        """The conversation to use, now that `made` was made here: that one, or another's."""
 
     def created(self) -> None:
         """Told that the conversation, which had only a local name, has its own id."""
@@ -77,6 +80,18 @@ class Backlog:
         """The id of a conversation that a wrapped session has made meanwhile, or None."""
         made = (user.made_elsewhere for user in list(self.bindings))
         return next((name for name in made if name is not None), None)
+
+    async def agree(self, made: str, deadline: float) -> str:
+        """The id that all agree on, now that `made` was made here.
+
+        Raises:
+            DeadlineExceeded: A wrapped session was making one, too, and did not come to an end.
+        """
+        for user in list(self.bindings):
+            agreed = await user.agree(made, deadline)
+            if agreed != made:
+                return agreed
+        return made
 
     @property
     def waits(self) -> bool:
@@ -280,7 +295,9 @@ class Backlog:
                 return  # somebody has come meanwhile
             if look:
                 await look_back(self.journal, operation, pages=10)
-            await self.journal.record(release=True)
+            # Where the outbox was closed meanwhile, nothing is held of it any more.
+            with contextlib.suppress(Reopened):
+                await self.journal.record(release=True)
             # Somebody may have come while that was recorded, too: with a second
             # backlog beside this one, both would send.
             if replica.backlog is self and not self.bindings:

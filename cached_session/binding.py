@@ -299,17 +299,39 @@ class Binding:
             return
         if self.conversation_id is None:
             self.conversation_id = outcome.value
+        await self._wrapped_settled(self._underlying, deadline)
+
+    async def _wrapped_settled(
+        self, underlying: OpenAIConversationsSession, deadline: float
+    ) -> None:
         # The wrapped session may be making one, too, at this moment. This
         # sends nothing, but waits until it has: then both mean the same one.
         try:
             async with asyncio.timeout_at(deadline):
-                await self._underlying.get_items(limit=0)
+                await underlying.get_items(limit=0)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{NEW}: the wrapped session's own request took until the deadline; "
                 "nothing was read or written",
                 conversation_id=self.conversation_id,
             ) from None
+
+    async def agree(self, made: str, deadline: float) -> str:
+        """The conversation to use, now that `made` was made for what waits: that one, or another's.
+
+        Args:
+            made: Its id.
+            deadline: Until when to wait for the wrapped session, on the running loop's clock.
+
+        Raises:
+            DeadlineExceeded: The wrapped session was making one, too, and took too long.
+        """
+        if self._underlying is None or self._local is None:
+            return made
+        if self.made_elsewhere is None:
+            self._underlying.session_id = made
+        await self._wrapped_settled(self._underlying, deadline)
+        return self.made_elsewhere or made
 
     def _creator(self) -> Retrier:
         # With an outbox nobody has to wait for the server to come back.
@@ -340,11 +362,17 @@ class Binding:
                     backlog.sender.halt()
             leaving = self._leave(self.outbox, backlog, look=wait)
             if wait or replica is None or replica.turns.idle:
-                await leaving
-            else:
-                # Behind what is in flight: it still notes what becomes of it.
-                # An error is nobody's: what is recorded stays, and is the next one's.
-                _leaving.begin(leaving)
+                try:
+                    await leaving
+                finally:
+                    await self._let_go_of_connections(session, replica)
+                return
+            # Behind what is in flight: it still notes what becomes of it.
+            # An error is nobody's: what is recorded stays, and is the next one's.
+            _leaving.begin(leaving)
+        await self._let_go_of_connections(session, replica)
+
+    async def _let_go_of_connections(self, session: object, replica: Replica | None) -> None:
         pools = connections(self._client)
         pools.users.discard(session)
         # A write that its caller has left may still be on its way.

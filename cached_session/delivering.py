@@ -65,7 +65,10 @@ async def _create(journal: Journal, operation: Operation) -> None:
     outcome = await operation.run(lambda seconds: operation.remote.create(timeout=seconds))
     if not isinstance(outcome, Applied):
         raise outcome.error
-    await journal.created(outcome.value, operation, empty=True)
+    made = agreed = outcome.value
+    if backlog is not None:
+        agreed = await backlog.agree(made, operation.deadline)
+    await journal.created(agreed, operation, empty=agreed == made)
 
 
 async def settle(journal: Journal, operation: Operation) -> None:

@@ -156,7 +156,7 @@ class Mirror:
             mailbox = store.mailbox(address)
             nothing = not mailbox.rows and mailbox.doubt is None
             nobodys = nothing and not store.elsewhere(address)
-            return _Read(
+            read = _Read(
                 token=store.token,
                 address=address,
                 # In this order: a claim is counted.
@@ -168,9 +168,14 @@ class Mirror:
                 newest=store.window_newest(address),
                 last=store.last(),
             )
+            if mailbox.paused is not None:
+                # Nothing is sent here: whoever decides about it must find it free.
+                store.release(address)
+            return read
 
         read = await self.outbox.transact(work)
-        if self.local and not read.known and window.history is None:
+        # A conversation that was used here before may have had nothing recorded.
+        if self.local and not read.known and not self._opened and window.history is None:
             name = self.replica.conversation_id
             raise OutboxError(
                 f"{name} is a name that an outbox gives to a conversation before the server has "

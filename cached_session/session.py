@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -24,7 +25,7 @@ from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
 from cached_session.creating import NEW
-from cached_session.errors import SessionClosed
+from cached_session.errors import CachedSessionError, SessionClosed
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.operation import Operation
 from cached_session.replica import Replica
@@ -457,7 +458,9 @@ class CachedSession(OpenAIConversationsSession):
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
             self.__closed = True
-            await self.__binding.close(self, wait=False)
+            # Nor what closing the outbox says: all that is recorded stays there.
+            with contextlib.suppress(CachedSessionError):
+                await self.__binding.close(self, wait=False)
 
     def __check_open(self) -> None:
         if self.__closed:

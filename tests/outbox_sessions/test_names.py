@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -89,5 +90,28 @@ async def test_the_wrapped_session_is_faster() -> None:
     await session.flush()
     assert session.session_id == wrapped.session_id
     assert line.texts(session.session_id) == ["direct", "waits"]
+    assert await session.get_items() == await wrapped.get_items()
+    await session.aclose()
+
+
+@pytest.mark.parametrize("first", ["ours", "the wrapped session's"])
+@in_virtual_time
+async def test_both_are_made_at_once(first: str) -> None:
+    """Where both sessions make a conversation at the same moment, all of it ends up in one."""
+    line = Line(latency=1.0)
+    wrapped = OpenAIConversationsSession(openai_client=line.openai)
+    session = CachedSession(
+        wrapped, outbox=MemoryOutbox(), cache=ConversationCache(), retry=policy()
+    )
+    line.always(is_create, CUT)
+    await session.add_items(users("waits"))
+    line.heal()
+    if first == "ours":
+        while not line.in_flight:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.01)
+    await wrapped.add_items(users("direct"))
+    await session.flush()
+    assert session.session_id == wrapped.session_id
+    assert sorted(line.texts(session.session_id)) == ["direct", "waits"]
     assert await session.get_items() == await wrapped.get_items()
     await session.aclose()

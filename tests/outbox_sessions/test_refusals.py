@@ -12,6 +12,7 @@ import pytest
 from cached_session import (
     AppendOutcomeUnknown,
     BacklogChanged,
+    CachedSession,
     ConversationCache,
     Event,
     MemoryOutbox,
@@ -138,6 +139,44 @@ async def test_a_new_process_finds_it_paused(
         assert await session.get_items() == [BAD]
         assert not any(entry.method == "POST" for entry in emulator.requests)
         await raised(session.aclose())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda session: session.add_items(users("c")),
+        lambda session: session.flush(),
+        lambda session: session.get_items(),
+    ],
+    ids=["add_items", "flush", "get_items"],
+)
+async def test_who_only_looks_holds_nothing(
+    call: Callable[[CachedSession], Any], new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """A process that came to a paused backlog leaves it free for whoever decides about it."""
+    conversation = Elsewhere(emulator).conversation("before")
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session(conversation)
+        await session.get_items()
+        emulator.faults = refuse_once()
+        await session.add_items(users("a", "b"))
+        await raised(session.aclose())
+        await process.outbox.close()
+    async with Process(emulator, new_outbox()) as process:
+        looking = process.session(conversation, max_staleness=float("inf"))
+        await raised(call(looking))
+        command = new_outbox()
+        (found,) = await command.transact(lambda store: store.summaries())
+        assert (found.items, found.owned) == (2, False)
+        async with Process(emulator, command) as other:
+            session = other.session(conversation)
+            assert words(await session.get_items()) == ["before", "a", "b"]
+            await command.transact(decide(discard=False))
+            await session.add_items(users("c"))
+            await session.flush()
+            assert texts(emulator.items(conversation)) == ["before", "a", "b", "c"]
+            await session.aclose()
+        await looking.aclose()
 
 
 @in_virtual_time

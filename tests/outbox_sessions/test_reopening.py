@@ -74,6 +74,47 @@ async def test_closed_while_items_wait(
     emulator.stop()
 
 
+async def test_closed_before_the_conversation_was_made(
+    new_outbox: Callable[[], SQLiteOutbox],
+) -> None:
+    """A session with a local name, and nothing recorded under it, goes on after a close."""
+    with Emulator() as emulator:
+        emulator.stop()
+        outbox = new_outbox()
+        async with Process(emulator, outbox) as process:
+            session = process.session()
+            assert await session.get_items() == []
+            await outbox.close()
+            await session.add_items(users("a"))
+            assert words(await session.get_items()) == ["a"]
+            emulator.start()
+            await session.flush()
+            assert texts(emulator.items(session.session_id)) == ["a"]
+            await session.aclose()
+
+
+async def test_a_block_that_raises_after_it_was_closed(
+    new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
+) -> None:
+    """What is raised in an `async with` block reaches its caller; `aclose` has nothing to say."""
+    outbox = new_outbox()
+    async with Process(emulator, outbox) as process:
+
+        async def block() -> None:
+            async with process.session() as session:
+                await session.add_items(users("a"))
+                await session.flush()
+                await outbox.close()
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            await block()
+        async with process.session() as session:
+            await session.add_items(users("b"))
+            await session.flush()
+            await outbox.close()
+
+
 async def test_every_call_after_it_was_closed(
     new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
 ) -> None:
