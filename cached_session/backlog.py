@@ -6,7 +6,6 @@ memory, is the journal's; the sender puts it on the server.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import sys
@@ -57,6 +56,7 @@ class Backlog:
         journal: What is recorded.
         sender: Who sends it.
         barrier: Where callers wait for it.
+        errands: What is done to its end, whatever becomes of the caller.
         bindings: Who uses it: sessions that are not closed.
     """
 
@@ -67,8 +67,8 @@ class Backlog:
         self.barrier = Barrier(self.journal, self.sender)
         self.bindings: weakref.WeakSet[User] = weakref.WeakSet()
         self._room = Room(self.journal)
-        self._errands = Errands()
-        self._clearing = Clearing(self.journal, self.barrier, self._errands)
+        self.errands = Errands()
+        self._clearing = Clearing(self.journal, self.barrier, self.errands)
 
     def created(self) -> None:
         """Tells all who use it that the conversation has its own id."""
@@ -125,7 +125,7 @@ class Backlog:
                 break
             place.give_back()
         # Whether items are recorded is not for a caller's cancellation to say.
-        await self._errands.run(self._accept(items, context), place.give_back)
+        await self.errands.run(self._accept(items, context), place.give_back)
 
     async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
         await self.journal.accept(items)
@@ -205,7 +205,7 @@ class Backlog:
         """Removes the newest item, from the outbox if it was not sent, and returns it."""
         waiting = self.journal.waiting
         while True:
-            withdrawn = await self._errands.run(self.journal.withdraw())
+            withdrawn = await self.errands.run(self.journal.withdraw())
             if withdrawn is not None:
                 return withdrawn
             if not waiting:
@@ -243,11 +243,6 @@ class Backlog:
     async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         """Drops what waits, then deletes the conversation; see `Replica.clear`."""
         await self._clearing.run(operation, deleted)
-
-    @property
-    def left(self) -> set[asyncio.Task[Any]]:
-        """What callers of this event loop have left and is still being done."""
-        return self._errands.left
 
     async def flush(self, operation: Operation, context: Callable[[], Operation]) -> None:
         """Waits until nothing waits any more.

@@ -149,7 +149,7 @@ class Binding:
             return None
         backlog = replica.backlog
         if backlog is not None and (
-            backlog.journal.missed or backlog.journal.outdated or backlog.left
+            backlog.journal.missed or backlog.journal.outdated or backlog.errands.left
         ):
             return None
         self._cache.touch(replica)
@@ -207,7 +207,7 @@ class Binding:
             )
             try:
                 if self.outbox is not None and replica.backlog is not None:
-                    left = replica.backlog.left
+                    left = replica.backlog.errands.left
                     if left:
                         # It settles before what comes after it.
                         await asyncio.wait(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,6 +61,25 @@ class Errands:
         task.add_done_callback(lambda _: then())
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """How a work ended that raised `error`."""
+
+    error: Exception
+
+
+async def ended(work: Callable[[], Coroutine[Any, Any, T]]) -> T | Failed:
+    """What a work comes to.
+
+    Its error is a value: whoever was to retrieve it may be on a loop that stands
+    still, and asyncio logs what nobody has retrieved.
+    """
+    try:
+        return await work()
+    except Exception as error:
+        return Failed(error)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -16,7 +16,6 @@ import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from openai import NotFoundError
@@ -25,7 +24,7 @@ from cached_session.appending import Append
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.errands import forsake
+from cached_session.errands import Failed, ended, forsake
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.removing import remove_newest
@@ -268,7 +267,7 @@ class Replica:
         self, operation: Operation, turn: Turn, write: Callable[[], Coroutine[Any, Any, T]]
     ) -> T:
         """Runs a write that holds the turn, to its end, whatever becomes of the caller."""
-        task = asyncio.get_running_loop().create_task(_ended(write))
+        task = asyncio.get_running_loop().create_task(ended(write))
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before
         # its first step runs neither.
@@ -279,7 +278,7 @@ class Replica:
             task.add_done_callback(lambda task: self._abandoned(operation, task))
             raise
         end = task.result()
-        if isinstance(end, _Failed):
+        if isinstance(end, Failed):
             raise end.error
         return end
 
@@ -288,25 +287,6 @@ class Replica:
         self.leave(turn)
 
     def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and isinstance(task.result(), _Failed):
+        if not task.cancelled() and isinstance(task.result(), Failed):
             name = type(task.result().error).__name__
             operation.meter.tell(AbandonedWriteFailed(self.conversation_id, name))
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """How a write ended that raised `error`."""
-
-    error: Exception
-
-
-async def _ended(write: Callable[[], Coroutine[Any, Any, T]]) -> T | _Failed:
-    """What a write comes to.
-
-    Its error is a value: whoever was to retrieve it may be on a loop that stands
-    still, and asyncio logs what nobody has retrieved.
-    """
-    try:
-        return await write()
-    except Exception as error:
-        return _Failed(error)
