@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
@@ -17,10 +17,10 @@ from cached_session.connections import account, connections, settings
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
-from cached_session.creating import NEW, Creation
+from cached_session.creating import Creation
 from cached_session.errands import Errands
-from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter
+from cached_session.identity import Identity
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
@@ -60,8 +60,7 @@ class Binding:
         outbox: Outbox | None,
     ) -> None:
         self._client = client
-        self._underlying = underlying
-        self._conversation_id = conversation_id
+        self._identity = Identity(underlying, conversation_id)
         self._cache = cache
         self._policy = policy
         self._retrier = Retrier(policy, meter)
@@ -74,42 +73,31 @@ class Binding:
         self._settings: tuple[object, ...] = ()
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
-        self._local: Replica | None = None
 
     @property
     def conversation_id(self) -> str | None:
         """The conversation's id, None before there is one."""
         self.created()
-        if self._underlying is None or self._local is not None:
-            return self._conversation_id
-        try:
-            return self._underlying.session_id
-        except ValueError:  # the SDK's way to say that there is none yet
-            return None
+        return self._identity.id
 
     @conversation_id.setter
     def conversation_id(self, value: str | None) -> None:
-        self._local = None
-        if self._underlying is not None:
-            # The SDK's setter takes None; its annotation does not say so.
-            self._underlying.session_id = cast(str, value)
-        self._conversation_id = value
+        self._identity.id = value
         self.replica = None
 
     @property
     def made_elsewhere(self) -> str | None:
-        """The id of a conversation that the wrapped session has made while ours waits, or None."""
-        if self._underlying is None or self._local is None:
-            return None
-        try:
-            return self._underlying.session_id
-        except ValueError:  # the SDK's way to say that there is none yet
-            return None
+        """See `Identity.made_elsewhere`."""
+        return self._identity.made_elsewhere
+
+    async def agree(self, made: str, deadline: float) -> str:
+        """See `Identity.agree`."""
+        return await self._identity.agree(made, deadline)
 
     def created(self) -> None:
         """Takes over the id of a conversation that had only a local name, if it has one now."""
-        replica = self._local
-        if replica is not None and not replica.conversation_id.startswith(LOCAL):
+        replica = self._identity.made()
+        if replica is not None:
             self.conversation_id = replica.conversation_id
             self.replica = replica
 
@@ -139,7 +127,7 @@ class Binding:
             self.replica = replica
             self._staleness.begin()
             if conversation_id.startswith(LOCAL):
-                self._local, self._conversation_id = replica, conversation_id
+                self._identity.wait_as(replica)
         return replica
 
     def served(self, limit: int | None) -> list[dict[str, Any]] | None:
@@ -292,46 +280,14 @@ class Binding:
             self.bind(name).window.begin_empty(Operation.now())
             self._staleness.made()
             return
-        if self._underlying is None:
+        if not self._identity.wraps:
             self.conversation_id = outcome.value
             self.bind(outcome.value).window.begin_empty(Operation.now())
             self._staleness.made()
             return
         if self.conversation_id is None:
             self.conversation_id = outcome.value
-        await self._wrapped_settled(self._underlying, deadline)
-
-    async def _wrapped_settled(
-        self, underlying: OpenAIConversationsSession, deadline: float
-    ) -> None:
-        # The wrapped session may be making one, too, at this moment. This
-        # sends nothing, but waits until it has: then both mean the same one.
-        try:
-            async with asyncio.timeout_at(deadline):
-                await underlying.get_items(limit=0)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{NEW}: the wrapped session's own request took until the deadline; "
-                "nothing was read or written",
-                conversation_id=self.conversation_id,
-            ) from None
-
-    async def agree(self, made: str, deadline: float) -> str:
-        """The conversation to use, now that `made` was made for what waits: that one, or another's.
-
-        Args:
-            made: Its id.
-            deadline: Until when to wait for the wrapped session, on the running loop's clock.
-
-        Raises:
-            DeadlineExceeded: The wrapped session was making one, too, and took too long.
-        """
-        if self._underlying is None or self._local is None:
-            return made
-        if self.made_elsewhere is None:
-            self._underlying.session_id = made
-        await self._wrapped_settled(self._underlying, deadline)
-        return self.made_elsewhere or made
+        await self._identity.settled(deadline)
 
     def _creator(self) -> Retrier:
         # With an outbox nobody has to wait for the server to come back.
