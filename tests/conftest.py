@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
+from cached_session.emulator import Emulator
 from tests.servers import agentic_binary, agentic_server
+from tests.session.support import new_client
 
 
 @pytest.fixture(scope="session", name="agentic_server")
@@ -20,6 +22,26 @@ def _agentic_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("agentic-server is not installed (pip install agentic-api)")
     with agentic_server(tmp_path_factory.mktemp("agentic")) as base_url:
         yield base_url
+
+
+@pytest.fixture(scope="session", name="running_emulator")
+def _running_emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(running_emulator: Emulator) -> Iterator[Emulator]:
+    """A server that many tests share, with an empty request log."""
+    running_emulator.clear_log()
+    yield running_emulator
+    running_emulator.faults = None
+
+
+@pytest.fixture
+def client(emulator: Emulator) -> AsyncOpenAI:
+    """A client for the emulator; closed at the end of the test, in its event loop."""
+    return new_client(emulator)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,13 +1,11 @@
-"""The server, and where the outbox is, for the tests of the command."""
+"""The key, and where the outbox is, for the tests of the command."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cached_session.emulator import Emulator
 from tests.outbox_command.support import KEY
 from tests.session.support import clean_environment
 
@@ -16,20 +14,6 @@ from tests.session.support import clean_environment
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     clean_environment(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
-@pytest.fixture(scope="session", name="running_emulator")
-def _running_emulator() -> Iterator[Emulator]:
-    with Emulator() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running_emulator: Emulator) -> Iterator[Emulator]:
-    """A server that many tests share, with an empty request log."""
-    running_emulator.clear_log()
-    yield running_emulator
-    running_emulator.faults = None
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Servers, clients and outboxes for the tests of sessions with an outbox."""
+"""An environment, and outboxes, for the tests of sessions with an outbox."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 from agents import set_tracing_disabled
-from openai import AsyncOpenAI
 
 from cached_session import MemoryOutbox, Outbox, SQLiteOutbox
-from cached_session.emulator import Emulator
-from tests.session.support import clean_environment, new_client
+from tests.session.support import clean_environment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,26 +19,6 @@ def _environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         clean_environment(patch)
         yield
-
-
-@pytest.fixture(scope="session", name="running_emulator")
-def _running_emulator() -> Iterator[Emulator]:
-    with Emulator() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running_emulator: Emulator) -> Iterator[Emulator]:
-    """A server that many tests share, with an empty request log."""
-    running_emulator.clear_log()
-    yield running_emulator
-    running_emulator.faults = None
-
-
-@pytest.fixture
-def client(emulator: Emulator) -> AsyncOpenAI:
-    """A client for the emulator; closed at the end of the test, in its event loop."""
-    return new_client(emulator)
 
 
 @pytest.fixture

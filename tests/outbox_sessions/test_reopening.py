@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cached_session import OutboxError, SQLiteOutbox
+from cached_session import OutboxError, Sending, SQLiteOutbox
 from cached_session.emulator import Emulator
-from tests.outbox_sessions.support import Process, left_by_an_exception, raised, words
+from tests.outbox_sessions.support import Process, left_by_an_exception, raised, until, words
 from tests.session.support import numbered, texts, users
 
 
@@ -164,8 +164,7 @@ async def test_the_server_goes_away_after_a_restart(
             for number in range(3, 9):
                 await session.add_items(users(str(number)))
                 expected.append(str(number))
-                # Long enough for the sender to have tried.
-                await raised(session.flush(0.02))
+                await until(lambda: session.stats.sending is Sending.OFFLINE)
                 assert words(await session.get_items()) == expected
             emulator.start()
             await session.flush()

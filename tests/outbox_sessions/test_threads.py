@@ -11,26 +11,7 @@ import pytest
 from cached_session import CachedSession, ConversationCache, Outbox
 from cached_session.emulator import Emulator
 from tests.outbox_sessions.support import QUICK, held, session_on, until, words
-from tests.session.support import PATIENCE, new_client, numbered, texts, users
-
-
-def _in_threads(*works: Callable[[], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread waits for something that does not come"
-    if errors:
-        raise errors[0]
+from tests.session.support import PATIENCE, in_threads, new_client, numbered, texts, users
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["one session", "own sessions"])
@@ -63,7 +44,7 @@ def test_threads(own: bool, outbox: Outbox, emulator: Emulator) -> None:
 
         return lambda: asyncio.run(main())
 
-    _in_threads(*(work(name) for name in "xyz"))
+    in_threads(*(work(name) for name in "xyz"))
     asyncio.run(first.flush())
     stored = texts(emulator.items(conversation))
     assert len(stored) == 180
@@ -102,7 +83,7 @@ def test_a_thread_ends_while_another_waits(outbox: Outbox) -> None:
             asyncio.run(append_and_leave())
             ended.set()
 
-        _in_threads(leave, lambda: asyncio.run(wait()))
+        in_threads(leave, lambda: asyncio.run(wait()))
         assert texts(emulator.items(session.session_id)) == [str(n) for n in range(50)]
         asyncio.run(session.aclose())
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -141,3 +142,23 @@ class Gate:
         """Returns when somebody waits at the gate."""
         came = await asyncio.to_thread(self._arrived.acquire, timeout=PATIENCE)
         assert came, "nobody came to the gate"
+
+
+def in_threads(*works: Callable[[], None]) -> None:
+    """Does each work in a thread of its own, to its end; raises what the first one raised."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread waits for something that does not come"
+    if errors:
+        raise errors[0]

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Emulator
-from tests.session.support import PATIENCE, new_client, sent, texts, users
+from tests.session.support import PATIENCE, in_threads, new_client, sent, texts, users
 
 
 def test_three_loops_one_after_the_other(emulator: Emulator) -> None:
@@ -79,25 +79,6 @@ def test_module_level_client_and_session(emulator: Emulator) -> None:
     assert sent(emulator).count("POST items") == 10
 
 
-def _in_threads(*works: Callable[[], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread waits for something that does not come"
-    if errors:
-        raise errors[0]
-
-
 @pytest.mark.parametrize("own_sessions", [False, True], ids=["one session", "two sessions"])
 def test_two_threads_with_a_loop_each(own_sessions: bool, emulator: Emulator) -> None:
     """Two threads write and read at once: nothing is lost or doubled, and both see one order."""
@@ -125,7 +106,7 @@ def test_two_threads_with_a_loop_each(own_sessions: bool, emulator: Emulator) ->
 
         return lambda: asyncio.run(main())
 
-    _in_threads(work("a", first), work("b", second))
+    in_threads(work("a", first), work("b", second))
     stored = emulator.items(first.session_id)
     assert len(stored) == len(set(texts(stored))) == 120
     assert asyncio.run(first.get_items()) == asyncio.run(second.get_items()) == stored
@@ -143,7 +124,7 @@ def test_first_calls_of_two_threads_race(emulator: Emulator) -> None:
 
         return lambda: asyncio.run(main())
 
-    _in_threads(work("a"), work("b"))
+    in_threads(work("a"), work("b"))
     assert sent(emulator).count("POST conversation") == 1
     assert sorted(texts(emulator.items(session.session_id))) == ["a", "b"]
 
@@ -167,7 +148,7 @@ def test_reads_in_a_thread_while_another_writes(emulator: Emulator) -> None:
             reads.append(texts(await reader.get_items()))
             await asyncio.sleep(0)
 
-    _in_threads(lambda: asyncio.run(write()), lambda: asyncio.run(read()))
+    in_threads(lambda: asyncio.run(write()), lambda: asyncio.run(read()))
     stored = texts(emulator.items(writer.session_id))
     assert len(stored) == 61
     for earlier, later in itertools.pairwise(reads):
