@@ -25,7 +25,7 @@ async def loop_against_memory(
     bar is a share of can be read in two ways; both are here.
     """
     rounds = [await _one_round(site, runs) for _ in range(times)]
-    ours, trips, memory, least = map(quickest, zip(*rounds, strict=True))
+    ours, trips, memory, least = map(_quickest, zip(*rounds, strict=True))
     requests = 1 + 3 * runs
     beyond = ours.total - trips.total - memory.total
     work = f"{runs} runs with one tool call at {latency * 1e3:g} ms: time beyond"
@@ -57,7 +57,7 @@ async def loop_against_memory(
     ]
 
 
-def quickest(loops: Sequence[Loop]) -> Loop:
+def _quickest(loops: Sequence[Loop]) -> Loop:
     """Each run as it was in the quickest of several loops: noise seldom meets it in all."""
     return Loop(
         [min(run) for run in zip(*(loop.seconds for loop in loops), strict=True)],
