@@ -63,7 +63,7 @@ class Barrier:
             lambda: condition() or sender.failure is not None, operation.deadline, look
         )
         if not came:
-            raise self._too_late(operation, otherwise)
+            raise self._too_late(operation, otherwise) from sender.trouble
         failure = sender.failure
         if failure is not None and not condition():
             raise OutboxError(
@@ -105,9 +105,11 @@ class Barrier:
         self._sender.start(lambda: operation.renewed(self._journal.replica.conversation_id))
 
     def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
+        trouble = self._sender.trouble
+        met = "" if trouble is None else f", {type(trouble).__name__}"
         return DeadlineExceeded(
             f"{operation.conversation_id}: {why}. {len(self._journal.waiting)} items are recorded "
-            f"in the outbox and not known to be on the server (sending: {self._sender.state})",
+            f"in the outbox and not known to be on the server (sending: {self._sender.state}{met})",
             conversation_id=operation.conversation_id,
         )
 

@@ -38,6 +38,7 @@ class Sender:
     Attributes:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
+        trouble: What went wrong at its last attempt, after which it tries again, or None.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -51,6 +52,7 @@ class Sender:
         self._batches = 0
         self.state = Sending.IDLE
         self.failure: OutboxError | None = None
+        self.trouble: Exception | None = None
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -197,6 +199,7 @@ class Sender:
             outcome = Unknown(error, retryable=True)
         else:
             outcome = Applied(None)
+        self.trouble = None if isinstance(outcome, Applied) else outcome.error
         if isinstance(outcome, Applied):
             self._batches += 1
             self._change(Sending.SENDING)

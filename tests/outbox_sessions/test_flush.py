@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from openai import InternalServerError
 
 from cached_session import (
     CachedSession,
@@ -19,6 +20,7 @@ from cached_session import (
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT, LOST
+from tests.faults.line import error as status
 from tests.faults.virtual import now
 from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
 from tests.session.support import Gate, numbered, texts, users
@@ -61,6 +63,29 @@ async def test_flush_that_takes_too_long() -> None:
     await session.flush(timeout=60)
     assert line.texts(conversation) == ["a", "b", "c"]
     await session.aclose()
+
+
+@in_virtual_time
+async def test_why_a_flush_took_too_long() -> None:
+    """A flush that is not done in time says what went wrong last, and has it as its cause."""
+    line, session, conversation = await opened("a")
+    line.on(is_append, status(503), Fault(FaultKind.SLOW, delay=50.0))
+    await session.add_items(users("b"))
+    error = await raised(session.flush(timeout=0.1))
+    assert isinstance(error, DeadlineExceeded)
+    assert "(sending: offline, InternalServerError)" in str(error)
+    assert isinstance(error.__cause__, InternalServerError)
+    # It is history as soon as it goes on.
+    line.heal()
+    await session.flush()
+    line.on(is_append, Fault(FaultKind.SLOW, delay=50.0))
+    await session.add_items(users("c"))
+    error = await raised(session.flush(timeout=0.1))
+    assert isinstance(error, DeadlineExceeded)
+    assert "(sending: sending)" in str(error)
+    assert error.__cause__ is None
+    await session.aclose()
+    assert line.texts(conversation) == ["a", "b", "c"]
 
 
 @in_virtual_time
