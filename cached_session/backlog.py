@@ -7,7 +7,6 @@ memory, is the journal's; the sender puts it on the server.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from cached_session.journal import Journal
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
+from cached_session.popping import Popping
 from cached_session.replica import Replica
 from cached_session.room import Room
 from cached_session.sending import Sender
@@ -43,10 +43,6 @@ class User(Protocol):
 
     def created(self) -> None:
         """Told that the conversation, which had only a local name, has its own id."""
-
-
-class _Waits(Exception):
-    """Something was accepted before the turn came."""
 
 
 class Backlog:
@@ -69,6 +65,7 @@ class Backlog:
         self._room = Room(self.journal)
         self.errands = Errands()
         self._clearing = Clearing(self.journal, self.barrier, self.errands)
+        self._popping = Popping(self.journal, self.barrier, self.errands)
 
     def created(self) -> None:
         """Tells all who use it that the conversation has its own id."""
@@ -181,17 +178,12 @@ class Backlog:
                         continue
                     finally:
                         if claims:
-                            await self._let_go()
+                            await self.barrier.let_go()
             # Another process is sending: what is on the server and what waits
             # cannot be told apart at this moment.
             await self.barrier.at_rest(operation)
             if journal.paused is not None:
                 await self.barrier.held_elsewhere(operation)
-
-    async def _let_go(self) -> None:
-        """Lets others send, where nothing waits here that would be sent. In the turn."""
-        if self.barrier.open:
-            await self.journal.record(release=True)
 
     async def refresh(self, operation: Operation) -> None:
         """Forgets what the server has; see `Replica.refresh`."""
@@ -203,42 +195,7 @@ class Backlog:
         self, operation: Operation, *, listing: int, since: float
     ) -> dict[str, Any] | None:
         """Removes the newest item, from the outbox if it was not sent, and returns it."""
-        waiting = self.journal.waiting
-        while True:
-            withdrawn = await self.errands.run(self.journal.withdraw())
-            if withdrawn is not None:
-                return withdrawn
-            if not waiting:
-                if self.journal.local:
-                    return None
-                first = functools.partial(self._recorded, operation)
-                try:
-                    return await self.replica.pop(
-                        operation, listing=listing, since=since, first=first
-                    )
-                except _Waits:
-                    continue
-            self.barrier.raise_if_paused()
-            await self.barrier.until(
-                self._differs(waiting.seen, len(waiting)),
-                operation,
-                "the newest item is being sent, and that took until the deadline; it was not "
-                "removed",
-            )
-
-    async def _recorded(self, operation: Operation) -> None:
-        """Puts down what has landed, before any of it is removed. In the turn.
-
-        A process that takes over in between would send it again.
-        """
-        await self.journal.alone(operation)
-        await self._let_go()
-        if self.journal.waiting:
-            raise _Waits
-
-    def _differs(self, seen: int, count: int) -> Callable[[], bool]:
-        waiting = self.journal.waiting
-        return lambda: (waiting.seen, len(waiting)) != (seen, count) or bool(self.journal.paused)
+        return await self._popping.run(operation, listing=listing, since=since)
 
     async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         """Drops what waits, then deletes the conversation; see `Replica.clear`."""
@@ -260,7 +217,7 @@ class Backlog:
                     await settle(self.journal, operation)
                     await self.replica.look(operation)
             finally:
-                await self._let_go()
+                await self.barrier.let_go()
 
     async def create(self, operation: Operation) -> None:
         """Creates the conversation on the server, in one attempt, if it has only a local name.

@@ -25,6 +25,11 @@ class Barrier:
         """Whether nothing waits that would be sent."""
         return not self._journal.waiting or self._journal.paused is not None
 
+    async def let_go(self) -> None:
+        """Lets others send, where nothing waits here that would be sent. In the turn."""
+        if self.open:
+            await self._journal.record(release=True)
+
     async def drained(self, operation: Operation, context: Callable[[], Operation]) -> None:
         """Waits until nothing waits any more.
 

@@ -19,6 +19,7 @@ from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
 from cached_session.errands import Errands
+from cached_session.errors import CachedSessionError
 from cached_session.events import Meter
 from cached_session.identity import Identity
 from cached_session.operation import Operation, Reopened, Superseded
@@ -340,6 +341,11 @@ class Binding:
         try:
             if backlog is not None and not backlog.bindings:
                 await backlog.end(self.sending(backlog.replica), look=look)
+        except CachedSessionError:
+            # Others would wait for what it could not let go of. Whoever still
+            # uses the outbox here opens it again.
+            await outbox.close()
+            raise
         finally:
             if not outbox.users:
                 await outbox.close()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.waiting import Waiting
 from cached_session.errors import OutboxError
+from cached_session.keeping import Writing
 from cached_session.mirror import Mirror, plain
 from cached_session.operation import Operation
 from cached_session.outbox.records import Address, Claim, Row
@@ -151,7 +152,7 @@ class Journal(Mirror):
         with self.lock:
             through = waiting.batch()
         doubt = window.unsettled.dump(history.items, complete=history.complete)
-        keep, kept = self._kept.writing(history, landed=waiting.landed, removed=window.removed)
+        keep, kept = self._keeping()
 
         def work(store: Store, address: Address) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
             claimed = self._claim(store, address)
@@ -193,7 +194,7 @@ class Journal(Mirror):
         """
         waiting, window = self.waiting, self.replica.window
         history, unsettled = window.history, window.unsettled
-        keep, kept = self._kept.writing(history, landed=waiting.landed, removed=window.removed)
+        keep, kept = self._keeping()
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if unsettled.active or (self.batch and history is not None):
@@ -218,12 +219,18 @@ class Journal(Mirror):
 
     async def keep_window(self, *, listed: bool = False) -> None:
         """Keeps the window for the next process, if it has changed; `listed`: see `KeptWindow`."""
-        history = self.replica.window.history
-        if self._kept.behind(history):
-            landed, removed = self.waiting.landed, self.replica.window.removed
-            keep, kept = self._kept.writing(history, listed=listed, landed=landed, removed=removed)
+        if self._kept.behind(self._shown()):
+            keep, kept = self._keeping(listed=listed)
             await self._transact(keep)
             kept()
+
+    def _keeping(self, *, listed: bool = False) -> tuple[Writing, Callable[[], None]]:
+        # Not with late copies in it: where their removal ends with this process,
+        # others would show what is left of them, and what is gone.
+        removed = self.replica.window.removed
+        return self._kept.writing(
+            self._shown(), landed=self.waiting.landed, removed=removed, listed=listed
+        )
 
     async def pause(self, reason: str, error: Exception) -> None:
         """Notes that nothing is sent until somebody decides."""

@@ -145,7 +145,8 @@ class Mirror:
             return None
         return Claim.TAKEN if self._stale else Claim.KEPT
 
-    async def _load(self, operation: Operation) -> None:
+    async def _load(self, operation: Operation, *, using: bool = False) -> None:
+        """Reads it; `using` says that the caller needs what it claims, and lets go of it after."""
         window = self.replica.window
 
         def work(store: Store) -> _Read:
@@ -168,7 +169,7 @@ class Mirror:
                 newest=store.window_newest(address),
                 last=store.last(),
             )
-            if mailbox.paused is not None:
+            if mailbox.paused is not None and not using:
                 # Nothing is sent here: whoever decides about it must find it free.
                 store.release(address)
             return read
@@ -235,7 +236,8 @@ class Mirror:
         """Whether no other process sends what waits here, from now on. In the turn.
 
         What another process has done is read first. What is in doubt and was
-        taken over by another one is that one's to look after.
+        taken over by another one is that one's to look after. Whoever hears that
+        it is, and not only because nothing is to be sent, lets go of it in the end.
         """
         window = self.replica.window
         if not (self.waiting or window.unsettled.active):
@@ -243,7 +245,7 @@ class Mirror:
         claimed = await self._transact(self._claim)
         if claimed is Claim.TAKEN:
             window.forget()
-            await self._load(operation)
+            await self._load(operation, using=True)
         elif claimed is None and not self.waiting:
             window.forget()
             window.unsettled = Unsettled()

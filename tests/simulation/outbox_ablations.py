@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from cached_session import backlog, delivering, journal
+from cached_session import backlog, delivering, journal, mirror, popping
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, Store
 from tests.simulation.ablations import Ablation
+from tests.simulation.outbox_disk import SimOutbox
 
 
 def doubt_not_restored(patch: pytest.MonkeyPatch) -> None:
@@ -43,11 +44,11 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
     """A process that takes over sends again what was on the server and was popped."""
 
-    async def recorded(self: Any, operation: Any) -> None:
-        if self.journal.waiting:
-            raise backlog._Waits
+    async def put_down(self: Any, *, claims: bool) -> None:
+        if self._journal.waiting:
+            raise popping._Waits
 
-    patch.setattr(backlog.Backlog, "_recorded", recorded)
+    patch.setattr(popping.Popping, "_put_down", put_down)
 
 
 def claim_always_granted(patch: pytest.MonkeyPatch) -> None:
@@ -119,6 +120,30 @@ def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(backlog.Backlog, "read", decided)
 
 
+def late_copies_kept(patch: pytest.MonkeyPatch) -> None:
+    """What is kept of a conversation holds the late copies that are to be removed of it."""
+    patch.setattr(mirror.Mirror, "_shown", lambda self: self.replica.window.history)
+
+
+def paused_and_let_go_of_in_use(patch: pytest.MonkeyPatch) -> None:
+    """Who looks after what is in doubt of a paused backlog lets others send meanwhile."""
+    load = mirror.Mirror._load
+
+    async def idle(self: Any, operation: Any, *, using: bool = False) -> None:
+        await load(self, operation)
+
+    patch.setattr(mirror.Mirror, "_load", idle)
+
+
+def held_after_a_failed_close(patch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be recorded that a backlog is let go of, the process holds on to it."""
+
+    async def close(self: SimOutbox) -> None:
+        return None
+
+    patch.setattr(SimOutbox, "close", close)
+
+
 OUTBOX_ABLATIONS: list[Ablation] = [
     doubt_not_restored,
     seal_without_anchor,
@@ -132,4 +157,7 @@ OUTBOX_ABLATIONS: list[Ablation] = [
     no_settling_before_a_read,
     no_settling_before_a_send,
     reads_of_the_server_alone,
+    late_copies_kept,
+    paused_and_let_go_of_in_use,
+    held_after_a_failed_close,
 ]

@@ -149,7 +149,8 @@ class SimOutbox(Shared):
     ) -> None:
         super().__init__(max_items, 1 << 20, None, 10.0, max_window_bytes)
         self._disk = disk
-        self.token = token
+        self.token = self._name = token
+        self._opened = 0
         self._random = rng
         self._delays = delays
         self._store = disk.store(token, max_window_bytes)
@@ -176,7 +177,16 @@ class SimOutbox(Shared):
         return cast(T, (await future).result())
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Does what it was asked before and lets go of all backlogs; goes on as another owner."""
+        if self._dead:
+            return
+        if self._jobs:
+            self._commit()
+        self._disk.living.discard(self.token)
+        self._opened += 1
+        self.token = f"{self._name}, opened again ({self._opened})"
+        self._disk.living.add(self.token)
+        self._store = self._disk.store(self.token, self.max_window_bytes)
 
     def crash(self) -> None:
         """Ends the owner. Of the works that wait, a random beginning was committed."""
