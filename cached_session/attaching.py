@@ -49,7 +49,7 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
     address = address_of(owner, name)
     with outbox.lock:
         backlog: Backlog | None = outbox.backlogs.get(address)
-        if backlog is None or (backlog.replica is not replica and not backlog.bindings):
+        if backlog is None or (backlog.replica is not replica and not backlog.users):
             backlog = Backlog(outbox, address, replica)
         if backlog.replica is not replica:
             raise ValueError(
@@ -58,7 +58,7 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
             )
         other = replica.backlog
         # One that is left behind, by a session that was not closed, is in nobody's way.
-        if other not in (None, backlog) and (other.bindings or other.sender.working):
+        if other not in (None, backlog) and (other.users or other.sender.working):
             raise ValueError(
                 f"outbox: {name} has another outbox in this process; give all sessions on a "
                 "conversation the same one"

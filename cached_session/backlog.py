@@ -32,7 +32,7 @@ from cached_session.sending import Sender
 
 
 class User(Protocol):
-    """A session that uses a backlog, in short."""
+    """What a backlog needs to know of a session that uses it."""
 
     @property
     def made_elsewhere(self) -> str | None:
@@ -53,7 +53,7 @@ class Backlog:
         sender: Who sends it.
         barrier: Where callers wait for it.
         errands: What is done to its end, whatever becomes of the caller.
-        bindings: Who uses it: sessions that are not closed.
+        users: Who uses it: sessions that are not closed.
     """
 
     def __init__(self, outbox: Outbox, address: Address, replica: Replica) -> None:
@@ -61,7 +61,7 @@ class Backlog:
         self.journal = Journal(outbox, address, replica)
         self.sender = Sender(self.journal)
         self.barrier = Barrier(self.journal, self.sender)
-        self.bindings: weakref.WeakSet[User] = weakref.WeakSet()
+        self.users: weakref.WeakSet[User] = weakref.WeakSet()
         self._room = Room(self.journal)
         self.errands = Errands()
         self._clearing = Clearing(self.journal, self.barrier, self.errands)
@@ -69,13 +69,13 @@ class Backlog:
 
     def created(self) -> None:
         """Tells all who use it that the conversation has its own id."""
-        for user in list(self.bindings):
+        for user in list(self.users):
             user.created()
 
     @property
     def made_elsewhere(self) -> str | None:
         """The id of a conversation that a wrapped session has made meanwhile, or None."""
-        made = (user.made_elsewhere for user in list(self.bindings))
+        made = (user.made_elsewhere for user in list(self.users))
         return next((name for name in made if name is not None), None)
 
     async def agree(self, made: str, deadline: float) -> str:
@@ -84,7 +84,7 @@ class Backlog:
         Raises:
             DeadlineExceeded: A wrapped session was making one, too, and did not come to an end.
         """
-        for user in list(self.bindings):
+        for user in list(self.users):
             agreed = await user.agree(made, deadline)
             if agreed != made:
                 return agreed
@@ -243,7 +243,7 @@ class Backlog:
         replica = self.replica
         await self.sender.ended()
         async with replica.turn(operation):
-            if self.bindings:
+            if self.users:
                 return  # somebody has come meanwhile
             if look:
                 await look_back(self.journal, operation, pages=10)
@@ -252,5 +252,5 @@ class Backlog:
                 await self.journal.record(release=True)
             # Somebody may have come while that was recorded, too: with a second
             # backlog beside this one, both would send.
-            if replica.backlog is self and not self.bindings:
+            if replica.backlog is self and not self.users:
                 replica.backlog = replica.window.recording = None

@@ -18,10 +18,9 @@ from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
-from cached_session.errands import Errands
-from cached_session.errors import CachedSessionError
 from cached_session.events import Meter
 from cached_session.identity import Identity
+from cached_session.leaving import Leaving
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
@@ -29,7 +28,6 @@ from cached_session.retrying import Retrier, RetryPolicy
 from cached_session.staleness import Staleness
 
 if TYPE_CHECKING:
-    from cached_session.backlog import Backlog
     from cached_session.outbox import Outbox
 
 T = TypeVar("T")
@@ -78,29 +76,12 @@ class Binding:
     @property
     def conversation_id(self) -> str | None:
         """The conversation's id, None before there is one."""
-        self.created()
         return self._identity.id
 
     @conversation_id.setter
     def conversation_id(self, value: str | None) -> None:
         self._identity.id = value
         self.replica = None
-
-    @property
-    def made_elsewhere(self) -> str | None:
-        """See `Identity.made_elsewhere`."""
-        return self._identity.made_elsewhere
-
-    async def agree(self, made: str, deadline: float) -> str:
-        """See `Identity.agree`."""
-        return await self._identity.agree(made, deadline)
-
-    def created(self) -> None:
-        """Takes over the id of a conversation that had only a local name, if it has one now."""
-        replica = self._identity.made()
-        if replica is not None:
-            self.conversation_id = replica.conversation_id
-            self.replica = replica
 
     def bound(self) -> Replica | None:
         """The copy of the current conversation, if it is bound already."""
@@ -124,7 +105,7 @@ class Binding:
                 # Only now: most processes use no outbox, and need not load it.
                 from cached_session.attaching import attach
 
-                attach(self.outbox, owner, replica).bindings.add(self)
+                attach(self.outbox, owner, replica).users.add(self._identity)
             self.replica = replica
             self._staleness.begin()
             if conversation_id.startswith(LOCAL):
@@ -310,45 +291,7 @@ class Binding:
             wait: Whether to wait for a request of the outbox that is in flight.
         """
         replica, self.replica = self.replica, None
-        if self.outbox is not None:
-            self.outbox.users.discard(session)
-            backlog = None if replica is None else replica.backlog
-            if backlog is not None:
-                backlog.bindings.discard(self)
-                if not backlog.bindings:
-                    backlog.sender.halt()
-            leaving = self._leave(self.outbox, backlog, look=wait)
-            if wait or replica is None or replica.turns.idle:
-                try:
-                    await leaving
-                finally:
-                    await self._let_go_of_connections(session, replica)
-                return
-            # Behind what is in flight: it still notes what becomes of it.
-            # An error is nobody's: what is recorded stays, and is the next one's.
-            _leaving.begin(leaving)
-        await self._let_go_of_connections(session, replica)
-
-    async def _let_go_of_connections(self, session: object, replica: Replica | None) -> None:
-        pools = connections(self._client)
-        pools.users.discard(session)
-        # A write that its caller has left may still be on its way.
-        if not pools.users and (replica is None or replica.turns.idle):
-            await pools.close()
-
-    async def _leave(self, outbox: Outbox, backlog: Backlog | None, *, look: bool) -> None:
-        """Lets go of a backlog and an outbox that no other session uses."""
-        try:
-            if backlog is not None and not backlog.bindings:
-                await backlog.end(self.sending(backlog.replica), look=look)
-        except CachedSessionError:
-            # Others would wait for what it could not let go of. Whoever still
-            # uses the outbox here opens it again.
-            await outbox.close()
-            raise
-        finally:
-            if not outbox.users:
-                await outbox.close()
-
-
-_leaving = Errands()
+        if replica is not None and replica.backlog is not None:
+            replica.backlog.users.discard(self._identity)
+        leaving = Leaving(session, self._client, replica, self.outbox, self.sending)
+        await leaving.run(wait=wait)

@@ -37,6 +37,7 @@ class Identity:
     @property
     def id(self) -> str | None:
         """The conversation's id, or its local name; None before there is one."""
+        self.created()
         return self._id if self._underlying is None or self._local is not None else self._wrapped()
 
     @id.setter
@@ -51,12 +52,11 @@ class Identity:
         """Goes by the local name of a conversation that the server has not made yet."""
         self._local, self._id = replica, replica.conversation_id
 
-    def made(self) -> Replica | None:
-        """The copy of a conversation that went by a local name and has its id now, or None."""
+    def created(self) -> None:
+        """Takes over the id of a conversation that had only a local name, if it has one now."""
         replica = self._local
-        if replica is None or replica.conversation_id.startswith(LOCAL):
-            return None
-        return replica
+        if replica is not None and not replica.conversation_id.startswith(LOCAL):
+            self.id = replica.conversation_id
 
     @property
     def made_elsewhere(self) -> str | None:
