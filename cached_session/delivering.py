@@ -42,9 +42,14 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     if journal.paused is not None:
         # Whoever had the turn before has found out that nothing will tell.
         return
+    history = window.history
+    if history is not None and len(history) == 1 and not history.complete:
+        # Too little to go by: see below.
+        window.forget()
     if window.history is None or window.unsettled.crowded:
         # In the same one request more than one item that the batch stands behind:
-        # other writers may remove the newest ones before an answer is looked for.
+        # other writers may remove the newest ones before an answer is looked for,
+        # and a process may have ended before it could note that it did.
         await window.relist(once, ANCHORS)
         await window.remove_late_copies(once)
     if not journal.waiting:

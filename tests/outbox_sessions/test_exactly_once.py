@@ -181,3 +181,35 @@ async def test_ids_of_their_own() -> None:
     assert words(await session.get_items(1)) == ["b"]
     assert len(line.service.items(conversation)) == 3
     await session.aclose()
+
+
+@pytest.mark.parametrize("lost", [CUT, LOST], ids=label)
+@in_virtual_time
+async def test_the_only_item_held_is_removed(lost: FaultKind) -> None:
+    """A batch behind the one item that was read is found, whoever removes that item meanwhile."""
+    line = Line()
+    conversation = line.conversation("yes", "a", "yes")
+    session = line.session(conversation, outbox=MemoryOutbox())
+    assert words(await session.get_items(1)) == ["yes"]
+    line.asked()
+    line.on(is_append, Do(lambda: line.remove(conversation, "yes"), then=lost))
+    await session.add_items(users("yes"))
+    await session.flush()
+    assert line.texts(conversation) == ["a", "yes"]
+    assert await session.get_items() == line.service.items(conversation)
+    await session.aclose()
+
+
+@in_virtual_time
+async def test_what_the_only_item_held_costs() -> None:
+    """A batch behind the one item that was read costs one request more, once."""
+    line = Line()
+    conversation = line.conversation("a", "b", "c")
+    session = line.session(conversation, outbox=MemoryOutbox())
+    await session.get_items(1)
+    line.asked()
+    for text, asked in (("d", ["list", "append"]), ("e", ["append"])):
+        await session.add_items(users(text))
+        await session.flush()
+        assert line.asked() == asked
+    await session.aclose()
