@@ -21,7 +21,8 @@ from cached_session.core.items import Outgoing, copies
 from cached_session.delivering import deliver, look_back, settle
 from cached_session.errands import Errands
 from cached_session.errors import OutboxError
-from cached_session.journal import Journal
+from cached_session.events import Sending
+from cached_session.journal import Changed, Elsewhere, Journal
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
@@ -59,7 +60,7 @@ class Backlog:
     def __init__(self, outbox: Outbox, address: Address, replica: Replica) -> None:
         self.replica = replica
         self.journal = Journal(outbox, address, replica)
-        self.sender = Sender(self.journal)
+        self.journal.worker = self.sender = Sender(self.journal)
         self.barrier = Barrier(self.journal, self.sender)
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         self._room = Room(self.journal)
@@ -89,6 +90,14 @@ class Backlog:
             if agreed != made:
                 return agreed
         return made
+
+    @property
+    def sending(self) -> Sending:
+        """What becomes of what waits."""
+        # The sender ends a moment after its last item has landed.
+        if not self.journal.waiting:
+            return Sending.IDLE
+        return self.sender.state if self.journal.paused is None else Sending.PAUSED
 
     @property
     def waits(self) -> bool:
@@ -208,16 +217,20 @@ class Backlog:
             OutboxPaused: The server refused a batch.
             DeadlineExceeded: It took too long; all is kept.
         """
-        await self.barrier.drained(operation, context)
-        async with self.replica.turn(operation):
-            try:
-                if await self.journal.alone(operation):
-                    # Of what was accepted meanwhile a batch may be in doubt: the
-                    # listing that decides about it decides only once.
-                    await settle(self.journal, operation)
-                    await self.replica.look(operation)
-            finally:
-                await self.barrier.let_go()
+        while True:
+            await self.barrier.drained(operation, context)
+            async with self.replica.turn(operation):
+                try:
+                    if await self.journal.alone(operation):
+                        # Of what was accepted meanwhile a batch may be in doubt: the
+                        # listing that decides about it decides only once.
+                        await settle(self.journal, operation)
+                        await self.replica.look(operation)
+                finally:
+                    await self.barrier.let_go()
+            if not self.journal.waiting:
+                return
+            # Found just now, where another process had left it.
 
     async def create(self, operation: Operation) -> None:
         """Creates the conversation on the server, in one attempt, if it has only a local name.
@@ -229,9 +242,22 @@ class Backlog:
             return
         try:
             await self.replica.deliver(operation, lambda: deliver(self.journal, operation))
+        except (Elsewhere, Changed):
+            return  # another process makes it
         except OpenAIError as error:
             if not classify(error).retryable:
                 raise
+
+    def go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
+        """After a call, has what was found sent, and what is held let go of.
+
+        Args:
+            context: Makes the operations that do so.
+            failure: Why nothing was sent before the call. Where sending failed
+                during it, the next use tries again.
+        """
+        if self.journal.holds or self.sender.failure in (None, failure):
+            self.sender.start(context)
 
     async def end(self, operation: Operation, *, look: bool) -> None:
         """Lets go of it; a request in flight settles first, and what it did is recorded.

@@ -18,6 +18,7 @@ from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
+from cached_session.errors import OutboxError
 from cached_session.events import Meter
 from cached_session.identity import Identity
 from cached_session.leaving import Leaving
@@ -175,6 +176,9 @@ class Binding:
             operation = self._operation(
                 conversation_id, deadline, functools.partial(self._left, conversation_id)
             )
+            context = functools.partial(self.sending, replica)
+            backlog = replica.backlog
+            failure = None if backlog is None else backlog.sender.failure
             try:
                 if self.outbox is not None and replica.backlog is not None:
                     left = replica.backlog.errands.left
@@ -183,7 +187,7 @@ class Binding:
                         await asyncio.wait(left)
                     await replica.backlog.journal.open(operation)
                     # What another process left is its to send from now on.
-                    replica.backlog.sender.start(functools.partial(self.sending, replica))
+                    replica.backlog.sender.start(context)
                 if previous is not None and previous is not replica:
                     # The client's key was changed: another copy. What is in
                     # flight on the old one comes first.
@@ -191,6 +195,13 @@ class Binding:
                 return await work(operation, replica)
             except (Superseded, Reopened):
                 continue
+            except OutboxError as error:
+                # The file knows nothing of whose call it was.
+                error.conversation_id = error.conversation_id or replica.conversation_id
+                raise
+            finally:
+                if backlog is not None:
+                    backlog.go_on(context, failure)
 
     def _made_of(self, conversation_id: str) -> str | None:
         """The id that a conversation with a local name has got in this process, or None."""
@@ -248,7 +259,11 @@ class Binding:
     async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
         # No request could tell it from the one that is made next.
-        outcome = await self._creator().run(
+        retrier = self._retrier
+        if self.outbox is not None:
+            # Nobody has to wait for the server to come back.
+            retrier = Retrier(dataclasses.replace(self._policy, max_attempts=1), self._meter)
+        outcome = await retrier.run(
             lambda seconds: self._remote.create(timeout=seconds),
             deadline=deadline,
             conversation_id=None,
@@ -270,12 +285,6 @@ class Binding:
         if self.conversation_id is None:
             self.conversation_id = outcome.value
         await self._identity.settled(deadline)
-
-    def _creator(self) -> Retrier:
-        # With an outbox nobody has to wait for the server to come back.
-        if self.outbox is None:
-            return self._retrier
-        return Retrier(dataclasses.replace(self._policy, max_attempts=1), self._meter)
 
     def open(self, session: object) -> None:
         """Notes that `session` uses the client's connections, and the outbox."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from openai import OpenAIError
-
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
 from cached_session.core.unsettled import ANCHORS
-from cached_session.errors import AppendOutcomeUnknown, CachedSessionError
+from cached_session.errors import AppendOutcomeUnknown
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
@@ -33,7 +31,8 @@ async def deliver(journal: Journal, operation: Operation) -> None:
         # Or two processes that share the name would make a conversation each.
         if not await journal.alone(once):
             raise Elsewhere
-        await _create(journal, once)
+        if journal.local:
+            await _create(journal, once)
     open_questions = journal.batch or window.history is None or window.unsettled.active
     # Those are for the one who sends, and nobody else.
     if open_questions and not await journal.alone(once):
@@ -43,14 +42,12 @@ async def deliver(journal: Journal, operation: Operation) -> None:
         # Whoever had the turn before has found out that nothing will tell.
         return
     history = window.history
-    if history is not None and len(history) == 1 and not history.complete:
-        # Too little to go by: see below.
-        window.forget()
-    if window.history is None or window.unsettled.crowded:
+    too_few = history is not None and len(history) == 1 and not history.complete
+    if history is None or too_few or window.unsettled.crowded:
         # In the same one request more than one item that the batch stands behind:
         # other writers may remove the newest ones before an answer is looked for,
         # and a process may have ended before it could note that it did.
-        await window.relist(once, ANCHORS)
+        await window.relist(once, ANCHORS, anew=too_few)
         await window.remove_late_copies(once)
     if not journal.waiting:
         return
@@ -123,6 +120,7 @@ async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bo
     unverified = len(history) - history.verified
     if not journal.keeps_windows or not PAGE - SLACK <= unverified < pages * PAGE:
         return False
-    with contextlib.suppress(OpenAIError, CachedSessionError):
+    # Of any kind: a key provider may raise whatever it likes.
+    with contextlib.suppress(Exception):
         await window.relist(operation.without_retries(), None)
     return True

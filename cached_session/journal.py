@@ -9,7 +9,6 @@ crash is where this one is after a lost answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +17,11 @@ from cached_session.core.items import Outgoing, copies
 from cached_session.core.waiting import Waiting
 from cached_session.errors import OutboxError
 from cached_session.keeping import Writing
-from cached_session.mirror import Mirror, plain
+from cached_session.mirror import plain
 from cached_session.operation import Operation
-from cached_session.outbox.records import Address, Claim, Row
+from cached_session.outbox.records import Address, Claim, Mark, Row
 from cached_session.outbox.store import Store
+from cached_session.reading import Reading
 
 
 class Elsewhere(Exception):
@@ -32,7 +32,7 @@ class Changed(Exception):
     """Another process has sent of this backlog since it was read here."""
 
 
-class Journal(Mirror):
+class Journal(Reading):
     """What an outbox holds of one conversation, and what is done to it."""
 
     # Accepting and withdrawing
@@ -58,14 +58,16 @@ class Journal(Mirror):
         if others:
             # Another process, or a task of another loop, has recorded some before these.
             seen = waiting.seen
-            # Where that fails, these ones are recorded all the same, and the
-            # others are sealed with them.
-            with contextlib.suppress(OutboxError):
+            # Where that fails, these ones are recorded all the same, and all of
+            # it is read before more is done.
+            try:
                 found = await self._transact(
                     lambda store, address: store.mailbox(address, after=seen)
                 )
                 # These ones, too, where another process has them on the server by now.
                 rows = sorted({row[0]: row for row in (*plain(found.rows), *rows)}.values())
+            except OutboxError:
+                self.outdated = True
         with self.lock:
             empty = not waiting
             waiting.take_in(rows)
@@ -99,10 +101,10 @@ class Journal(Mirror):
         """Removes what was not sent; with `sealed` all, and what it was paused for."""
 
         def work(store: Store, address: Address) -> list[int]:
-            store.landed(address, self.waiting.landed)
-            rows = store.mailbox(address).rows
             if sealed:
+                store.landed(address, self.waiting.landed)
                 store.resume(address)
+            rows = store.mailbox(address).rows
             store.drop(address, sealed=sealed)
             return [row.seq for row in rows if sealed or not row.sealed]
 
@@ -151,7 +153,7 @@ class Journal(Mirror):
         assert history is not None  # listed before anything is sealed
         with self.lock:
             through = waiting.batch()
-        doubt = window.unsettled.dump(history.items, complete=history.complete)
+        doubt = window.unsettled.dump(history.items, complete=history.complete, sending=True)
         keep, kept = self._keeping()
 
         def work(store: Store, address: Address) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -165,7 +167,8 @@ class Journal(Mirror):
             keep(store, address)
             return store.seal(address, through, doubt), store.mailbox(address, after=seen).rows
 
-        rows, newer = await self._transact(work)
+        rows, newer = await self._claiming(self._transact(work))
+        self.holds = True
         kept()
         with self.lock:
             waiting.take_in(plain(newer))
@@ -186,21 +189,25 @@ class Journal(Mirror):
             self.waiting.have_landed(seqs, self._shown())
         self.changed.fire()
 
-    async def record(self, *, release: bool = False) -> None:
+    async def record(self, *, release: bool = False, listed: bool = False) -> None:
         """Puts down what has landed.
+
+        What is in doubt goes with it: what a process that takes over does not
+        know to have landed, it may take for a late copy.
 
         Args:
             release: Whether to let other processes send.
+            listed: See `KeptWindow.writing`.
         """
         waiting, window = self.waiting, self.replica.window
         history, unsettled = window.history, window.unsettled
-        keep, kept = self._keeping()
+        keep, kept = self._keeping(listed=listed)
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if unsettled.active or (self.batch and history is not None):
-            doubt = unsettled.dump(items, complete=complete)
+            doubt = unsettled.dump(items, complete=complete, sending=False)
 
-        def work(store: Store, address: Address) -> tuple[Row, ...]:
+        def work(store: Store, address: Address) -> tuple[tuple[Row, ...], Mark]:
             seen = waiting.seen
             store.landed(address, waiting.landed)
             keep(store, address)
@@ -210,19 +217,20 @@ class Journal(Mirror):
             newer = store.mailbox(address, after=seen).rows
             if release:
                 store.release(address)
-            return newer
+            return newer, store.mark(address)
 
-        newer = await self._transact(work)
+        newer, mark = await self._transact(work)
         kept()
+        if release:
+            self.holds, window.left_at = False, mark
         with self.lock:
             waiting.take_in(plain(newer))
 
     async def keep_window(self, *, listed: bool = False) -> None:
-        """Keeps the window for the next process, if it has changed; `listed`: see `KeptWindow`."""
+        """Keeps the window for the next process, if it has changed; `listed`: see `record`."""
         if self._kept.behind(self._shown()):
-            keep, kept = self._keeping(listed=listed)
-            await self._transact(keep)
-            kept()
+            # Or the next process would show both, what was kept and what waits.
+            await self.record(listed=listed)
 
     def _keeping(self, *, listed: bool = False) -> tuple[Writing, Callable[[], None]]:
         # Not with late copies in it: where their removal ends with this process,

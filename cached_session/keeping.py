@@ -68,6 +68,10 @@ class KeptWindow:
             if not store.owns(address):
                 if store.elsewhere(address) or not (ours or listed):
                     return
+                # Nor while a batch may have landed that nobody has looked for:
+                # the next process would show both, what was kept and what waits.
+                if store.any_sealed(address):
+                    return
                 # One that is not known here may have been kept since the server was asked.
                 if not (ours or newest is None or any(newest[1] == item.id for item in items)):
                     return

@@ -9,7 +9,6 @@ from openai import AsyncOpenAI
 
 from cached_session.connections import connections
 from cached_session.errands import Errands
-from cached_session.errors import CachedSessionError
 from cached_session.operation import Operation
 from cached_session.replica import Replica
 
@@ -82,7 +81,7 @@ class Leaving:
         try:
             if backlog is not None and not backlog.users:
                 await backlog.end(self._sending(backlog.replica), look=look)
-        except CachedSessionError:
+        except BaseException:
             # Others would wait for what it could not let go of. Whoever still
             # uses the outbox here opens it again.
             await outbox.close()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from cached_session.barriers import Barrier
 from cached_session.errands import Errands
-from cached_session.errors import CachedSessionError
 from cached_session.journal import Journal
 from cached_session.operation import Operation
 
@@ -62,43 +59,27 @@ class Popping:
         Raises:
             _Waits: Something was accepted meanwhile.
         """
-        journal, replica, claims = self._journal, self._journal.replica, False
+        journal, window = self._journal, self._journal.replica.window
 
         async def first() -> None:
-            nonlocal claims
-            claims = bool(journal.waiting) or replica.window.unsettled.active
-            await journal.alone(operation)
-            await self._put_down(claims=claims)
+            # What another process has left in doubt may have come late, and would be taken
+            # for the newest item.
+            known = bool(journal.waiting) or window.unsettled.active
+            in_doubt = known or await journal.doubted()
+            await journal.alone(operation, doubt=in_doubt)
+            await self._put_down(in_doubt=in_doubt)
 
-        try:
-            popped = await replica.pop(operation, listing=listing, since=since, first=first)
-        except asyncio.CancelledError:
-            if claims:
-                self._errands.begin(self._released(operation))
-            raise
-        except BaseException:
-            if claims:
-                await self._errands.run(self._released(operation))
-            raise
-        if claims:
-            await self._errands.run(self._released(operation))
-        return popped
+        return await journal.replica.pop(operation, listing=listing, since=since, first=first)
 
-    async def _put_down(self, *, claims: bool) -> None:
+    async def _put_down(self, *, in_doubt: bool) -> None:
         """Puts down what has landed, before any of it is removed. In the turn.
 
         A process that takes over in between would send it again.
 
         Args:
-            claims: Whether something is in doubt, and is going to be looked at:
-                then nobody else may send meanwhile.
+            in_doubt: Whether something is, and is going to be looked at: then
+                nobody else may send meanwhile.
         """
-        await (self._journal.record() if claims else self._barrier.let_go())
+        await (self._journal.record() if in_doubt else self._barrier.let_go())
         if self._journal.waiting:
             raise _Waits
-
-    async def _released(self, operation: Operation) -> None:
-        """Lets others send, behind what is under way. Where that fails, the next use does it."""
-        with contextlib.suppress(CachedSessionError):
-            async with self._journal.replica.turn(operation.renewed(operation.conversation_id)):
-                await self._barrier.let_go()

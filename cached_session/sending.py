@@ -61,10 +61,13 @@ class Sender:
             context: Makes the operations from now on; None: the one given last.
         """
         with self._lock:
+            journal = self._journal
+            # What is held has to be let go of, also where nothing is sent.
+            if not (journal.holds or (journal.waiting and journal.paused is None)):
+                return
             if context is not None:
                 self._context = context
-            journal = self._journal
-            if not journal.waiting or journal.paused is not None or self._context is None:
+            if self._context is None:
                 return
             if self._task is not None:
                 if not self._lost(self._task):
@@ -75,7 +78,8 @@ class Sender:
             self._task = asyncio.get_running_loop().create_task(
                 self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
             )
-        self._change(Sending.SENDING)
+        if journal.waiting and journal.paused is None:
+            self._change(Sending.SENDING)
 
     @property
     def working(self) -> bool:
@@ -148,6 +152,10 @@ class Sender:
             except OutboxError as error:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)
+                if journal.holds:
+                    # Others would wait for it as long as the outbox is open here.
+                    await journal.outbox.close()
+                    journal.holds = False
                 return
             if self._nothing_left(me):
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -180,8 +181,7 @@ class CachedSession(OpenAIConversationsSession):
             items=0 if history is None else len(history),
             bytes=0 if history is None else history.size,
             waiting=waiting,
-            # The sender ends a moment after its last item has landed.
-            sending=backlog.sender.state if backlog is not None and waiting else Sending.IDLE,
+            sending=Sending.IDLE if backlog is None else backlog.sending,
         )
 
     def __repr__(self) -> str:
@@ -439,8 +439,16 @@ class CachedSession(OpenAIConversationsSession):
         self.__closed = True
         try:
             await self.__binding.flush(None, create=False)
-        finally:
-            await self.__binding.close(self, wait=True)
+        except asyncio.CancelledError:
+            await self.__let_go()
+            raise
+        except Exception as error:
+            try:
+                await self.__binding.close(self, wait=True)
+            except CachedSessionError as another:
+                error.add_note(f"the session is closed, and that failed, too: {another}")
+            raise
+        await self.__binding.close(self, wait=True)
 
     async def __aenter__(self) -> Self:
         self.__check_open()
@@ -458,9 +466,13 @@ class CachedSession(OpenAIConversationsSession):
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
             self.__closed = True
-            # Nor what closing the outbox says: all that is recorded stays there.
-            with contextlib.suppress(CachedSessionError):
-                await self.__binding.close(self, wait=False)
+            await self.__let_go()
+
+    async def __let_go(self) -> None:
+        """Closes at once, for a caller who hears of something else."""
+        # Not of what closing the outbox says: all that is recorded stays there.
+        with contextlib.suppress(CachedSessionError):
+            await self.__binding.close(self, wait=False)
 
     def __check_open(self) -> None:
         if self.__closed:

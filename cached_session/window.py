@@ -42,6 +42,8 @@ class Window:
         listings: How many listings were begun, numbered from 1.
         removed: How many items were removed from the server by this process.
         recording: Puts down what is known here where another process finds it, if one may.
+        left_at: Where an outbox stood when it was let go of here; what is known holds while
+            it still stands there. None: it was not.
     """
 
     def __init__(self, conversation_id: str) -> None:
@@ -51,6 +53,7 @@ class Window:
         self.listings = 0
         self.removed = 0
         self.recording: Callable[[], Awaitable[None]] | None = None
+        self.left_at: object = None
         # The number of the last listing that confirmed the items, and when it
         # was asked for, on the loops' clock.
         self._checked = 0
@@ -159,25 +162,32 @@ class Window:
                 self.forget()
                 await self.relist(operation, limit)
 
-    async def relist(self, operation: Operation, limit: int | None) -> int | None:
+    async def relist(
+        self, operation: Operation, limit: int | None, *, anew: bool = False
+    ) -> int | None:
         """Lists the newest part and puts it in the place of what is not verified.
+
+        Args:
+            operation: The operation that asks.
+            limit: How many items are wanted; None: as many as a page has.
+            anew: Whether it is put in the place of all that is held.
 
         Returns:
             How many items of an undecided append the listing showed; None if
             it cannot tell.
         """
         try:
-            return await self._relist(operation, limit)
+            return await self._relist(operation, limit, anew=anew)
         except NotFoundError:
             # The conversation is gone. Nothing of it may be served again.
             self.forget()
             self.unsettled.decided_lost()
             raise
 
-    async def _relist(self, operation: Operation, limit: int | None) -> int | None:
+    async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | None:
         unsettled = self.unsettled
         for _ in range(RESTARTS):
-            history = self.history
+            history = None if anew else self.history
             positions: dict[str, int] = {}
             size = min(PAGE, limit or PAGE)
             enough: int | None = limit or PAGE

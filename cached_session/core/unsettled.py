@@ -120,15 +120,17 @@ class Unsettled:
         """Whether so much is known to stand behind the anchor that a new listing is due."""
         return self.active and len(self._behind) > CROWD
 
-    def dump(self, items: Sequence[Held], *, complete: bool) -> bytes:
-        """What another process needs to go on from here, about to send a batch behind `items`.
+    def dump(self, items: Sequence[Held], *, complete: bool, sending: bool) -> bytes:
+        """What another process needs to go on from here.
 
         Args:
-            items: The window before the batch, oldest first.
+            items: The window before the sealed batch, oldest first.
             complete: Whether it reaches the beginning.
+            sending: Whether that batch is sent next. Whoever takes over has to
+                assume that it was; otherwise all its sends are noted here.
         """
         if not self.active:
-            noted = {
+            noted: dict[str, Any] = {
                 "anchors": [item.id for item in reversed(items[-ANCHORS:])],
                 # Of a longer window not all that stands there is noted.
                 "from_start": complete and len(items) <= ANCHORS,
@@ -142,6 +144,7 @@ class Unsettled:
                 "sends": [[item.decode() for item in send.items] for send in self._sends],
                 "extra": self.extra,
             }
+        noted["sending"] = sending
         return json.dumps(noted, separators=(",", ":")).encode()
 
     def restore(self, noted: bytes | None, sealed: Sent, *, expires: float) -> None:
@@ -149,7 +152,7 @@ class Unsettled:
 
         Args:
             noted: Its last `dump`, or None.
-            sealed: The batch that it may have sent since; () if there is none.
+            sealed: The batch that it may have sent; () if there is none.
             expires: When its requests can no longer be alive. When it sent them
                 is not known: no clock that a machine's restart or its owner
                 may change has a say in it.
@@ -164,8 +167,11 @@ class Unsettled:
         self.extra = list(state.get("extra", ()))
         for send in state.get("sends", ()):
             self._sends.append(_Send(tuple(item.encode() for item in send), expires))
-        if sealed:
+        if sealed and state.get("sending", True):
             self.sent(sealed, expires=expires)
+        elif any(send.items == sealed for send in self._sends):
+            # Not once more: read in turn by several processes it would grow without end.
+            self._undecided = sealed
 
     def acknowledged(self, ids: Iterable[str]) -> None:
         """Notes items that an answer has shown: they are wanted."""

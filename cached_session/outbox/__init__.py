@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from cached_session.core.local import LOCAL
+from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
     Address,
@@ -77,6 +78,10 @@ class Outbox(Protocol):
     @property
     def backlogs(self) -> weakref.WeakValueDictionary[Address, Any]:
         """The backlogs in use, one a conversation."""
+
+    @property
+    def holdings(self) -> Holdings:
+        """Those of them that others are kept from sending."""
 
     @property
     def advice(self) -> str:

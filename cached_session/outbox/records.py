@@ -39,6 +39,20 @@ class Claim(Enum):
     TAKEN = "taken"
 
 
+class Mark(NamedTuple):
+    """Where a backlog stands, to be compared with where it stood.
+
+    Attributes:
+        number: Its number in the file; 0: there is no record of it.
+        owner: Who had it last; without a record, who has looked.
+        claims: How often somebody has become its owner.
+    """
+
+    number: int
+    owner: str | None
+    claims: int
+
+
 class Row(NamedTuple):
     """One accepted item.
 

@@ -7,6 +7,7 @@ import threading
 import weakref
 from typing import Any
 
+from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.records import Address
 
 MIB = 1024 * 1024
@@ -24,6 +25,7 @@ class Shared:
         users: The open sessions that use the outbox.
         lock: Guards `backlogs`.
         backlogs: The backlogs in use, one a conversation.
+        holdings: Those of them that others are kept from sending.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -57,6 +59,7 @@ class Shared:
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
+        self.holdings = Holdings()
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -139,7 +139,7 @@ class SQLiteOutbox(Shared):
             )
         with self._gate:
             if self._writer is None:
-                self._writer = Writer(self._opening, self._previous)
+                self._writer = Writer(self._opening, self._previous, self.holdings)
                 self._finalizer = weakref.finalize(self, self._writer.stop)
             self._writer.put(job)
 

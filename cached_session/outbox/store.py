@@ -12,6 +12,7 @@ from cached_session.outbox.records import (
     Address,
     Claim,
     Mailbox,
+    Mark,
     Row,
     StoredItem,
     StoredWindow,
@@ -73,15 +74,13 @@ class Store:
         # whether anybody else has worked on it meanwhile.
         return Claim.KEPT if owner in (None, self.token) else Claim.TAKEN
 
-    def claims(self, address: Address) -> int:
-        """How often somebody has become a backlog's owner.
-
-        Whoever read it while nobody was its owner knows by this whether
-        anybody else has had it since.
-        """
+    def mark(self, address: Address) -> Mark:
+        """What differs from an earlier one if anybody else has had a backlog since then."""
         number = self._directory.find(address)
-        found = self._connection.execute(sql.CLAIMS, (number,)).fetchone()
-        return 0 if found is None else int(found[0])
+        if number is None:
+            # While this store lives, nobody else removes a record.
+            return Mark(0, self.token, 0)
+        return Mark(number, *self._connection.execute(sql.MARK, (number,)).fetchone())
 
     def owns(self, address: Address) -> bool:
         """Whether this store has had a backlog, and nobody else since."""
@@ -156,6 +155,11 @@ class Store:
         self._connection.execute(sql.SEAL, (number, through))
         self._connection.execute(sql.SET_DOUBT, (doubt, number))
         return _rows(self._connection.execute(sql.ROWS_SEALED, (number,)))
+
+    def any_sealed(self, address: Address) -> bool:
+        """Whether a batch may have been sent that is not known to have landed."""
+        number = self._directory.find(address)
+        return bool(self._connection.execute(sql.ANY_SEALED, (number,)).fetchone()[0])
 
     def landed(self, address: Address, through: int) -> None:
         """Removes the sealed items up to `through`, which the server has."""
@@ -248,10 +252,6 @@ class Store:
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""
         return self._directory.known_as(address)
-
-    def knows(self, address: Address) -> bool:
-        """Whether there is a record of a conversation."""
-        return self._directory.find(address) is not None
 
     def append_window(self, address: Address, items: Sequence[StoredItem], unverified: int) -> None:
         """Adds newer items behind the stored window; `unverified` counts all of it."""

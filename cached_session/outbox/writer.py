@@ -13,13 +13,16 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from cached_session.errors import OutboxError
 from cached_session.outbox.file import OpenFile
+from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.store import Store
+from cached_session.turns import LOOK_AFTER
 
 
 class Outcome(NamedTuple):
@@ -60,12 +63,19 @@ class Writer:
             after it has raised an `OutboxError`.
         previous: The writer of the same outbox before this one, whose works
             come before this one's.
+        holdings: The backlogs that others are kept from sending. It lets go of
+            those on which nobody works here any more: nothing tells when an
+            event loop is stopped, and this thread goes on.
     """
 
-    def __init__(self, opening: Callable[[], OpenFile], previous: Writer | None) -> None:
+    def __init__(
+        self, opening: Callable[[], OpenFile], previous: Writer | None, holdings: Holdings
+    ) -> None:
         # Its `put` may be called by a finalizer at any moment, inside itself, too.
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pid = os.getpid()
+        self._holdings = holdings
+        self._look_at = 0.0
         self.ended: Future[None] = Future()
         """Done when everything is closed."""
         # Nobody who waits for it may cancel it for the others.
@@ -112,7 +122,7 @@ class Writer:
     def _turn(self, opening: Callable[[], OpenFile], opened: list[OpenFile]) -> bool:
         # A method of its own, so that nothing of a group is held while the
         # thread waits for the next one.
-        waiting = [self._jobs.get()]
+        waiting = [self._next()]
         with contextlib.suppress(queue.Empty):
             while True:
                 waiting.append(self._jobs.get_nowait())
@@ -127,6 +137,25 @@ class Writer:
         group.clear()
         waiting.clear()
         return going_on
+
+    def _next(self) -> Job | None:
+        while self._holdings:
+            left = self._look_at - time.monotonic()
+            if left > 0:
+                with contextlib.suppress(queue.Empty):
+                    return self._jobs.get(timeout=left)
+            self._look_at = time.monotonic() + LOOK_AFTER
+            if self._holdings.abandoned:
+                return Job(self._holdings.release, self._released)
+        job = self._jobs.get()
+        self._look_at = time.monotonic() + LOOK_AFTER
+        return job
+
+    def _released(self, outcome: Outcome) -> None:
+        # Where it failed, the next look tries again.
+        if outcome.error is None:
+            for holder in outcome.value:
+                self._holdings.discard(holder)
 
 
 _running: set[Writer] = set()

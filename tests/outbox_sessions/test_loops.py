@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message, function_call
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    MemoryOutbox,
+    Outbox,
+    OutboxError,
+    SQLiteOutbox,
+)
 from cached_session.emulator import Emulator
+from cached_session.outbox import Store, writer
 from tests.outbox_sessions.support import held, session_on, until, words
 from tests.runner.stage import add
-from tests.session.support import Gate, new_client, numbered, texts, users
+from tests.session.support import Elsewhere, Gate, new_client, numbered, texts, users
 
 CONNECTING = "coroutine 'connect_tcp"
 """What anyio has to say where a loop ends in the one step in which a connection is begun.
@@ -277,3 +287,84 @@ def test_a_loop_ends_with_an_append_under_way(
     assert asyncio.run(session.get_items()) == stored
     asyncio.run(session.aclose())
     assert emulator.items(session.session_id) == stored
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_stopped_loop_keeps_nobody_from_sending(
+    cut: bool, path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process leaves whose event loop stands still, or has ended, another one sends.
+
+    The process lives on, as a worker does that runs a loop for each request.
+    """
+    monkeypatch.setattr(writer, "LOOK_AFTER", 0.01)
+    conversation = Elsewhere(emulator).conversation("a")
+    one, two = (
+        session_on(emulator, SQLiteOutbox(path), conversation_id=conversation) for _ in range(2)
+    )
+    loop = asyncio.new_event_loop()
+
+    async def leave() -> None:
+        await one.add_items(users("b", "c"))
+        while one.stats.sending != "sending":  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0)
+        if cut:
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    loop.run_until_complete(leave())
+
+    async def go_on() -> None:
+        await two.add_items(users("d"))
+        await two.flush(timeout=20)
+        await two.aclose()
+
+    asyncio.run(go_on())
+    assert texts(emulator.items(conversation)) == ["a", "b", "c", "d"]
+    # The first one goes on, too, and hears what was done.
+    loop.run_until_complete(one.add_items(users("e")))
+    loop.run_until_complete(one.aclose())
+    loop.close()
+    assert texts(emulator.items(conversation)) == ["a", "b", "c", "d", "e"]
+
+
+def test_reading_fails_what_a_loop_had_recorded(
+    path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item whose loop did not live to hear of it is found, also after a first failure."""
+    outbox = SQLiteOutbox(path)
+    session = session_on(emulator, outbox)
+    asyncio.run(session.get_items())
+    loop = asyncio.new_event_loop()
+    recorded = outbox.transact
+
+    async def begin() -> None:
+        appending = asyncio.ensure_future(session.add_items(users("a")))
+        # One that waits in the file's thread, and never comes back here.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        begun.append(appending)
+
+    begun: list[asyncio.Future[None]] = []
+    loop.run_until_complete(begin())
+
+    async def full(work: Callable[[Store], Any]) -> Any:
+        monkeypatch.setattr(outbox, "transact", recorded)
+        raise OutboxError("the disk is full")
+
+    async def go_on() -> None:
+        await outbox.transact(lambda store: None)  # what was put before this is done
+        monkeypatch.setattr(outbox, "transact", full)
+        with pytest.raises(OutboxError, match="full"):
+            await session.get_items()
+        assert words(await session.get_items()) == ["a"]
+        await session.flush()
+        await session.aclose()
+
+    asyncio.run(go_on())
+    assert texts(emulator.items(session.session_id)) == ["a"]
+    for appending in begun:
+        appending.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(asyncio.gather(*begun))
+    loop.close()

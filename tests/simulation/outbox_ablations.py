@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cached_session import backlog, delivering, journal, mirror, popping
+from cached_session import backlog, delivering, journal, mirror, popping, reading
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, Store
@@ -44,7 +44,7 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
     """A process that takes over sends again what was on the server and was popped."""
 
-    async def put_down(self: Any, *, claims: bool) -> None:
+    async def put_down(self: Any, *, in_doubt: bool) -> None:
         if self._journal.waiting:
             raise popping._Waits
 
@@ -127,12 +127,12 @@ def late_copies_kept(patch: pytest.MonkeyPatch) -> None:
 
 def paused_and_let_go_of_in_use(patch: pytest.MonkeyPatch) -> None:
     """Who looks after what is in doubt of a paused backlog lets others send meanwhile."""
-    load = mirror.Mirror._load
+    load = reading.Reading._load
 
     async def idle(self: Any, operation: Any, *, using: bool = False) -> None:
         await load(self, operation)
 
-    patch.setattr(mirror.Mirror, "_load", idle)
+    patch.setattr(reading.Reading, "_load", idle)
 
 
 def held_after_a_failed_close(patch: pytest.MonkeyPatch) -> None:
