@@ -217,6 +217,7 @@ class Backlog:
             OutboxPaused: The server refused a batch.
             DeadlineExceeded: It took too long; all is kept.
         """
+        waiting, through = self.journal.waiting, None
         while True:
             await self.barrier.drained(operation, context)
             async with self.replica.turn(operation):
@@ -228,9 +229,11 @@ class Backlog:
                         await self.replica.look(operation)
                 finally:
                     await self.barrier.let_go()
-            if not self.journal.waiting:
+            # Items that another process had left may have been found just now.
+            # What is appended from now on is not waited for.
+            through = waiting.seen if through is None else through
+            if not waiting or waiting.items[0].seq > through:
                 return
-            # Found just now, where another process had left it.
 
     async def create(self, operation: Operation) -> None:
         """Creates the conversation on the server, in one attempt, if it has only a local name.
@@ -256,7 +259,8 @@ class Backlog:
             failure: Why nothing was sent before the call. Where sending failed
                 during it, the next use tries again.
         """
-        if self.journal.holds or self.sender.failure in (None, failure):
+        # Nobody sends for sessions that were closed meanwhile.
+        if self.users and (self.journal.holds or self.sender.failure in (None, failure)):
             self.sender.start(context)
 
     async def end(self, operation: Operation, *, look: bool) -> None:

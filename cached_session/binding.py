@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seconds after a cancellation until the sender goes on where the call stopped.
+_SOON = 0.05
+
 
 class Binding:
     """The conversation of one session: its id, how it is made, its local copy.
@@ -177,7 +180,7 @@ class Binding:
                 conversation_id, deadline, functools.partial(self._left, conversation_id)
             )
             context = functools.partial(self.sending, replica)
-            backlog = replica.backlog
+            backlog, cancelled = replica.backlog, False
             failure = None if backlog is None else backlog.sender.failure
             try:
                 if self.outbox is not None and replica.backlog is not None:
@@ -195,12 +198,19 @@ class Binding:
                 return await work(operation, replica)
             except (Superseded, Reopened):
                 continue
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
             except OutboxError as error:
                 # The file knows nothing of whose call it was.
                 error.conversation_id = error.conversation_id or replica.conversation_id
                 raise
             finally:
-                if backlog is not None:
+                if backlog is not None and cancelled:
+                    # Not at once: the loop may be ending, and would leave it lying.
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(_SOON, backlog.go_on, context, failure)
+                elif backlog is not None:
                     backlog.go_on(context, failure)
 
     def _made_of(self, conversation_id: str) -> str | None:

@@ -207,7 +207,12 @@ class Journal(Reading):
         if unsettled.active or (self.batch and history is not None):
             doubt = unsettled.dump(items, complete=complete, sending=False)
 
-        def work(store: Store, address: Address) -> tuple[tuple[Row, ...], Mark]:
+        def work(store: Store, address: Address) -> tuple[tuple[Row, ...], Mark] | None:
+            if self._stale:
+                # Claimed, and not read yet: what is noted there is newer.
+                if release:
+                    store.release(address)
+                return None
             seen = waiting.seen
             store.landed(address, waiting.landed)
             keep(store, address)
@@ -219,10 +224,15 @@ class Journal(Reading):
                 store.release(address)
             return newer, store.mark(address)
 
-        newer, mark = await self._transact(work)
+        recorded = await self._transact(work)
+        if release:
+            self.holds = False
+        if recorded is None:
+            return
+        newer, mark = recorded
         kept()
         if release:
-            self.holds, window.left_at = False, mark
+            window.left_at = mark
         with self.lock:
             waiting.take_in(plain(newer))
 

@@ -49,32 +49,33 @@ class Leaving:
         """Lets go of what nobody else uses; `wait` says whether a request in flight comes first."""
         if self._outbox is not None:
             self._outbox.users.discard(self._session)
-            backlog = None if self._replica is None else self._replica.backlog
-            if backlog is not None and not backlog.users:
-                backlog.sender.halt()
-            outbox_left = self._leave(self._outbox, backlog, look=wait)
-            if not (wait or self._idle):
-                # Behind what is in flight: it still notes what becomes of it.
-                # An error is nobody's: what is recorded stays, and is the next one's.
-                _left.begin(outbox_left)
-            else:
-                try:
-                    await outbox_left
-                finally:
-                    await self._let_go_of_connections()
-                return
-        await self._let_go_of_connections()
+        backlog = None if self._replica is None else self._replica.backlog
+        if self._outbox is not None and backlog is not None and not backlog.users:
+            backlog.sender.halt()
+        leaving = self._let_go(backlog, look=wait)
+        if wait or self._idle:
+            await leaving
+        else:
+            # Behind what is in flight: it still notes what becomes of it.
+            # An error is nobody's: what is recorded stays, and is the next one's.
+            _left.begin(leaving)
 
     @property
     def _idle(self) -> bool:
         return self._replica is None or self._replica.turns.idle
 
-    async def _let_go_of_connections(self) -> None:
-        pools = connections(self._client)
-        pools.users.discard(self._session)
-        # A write that its caller has left may still be on its way.
-        if not pools.users and self._idle:
-            await pools.close()
+    async def _let_go(self, backlog: Backlog | None, *, look: bool) -> None:
+        try:
+            if self._outbox is not None:
+                await self._leave(self._outbox, backlog, look=look)
+            elif self._replica is not None and not look:
+                await self._replica.written()
+        finally:
+            pools = connections(self._client)
+            pools.users.discard(self._session)
+            # A write that its caller has left may still be on its way.
+            if not pools.users and self._idle:
+                await pools.close()
 
     async def _leave(self, outbox: Outbox, backlog: Backlog | None, *, look: bool) -> None:
         """Lets go of a backlog and an outbox that no other session uses."""

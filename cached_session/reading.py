@@ -178,6 +178,9 @@ class Reading(Mirror):
         except Exception:
             self.holds = held  # nothing of it was recorded
             raise
+        except asyncio.CancelledError:
+            self.holds = True  # also where somebody has let go meanwhile
+            raise
 
     async def alone(self, operation: Operation, *, doubt: bool = False) -> bool:
         """Whether no other process sends what waits here, from now on. In the turn.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from typing import Protocol
 
 from cached_session.outbox.records import Address
@@ -23,11 +21,20 @@ class Holder(Protocol):
 
 
 class Holdings:
-    """The backlogs that are held, or may be; safe to use from several threads."""
+    """The backlogs that are held, or may be; safe to use from several threads.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+    Without a lock, which a fork could leave taken for ever: each step is one
+    operation of a set.
+
+    Args:
+        shared: Whether there are others to keep from sending.
+    """
+
+    def __init__(self, *, shared: bool = True) -> None:
+        self._shared = shared
+        # Not weakly: what is forgotten would be held as long as the process lives.
+        self._holders: set[Holder] = set()
+        self._released: list[Holder] = []
 
     def __contains__(self, holder: Holder) -> bool:
         return holder in self._holders
@@ -37,28 +44,28 @@ class Holdings:
 
     def add(self, holder: Holder) -> None:
         """Notes that one is held."""
-        with self._lock:
+        if self._shared:
             self._holders.add(holder)
 
     def discard(self, holder: Holder) -> None:
         """Notes that one is not held."""
-        with self._lock:
-            self._holders.discard(holder)
+        self._holders.discard(holder)
 
     @property
     def abandoned(self) -> list[Holder]:
         """Those on which nobody works here any more."""
-        with self._lock:
-            holders = list(self._holders)
-        return [holder for holder in holders if holder.abandoned]
+        return [holder for holder in list(self._holders) if holder.abandoned]
 
-    def release(self, store: Store) -> list[Holder]:
-        """Lets others have those on which nobody works here. In a transaction.
-
-        Returns:
-            Those, which are to be discarded when it is committed.
-        """
-        abandoned = self.abandoned
-        for holder in abandoned:
+    def release(self, store: Store) -> None:
+        """Lets others have those on which nobody works here. In a transaction; then `released`."""
+        self._released = self.abandoned
+        for holder in self._released:
+            # Before it is committed: whoever claims meanwhile adds it again.
+            self.discard(holder)
             store.release(holder.address)
-        return abandoned
+
+    def released(self, *, recorded: bool) -> None:
+        """Told whether that was recorded."""
+        for holder in () if recorded else self._released:
+            self.add(holder)
+        self._released = []

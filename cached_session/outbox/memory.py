@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import schema
+from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.store import Store
 from cached_session.outbox.writer import run_group
@@ -49,6 +50,7 @@ class MemoryOutbox(Shared):
         max_wait: float = 10.0,
     ) -> None:
         super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes=0)
+        self.holdings = Holdings(shared=False)
         self._pid = os.getpid()
         self._statements = threading.Lock()
         self._connection = sqlite3.connect(

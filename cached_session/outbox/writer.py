@@ -153,9 +153,7 @@ class Writer:
 
     def _released(self, outcome: Outcome) -> None:
         # Where it failed, the next look tries again.
-        if outcome.error is None:
-            for holder in outcome.value:
-                self._holdings.discard(holder)
+        self._holdings.released(recorded=outcome.error is None)
 
 
 _running: set[Writer] = set()

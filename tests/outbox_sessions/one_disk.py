@@ -130,6 +130,13 @@ class OneDisk:
         for outcome in run_group(self._disk.connection, dead, _broken, [work]):
             outcome.result()
 
+    def pause(self, reason: str | None) -> None:
+        """Pauses the conversation's backlog, or somebody decides that it goes on."""
+        self._disk.connection.execute(
+            "UPDATE conversations SET paused = ? WHERE conversation = ?",
+            (reason, self.conversation),
+        )
+
     def sealed(self) -> int:
         """How many items may have been sent, and are not known to have landed."""
         return int(self._disk.connection.execute("SELECT SUM(sealed) FROM items").fetchone()[0])

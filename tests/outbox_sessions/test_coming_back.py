@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from typing import Any
 
 import pytest
 
-from cached_session import ConversationCache, DeadlineExceeded, MemoryOutbox
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    DeadlineExceeded,
+    MemoryOutbox,
+    OutboxError,
+)
 from cached_session.emulator import Fault, FaultKind
-from cached_session.emulator.requests import is_append, is_create
+from cached_session.emulator.requests import is_append, is_create, is_item_delete, is_listing
 from tests.faults.line import CUT, any_request, error
 from tests.outbox_sessions.one_disk import LATE, OneDisk, fails, on_one_disk
 from tests.outbox_sessions.support import in_virtual_time, opened, raised, until, words
 from tests.session.support import numbered, users
+from tests.simulation.outbox_disk import SimOutbox
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -202,3 +210,82 @@ async def test_what_could_not_be_read_at_once(world: OneDisk) -> None:
     assert world.sealed() == 20
     await one.flush(500)
     assert world.line.texts(world.conversation) == ["a", *map(str, range(30))]
+
+
+CALLS: dict[str, Any] = {
+    "read": CachedSession.get_items,
+    "flush": CachedSession.flush,
+    "pop": CachedSession.pop_item,
+}
+
+
+async def _noted_by_a_dead_process(world: OneDisk, *processes: SimOutbox) -> list[CachedSession]:
+    """Sessions of which the first has had the conversation, and a dead process after it."""
+    sessions = await world.opened(*processes)
+    await world.left_in_doubt(sessions[0])
+    await asyncio.sleep(8)
+    world.had_by_a_dead_process("d", sealed=True)
+    world.line.append(world.conversation, "d")  # its request came through
+    return sessions
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("step", range(1, 13))
+@pytest.mark.parametrize("other", [True, False])
+@on_one_disk("a")
+async def test_cancelled_before_it_was_read(
+    world: OneDisk, call: str, step: int, other: bool
+) -> None:
+    """What another process has noted outlives a call that takes it over and is cancelled then."""
+    processes = world.process("1", delay=0.1), world.process("2")
+    one, two = await _noted_by_a_dead_process(world, *processes)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.04 * step):
+            await CALLS[call](one)
+    await asyncio.sleep(5)
+    await world.goes_on(two if other else one)
+    await one.flush()
+    stored = world.line.texts(world.conversation)
+    assert stored.count("d") <= 1
+    await one.refresh()
+    assert words(await one.get_items()) == stored
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("number", [1, 2])
+@on_one_disk("a")
+async def test_what_could_not_be_read(world: OneDisk, call: str, number: int) -> None:
+    """It outlives a call that takes it over and cannot read it, too."""
+    process = world.process("1", delay=0.1)
+    one, two = await _noted_by_a_dead_process(world, process, world.process("2"))
+    fails(process, "window", number)
+    with contextlib.suppress(OutboxError):
+        await CALLS[call](one)
+    await asyncio.sleep(5)
+    await world.goes_on(two)
+    assert world.line.texts(world.conversation).count("d") <= 1
+
+
+@on_one_disk("a")
+async def test_a_removal_that_ends_with_its_process(world: OneDisk) -> None:
+    """What was removed of a late copy is not shown by who reads what is kept in the file."""
+    process = world.process("1")
+    (one,) = await world.opened(process)
+    world.line.on(is_append, LATE)
+    await one.add_items(users("x", "y"))
+    await one.flush()
+    await asyncio.sleep(8)
+    world.line.on(is_item_delete, None, FaultKind.HANG)
+    removing = asyncio.ensure_future(one.get_items())
+    await asyncio.sleep(1)
+    assert world.line.texts(world.conversation) == ["a", "x", "y", "y"]
+    world.ends(process)
+    removing.cancel()
+    # The first one looks after the rest of it; the other one only reads.
+    world.line.on(is_listing, Fault(FaultKind.SLOW, delay=5.0))
+    two = asyncio.ensure_future(world.opened(world.process("2")))
+    await asyncio.sleep(1)
+    late = world.session(world.process("3"), max_staleness=math.inf)
+    # With or without what is left of the copy.
+    assert words(await late.get_items()) in (["a", "x", "y"], ["a", "x", "y", "y"])
+    two.cancel()

@@ -22,6 +22,7 @@ from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT, LOST
 from tests.faults.line import error as status
 from tests.faults.virtual import now
+from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
 from tests.session.support import Gate, numbered, texts, users
 
@@ -162,3 +163,22 @@ async def test_close_that_takes_too_long() -> None:
     await again.flush()
     assert line.texts(conversation) == ["a", "b"]
     await again.aclose()
+
+
+@on_one_disk("a")
+async def test_flush_beside_one_who_appends(world: OneDisk) -> None:
+    """A flush does not wait for what is appended after it had begun."""
+    (session,) = await world.opened(world.process("1", delay=0.1))
+    await session.add_items(users("first"))
+
+    async def append() -> None:
+        for number in range(1000):
+            await session.add_items(users(str(number)))
+            await asyncio.sleep(0.05)
+
+    appending = asyncio.create_task(append())
+    began = now()
+    await session.flush(timeout=5)
+    assert now() - began < 2
+    assert "first" in world.line.texts(world.conversation)
+    appending.cancel()

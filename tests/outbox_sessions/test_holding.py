@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 from openai import PermissionDeniedError
 
-from cached_session import BacklogChanged, CachedSession, OutboxError, OutboxFull, Sending
-from cached_session.emulator import FaultKind
-from cached_session.emulator.requests import is_append
-from tests.faults.line import error, is_conversation_delete, policy
+from cached_session import (
+    BacklogChanged,
+    CachedSession,
+    DeadlineExceeded,
+    OutboxError,
+    OutboxFull,
+    Sending,
+)
+from cached_session.emulator import Fault, FaultKind
+from cached_session.emulator.requests import is_append, is_listing
+from tests.faults.line import CUT, error, is_conversation_delete, policy
 from tests.faults.virtual import now
 from tests.outbox_sessions.one_disk import LATE, OneDisk, fails, on_one_disk
 from tests.outbox_sessions.support import raised, words
@@ -241,3 +248,49 @@ async def test_a_key_provider_that_fails_late(world: OneDisk) -> None:
     await asyncio.sleep(10)
     assert one.stats.waiting == 0
     await world.goes_on(two)
+
+
+@on_one_disk("a")
+async def test_a_close_that_cannot_let_go(world: OneDisk) -> None:
+    """Where a close cannot record that it lets go, it says so, and keeps nobody from sending."""
+    process = world.process("1")
+    one, two = await world.opened(process, world.process("2"))
+    # Or the outbox would be closed with it.
+    other = world.session(process, world.line.conversation("o"))
+    await other.get_items()
+    world.line.always(is_append, CUT)
+    await one.add_items(users("x"))
+    await asyncio.sleep(1)
+    failed = fails(process, "release")
+    with pytest.raises(DeadlineExceeded) as raised:
+        await one.aclose()
+    assert failed()
+    assert "the disk is full" in str(raised.value.__notes__)
+    world.line.heal()
+    await world.goes_on(two)
+    await other.add_items(users("p"))
+    await other.flush()
+    assert world.line.texts(world.conversation) == ["a", "x", "after"]
+
+
+@on_one_disk("a")
+async def test_a_paused_backlog_that_is_looked_after(world: OneDisk) -> None:
+    """While a process finds out what became of a paused batch, no other one sends it."""
+    one, two = await world.opened(world.process("1"), world.process("2"))
+    # Which is watched for from now on: the first request may still come through.
+    world.line.on(is_append, CUT)
+    await one.add_items(users("x"))
+    await one.flush()
+    world.had_by_a_dead_process("d", sealed=True)
+    world.pause("RateLimitError")
+    world.line.asked()
+    world.line.on(is_listing, Fault(FaultKind.SLOW, delay=5.0))
+    reading = asyncio.ensure_future(one.get_items())
+    await asyncio.sleep(1)
+    world.pause(None)
+    await two.add_items(users("e"))
+    await asyncio.sleep(3)
+    assert "append" not in world.line.asked()
+    assert words(await reading)[:3] == ["a", "x", "d"]
+    await two.flush(500)
+    assert world.line.texts(world.conversation) == ["a", "x", "d", "e"]

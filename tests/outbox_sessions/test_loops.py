@@ -8,7 +8,7 @@ import gc
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -368,3 +368,59 @@ def test_reading_fails_what_a_loop_had_recorded(
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(asyncio.gather(*begun))
     loop.close()
+
+
+def test_dropped_with_its_loop_beside_another_process(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is dropped with its loop keeps nobody from sending; its outbox lives on."""
+    monkeypatch.setattr(writer, "LOOK_AFTER", 0.01)
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        outbox = SQLiteOutbox(path)
+
+        async def handle() -> None:
+            session = session_on(emulator, outbox, conversation_id=conversation)
+            await session.get_items()
+            gate.hold()
+            await session.add_items(users("b"))
+            await gate.arrived()
+
+        asyncio.run(handle())
+        gate.open()
+        gc.collect()
+        other = session_on(emulator, SQLiteOutbox(path), conversation_id=conversation)
+
+        async def go_on() -> None:
+            await other.add_items(users("c"))
+            await other.flush(timeout=20)
+            await other.aclose()
+            await outbox.close()
+
+        asyncio.run(go_on())
+        assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("call", [CachedSession.flush, CachedSession.pop_item])
+def test_a_loop_ends_with_a_call_under_way(
+    call: Callable[[CachedSession], Coroutine[Any, Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call that ends with its loop leaves nothing behind of which asyncio would tell."""
+    for _ in range(6):
+        with held() as (emulator, gate):
+            session = session_on(emulator, MemoryOutbox())
+
+            async def leave(session: CachedSession = session, gate: Gate = gate) -> None:
+                await session.get_items()
+                gate.hold()
+                await session.add_items(numbered(0, 3))
+                await gate.arrived()
+                under_way = asyncio.create_task(call(session))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert not under_way.done()
+
+            asyncio.run(leave())
+            gate.open()
+            gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from cached_session import backlog, delivering, journal, mirror, popping, reading
+from cached_session import backlog, delivering, journal, popping
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, Store
 from tests.simulation.ablations import Ablation
-from tests.simulation.outbox_disk import SimOutbox
 
 
 def doubt_not_restored(patch: pytest.MonkeyPatch) -> None:
@@ -70,12 +69,8 @@ def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
 def claims_not_counted(patch: pytest.MonkeyPatch) -> None:
     """Whoever read a backlog while it was nobody's takes it for untouched ever after."""
-    patch.setattr(Store, "claims", lambda self, address: 0)
-
-
-def taking_over_told_once(patch: pytest.MonkeyPatch) -> None:
-    """Who was cancelled, or failed to read what another process did, does not hear of it again."""
-    patch.setattr(journal.Journal, "_claim", lambda self, store, address: store.claim(address))
+    mark = Store.mark
+    patch.setattr(Store, "mark", lambda self, address: mark(self, address)._replace(claims=0))
 
 
 def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
@@ -120,30 +115,6 @@ def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(backlog.Backlog, "read", decided)
 
 
-def late_copies_kept(patch: pytest.MonkeyPatch) -> None:
-    """What is kept of a conversation holds the late copies that are to be removed of it."""
-    patch.setattr(mirror.Mirror, "_shown", lambda self: self.replica.window.history)
-
-
-def paused_and_let_go_of_in_use(patch: pytest.MonkeyPatch) -> None:
-    """Who looks after what is in doubt of a paused backlog lets others send meanwhile."""
-    load = reading.Reading._load
-
-    async def idle(self: Any, operation: Any, *, using: bool = False) -> None:
-        await load(self, operation)
-
-    patch.setattr(reading.Reading, "_load", idle)
-
-
-def held_after_a_failed_close(patch: pytest.MonkeyPatch) -> None:
-    """Where it cannot be recorded that a backlog is let go of, the process holds on to it."""
-
-    async def close(self: SimOutbox) -> None:
-        return None
-
-    patch.setattr(SimOutbox, "close", close)
-
-
 OUTBOX_ABLATIONS: list[Ablation] = [
     doubt_not_restored,
     seal_without_anchor,
@@ -152,12 +123,8 @@ OUTBOX_ABLATIONS: list[Ablation] = [
     claim_always_granted,
     taking_over_unnoticed,
     claims_not_counted,
-    taking_over_told_once,
     mirror_before_the_record,
     no_settling_before_a_read,
     no_settling_before_a_send,
     reads_of_the_server_alone,
-    late_copies_kept,
-    paused_and_let_go_of_in_use,
-    held_after_a_failed_close,
 ]

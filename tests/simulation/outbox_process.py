@@ -108,6 +108,9 @@ class Process:
         """Notes a task that was made in it."""
         self.tasks = [task for task in self.tasks if not task.done()]
         self.tasks.append(task)
+        if not self.alive:
+            # By a timer that would have gone with the process.
+            task.cancel()
 
     async def crash(self) -> None:
         """Ends it here and now; what runs while its tasks are torn down can touch nothing."""
