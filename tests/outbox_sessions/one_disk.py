@@ -50,6 +50,8 @@ class OneDisk:
         self._disk = Disk(OutboxLedger())
         self._sessions: list[tuple[Any, CachedSession]] = []
         self._ended: list[SimOutbox] = []
+        # What waits for a process that ended is referred to by nobody else.
+        self._begun: list[asyncio.Future[Any]] = []
 
     async def end(self) -> None:
         """Closes all sessions; what a process that ended has left is ended, too."""
@@ -65,6 +67,12 @@ class OneDisk:
                 task.cancel()
             await asyncio.sleep(0)
         self._disk.close()
+
+    def begin(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begins a call whose process may end before it."""
+        task = asyncio.get_running_loop().create_task(call)
+        self._begun.append(task)
+        return task
 
     def ends(self, process: SimOutbox) -> None:
         """Ends a process, however it is."""

@@ -104,7 +104,7 @@ async def test_kept_by_one_who_sends_nothing(world: OneDisk, moment: int | None)
     (reader,) = await world.opened(process, max_staleness=0)
     world.had_by_a_dead_process("x", sealed=True)
     world.line.append(world.conversation, "x")  # its request came through
-    reading = asyncio.ensure_future(reader.get_items())
+    reading = world.begin(reader.get_items())
     if moment is None:
         assert words(await reading) == ["a", "x"]
     else:
@@ -124,7 +124,7 @@ async def test_kept_before_it_is_noted_what_has_landed(world: OneDisk, moment: i
     world.line.on(is_append, Fault(FaultKind.SLOW, delay=0.5))
     await one.add_items(users("x"))
     await until(lambda: world.line.in_flight > 0)
-    reading = asyncio.ensure_future(one.get_items())
+    reading = world.begin(one.get_items())
     await asyncio.sleep(0.5 + 0.02 * moment)
     world.ends(process)
     reading.cancel()
@@ -276,14 +276,14 @@ async def test_a_removal_that_ends_with_its_process(world: OneDisk) -> None:
     await one.flush()
     await asyncio.sleep(8)
     world.line.on(is_item_delete, None, FaultKind.HANG)
-    removing = asyncio.ensure_future(one.get_items())
+    removing = world.begin(one.get_items())
     await asyncio.sleep(1)
     assert world.line.texts(world.conversation) == ["a", "x", "y", "y"]
     world.ends(process)
     removing.cancel()
     # The first one looks after the rest of it; the other one only reads.
     world.line.on(is_listing, Fault(FaultKind.SLOW, delay=5.0))
-    two = asyncio.ensure_future(world.opened(world.process("2")))
+    two = world.begin(world.opened(world.process("2")))
     await asyncio.sleep(1)
     late = world.session(world.process("3"), max_staleness=math.inf)
     # With or without what is left of the copy.

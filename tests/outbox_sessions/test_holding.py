@@ -185,7 +185,7 @@ async def test_a_cancelled_close(world: OneDisk, cancelled: int) -> None:
     await other.get_items()
     world.line.on(is_append, FaultKind.HANG)
     await one.add_items(users("x"))
-    closing = asyncio.ensure_future(one.aclose())
+    closing = world.begin(one.aclose())
     for _ in range(cancelled):
         await asyncio.sleep(1)
         closing.cancel()
@@ -285,7 +285,7 @@ async def test_a_paused_backlog_that_is_looked_after(world: OneDisk) -> None:
     world.pause("RateLimitError")
     world.line.asked()
     world.line.on(is_listing, Fault(FaultKind.SLOW, delay=5.0))
-    reading = asyncio.ensure_future(one.get_items())
+    reading = world.begin(one.get_items())
     await asyncio.sleep(1)
     world.pause(None)
     await two.add_items(users("e"))
