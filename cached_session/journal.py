@@ -207,7 +207,7 @@ class Journal(Reading):
         if unsettled.active or (self.batch and history is not None):
             doubt = unsettled.dump(items, complete=complete, sending=False)
 
-        def work(store: Store, address: Address) -> tuple[tuple[Row, ...], Mark] | None:
+        def work(store: Store, address: Address) -> tuple[tuple[Row, ...], Mark | None] | None:
             if self._stale:
                 # Claimed, and not read yet: what is noted there is newer.
                 if release:
@@ -222,7 +222,7 @@ class Journal(Reading):
             newer = store.mailbox(address, after=seen).rows
             if release:
                 store.release(address)
-            return newer, store.mark(address)
+            return newer, store.mark(address) if release else None
 
         recorded = await self._transact(work)
         if release:

@@ -209,20 +209,17 @@ class Reading(Mirror):
     async def done_elsewhere(self) -> bool:
         """Whether the other process that sends this has ended, or has nothing left to send."""
         # Without a claim: that comes with reading what was done, in the turn.
-        elsewhere, left = await self._transact(
-            lambda store, address: (store.elsewhere(address), store.mailbox(address).rows)
+        return await self._transact(
+            lambda store, address: not store.elsewhere(address) or not store.newest(address)
         )
-        return not elsewhere or not left
 
     async def resumed(self) -> bool:
         """Whether somebody has decided, since it was paused."""
-        mailbox = await self._transact(lambda store, address: store.mailbox(address))
-        return mailbox.paused is None
+        return await self._transact(lambda store, address: store.paused(address)) is None
 
     async def doubted(self) -> bool:
         """Whether something is noted to be in doubt."""
-        mailbox = await self._transact(lambda store, address: store.mailbox(address))
-        return mailbox.doubt is not None
+        return await self._transact(lambda store, address: store.doubt(address)) is not None
 
 
 class _Read(NamedTuple):

@@ -136,11 +136,16 @@ class Store:
     def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
         """A conversation's backlog, of its items those that were accepted after `after`."""
         number = self._directory.find(address)
-        if number is None:
-            return Mailbox((), None, None)
-        doubt, paused = self._connection.execute(sql.STATE, (number,)).fetchone()
         rows = self._connection.execute(sql.ROWS_AFTER, (number, after))
-        return Mailbox(_rows(rows), doubt, paused)
+        return Mailbox(_rows(rows), *self._state(number))
+
+    def doubt(self, address: Address) -> bytes | None:
+        """What was noted about requests that may still be applied, or None."""
+        return self._state(self._directory.find(address))[0]
+
+    def paused(self, address: Address) -> str | None:
+        """Why a backlog is not sent, or None."""
+        return self._state(self._directory.find(address))[1]
 
     def seal(self, address: Address, through: int, doubt: bytes | None) -> tuple[Row, ...]:
         """Notes that the items up to `through` may be sent from now on, and the doubt.
@@ -163,9 +168,7 @@ class Store:
 
     def landed(self, address: Address, through: int) -> None:
         """Removes the sealed items up to `through`, which the server has."""
-        number = self._directory.find(address)
-        if number is not None:
-            self._connection.execute(sql.LANDED, (number, through))
+        self._connection.execute(sql.LANDED, (self._directory.find(address), through))
 
     def set_doubt(self, address: Address, doubt: bytes | None) -> None:
         """Notes what may still be applied; None: nothing."""
@@ -176,8 +179,6 @@ class Store:
     def withdraw(self, address: Address) -> Row | None:
         """Removes and returns the newest item; None if there is none or it is sealed."""
         number = self._directory.find(address)
-        if number is None:
-            return None
         newest = _rows(self._connection.execute(sql.ROW_NEWEST, (number,)))
         if not newest or newest[0].sealed:
             return None
@@ -204,9 +205,7 @@ class Store:
 
     def resume(self, address: Address) -> None:
         """Notes that a backlog may be sent again."""
-        number = self._directory.find(address)
-        if number is not None:
-            self._connection.execute(sql.SET_PAUSED, (None, number))
+        self._connection.execute(sql.SET_PAUSED, (None, self._directory.find(address)))
 
     def created(self, address: Address, conversation: str) -> Address:
         """Makes the record of a local name that of the conversation the server made.
@@ -283,6 +282,9 @@ class Store:
     def address(self, number: int) -> Address | None:
         """The address that a summary's number stands for, or None."""
         return self._directory.address(number)
+
+    def _state(self, number: int | None) -> tuple[bytes | None, str | None]:
+        return self._connection.execute(sql.STATE, (number,)).fetchone() or (None, None)
 
     def _owner(self, number: int) -> tuple[str | None, bool]:
         owner, released = self._connection.execute(sql.OWNER, (number,)).fetchone()
