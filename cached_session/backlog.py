@@ -6,11 +6,11 @@ memory, is the journal's; the sender puts it on the server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from openai import OpenAIError
 
@@ -30,20 +30,12 @@ from cached_session.popping import Popping
 from cached_session.replica import Replica
 from cached_session.room import Room
 from cached_session.sending import Sender
+from cached_session.users import Users
 
+T = TypeVar("T")
 
-class User(Protocol):
-    """What a backlog needs to know of a session that uses it."""
-
-    @property
-    def made_elsewhere(self) -> str | None:
-        """The id of a conversation that was made beside this one, and is to be used, or None."""
-
-    async def agree(self, made: str, deadline: float) -> str:
-        """The conversation to use, now that `made` was made here: that one, or another's."""
-
-    def created(self) -> None:
-        """Told that the conversation, which had only a local name, has its own id."""
+# Seconds after a cancellation until the sender goes on where the call stopped.
+_SOON = 0.05
 
 
 class Backlog:
@@ -62,34 +54,11 @@ class Backlog:
         self.journal = Journal(outbox, address, replica)
         self.journal.worker = self.sender = Sender(self.journal)
         self.barrier = Barrier(self.journal, self.sender)
-        self.users: weakref.WeakSet[User] = weakref.WeakSet()
+        self.users = Users()
         self._room = Room(self.journal)
         self.errands = Errands()
         self._clearing = Clearing(self.journal, self.barrier, self.errands)
         self._popping = Popping(self.journal, self.barrier, self.errands)
-
-    def created(self) -> None:
-        """Tells all who use it that the conversation has its own id."""
-        for user in list(self.users):
-            user.created()
-
-    @property
-    def made_elsewhere(self) -> str | None:
-        """The id of a conversation that a wrapped session has made meanwhile, or None."""
-        made = (user.made_elsewhere for user in list(self.users))
-        return next((name for name in made if name is not None), None)
-
-    async def agree(self, made: str, deadline: float) -> str:
-        """The id that all agree on, now that `made` was made here.
-
-        Raises:
-            DeadlineExceeded: A wrapped session was making one, too, and did not come to an end.
-        """
-        for user in list(self.users):
-            agreed = await user.agree(made, deadline)
-            if agreed != made:
-                return agreed
-        return made
 
     @property
     def sending(self) -> Sending:
@@ -251,15 +220,49 @@ class Backlog:
             if not classify(error).retryable:
                 raise
 
-    def go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
-        """After a call, has what was found sent, and what is held let go of.
+    async def perform(
+        self,
+        operation: Operation,
+        work: Callable[[], Awaitable[T]],
+        context: Callable[[], Operation],
+        *,
+        opens: bool,
+    ) -> T:
+        """Does a call's work; what it found, and what it holds, is the sender's afterwards.
 
         Args:
-            context: Makes the operations that do so.
-            failure: Why nothing was sent before the call. Where sending failed
-                during it, the next use tries again.
+            operation: The call's own.
+            work: What to do.
+            context: Makes the operations that send.
+            opens: Whether the caller's session has the outbox: it reads what is recorded first.
         """
-        # Nobody sends for sessions that were closed meanwhile.
+        failure, soon = self.sender.failure, 0.0
+        try:
+            if opens:
+                if left := self.errands.left:
+                    # It settles before what comes after it.
+                    await asyncio.wait(left)
+                await self.journal.open(operation)
+                # What another process left is its to send from now on.
+                self.sender.start(context)
+            return await work()
+        except asyncio.CancelledError:
+            soon = _SOON
+            raise
+        except OutboxError as error:
+            # The file knows nothing of whose call it was.
+            error.conversation_id = error.conversation_id or self.replica.conversation_id
+            raise
+        finally:
+            if soon:
+                # Not at once: the loop may be ending, and would leave it lying.
+                asyncio.get_running_loop().call_later(soon, self._go_on, context, failure)
+            else:
+                self._go_on(context, failure)
+
+    def _go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
+        # Nobody sends for sessions that were closed meanwhile. Where sending failed
+        # during the call, and not before it, the next use tries again.
         if self.users and (self.journal.holds or self.sender.failure in (None, failure)):
             self.sender.start(context)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import uuid
@@ -18,7 +17,6 @@ from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
-from cached_session.errors import OutboxError
 from cached_session.events import Meter
 from cached_session.identity import Identity
 from cached_session.leaving import Leaving
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
     from cached_session.outbox import Outbox
 
 T = TypeVar("T")
-
-# Seconds after a cancellation until the sender goes on where the call stopped.
-_SOON = 0.05
 
 
 class Binding:
@@ -179,39 +174,27 @@ class Binding:
             operation = self._operation(
                 conversation_id, deadline, functools.partial(self._left, conversation_id)
             )
-            context = functools.partial(self.sending, replica)
-            backlog, cancelled = replica.backlog, False
-            failure = None if backlog is None else backlog.sender.failure
+            done = functools.partial(self._done, work, operation, replica, previous)
             try:
-                if self.outbox is not None and replica.backlog is not None:
-                    left = replica.backlog.errands.left
-                    if left:
-                        # It settles before what comes after it.
-                        await asyncio.wait(left)
-                    await replica.backlog.journal.open(operation)
-                    # What another process left is its to send from now on.
-                    replica.backlog.sender.start(context)
-                if previous is not None and previous is not replica:
-                    # The client's key was changed: another copy. What is in
-                    # flight on the old one comes first.
-                    await previous.settled(operation)
-                return await work(operation, replica)
+                if replica.backlog is None:
+                    return await done()
+                context, opens = functools.partial(self.sending, replica), self.outbox is not None
+                return await replica.backlog.perform(operation, done, context, opens=opens)
             except (Superseded, Reopened):
                 continue
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            except OutboxError as error:
-                # The file knows nothing of whose call it was.
-                error.conversation_id = error.conversation_id or replica.conversation_id
-                raise
-            finally:
-                if backlog is not None and cancelled:
-                    # Not at once: the loop may be ending, and would leave it lying.
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(_SOON, backlog.go_on, context, failure)
-                elif backlog is not None:
-                    backlog.go_on(context, failure)
+
+    @staticmethod
+    async def _done(
+        work: Callable[[Operation, Replica], Awaitable[T]],
+        operation: Operation,
+        replica: Replica,
+        previous: Replica | None,
+    ) -> T:
+        if previous is not None and previous is not replica:
+            # The client's key was changed: another copy. What is in flight on
+            # the old one comes first.
+            await previous.settled(operation)
+        return await work(operation, replica)
 
     def _made_of(self, conversation_id: str) -> str | None:
         """The id that a conversation with a local name has got in this process, or None."""

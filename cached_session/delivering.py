@@ -60,7 +60,7 @@ async def deliver(journal: Journal, operation: Operation) -> None:
 
 async def _create(journal: Journal, operation: Operation) -> None:
     backlog = journal.replica.backlog
-    elsewhere = None if backlog is None else backlog.made_elsewhere
+    elsewhere = None if backlog is None else backlog.users.made_elsewhere
     if elsewhere is not None:
         await journal.created(elsewhere, operation, empty=False)
         return
@@ -69,7 +69,7 @@ async def _create(journal: Journal, operation: Operation) -> None:
         raise outcome.error
     made = agreed = outcome.value
     if backlog is not None:
-        agreed = await backlog.agree(made, operation.deadline)
+        agreed = await backlog.users.agree(made, operation.deadline)
     await journal.created(agreed, operation, empty=agreed == made)
 
 

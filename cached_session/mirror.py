@@ -113,7 +113,7 @@ class Mirror:
         with self.outbox.lock:
             self.outbox.backlogs[self.address] = self.replica.backlog
         if self.replica.backlog is not None:
-            self.replica.backlog.created()
+            self.replica.backlog.users.created()
 
 
 def plain(rows: Iterable[Row]) -> list[tuple[int, Outgoing, float]]:
