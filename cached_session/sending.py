@@ -38,7 +38,6 @@ class Sender:
     Attributes:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
-        trouble: What went wrong at its last attempt, after which it tries again, or None.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -52,7 +51,7 @@ class Sender:
         self._batches = 0
         self.state = Sending.IDLE
         self.failure: OutboxError | None = None
-        self.trouble: Exception | None = None
+        self._trouble: Exception | None = None
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -86,6 +85,11 @@ class Sender:
         """Whether somebody is at work."""
         with self._lock:
             return self._task is not None and not self._lost(self._task)
+
+    @property
+    def trouble(self) -> Exception | None:
+        """What went wrong at its last attempt, after which it tries again, or None."""
+        return self._trouble if self.state is Sending.OFFLINE else None
 
     def _lost(self, task: asyncio.Task[None]) -> bool:
         """Whether nobody works on it any more: its loop has ended or stands still."""
@@ -207,7 +211,7 @@ class Sender:
             outcome = Unknown(error, retryable=True)
         else:
             outcome = Applied(None)
-        self.trouble = None if isinstance(outcome, Applied) else outcome.error
+        self._trouble = None if isinstance(outcome, Applied) else outcome.error
         if isinstance(outcome, Applied):
             self._batches += 1
             self._change(Sending.SENDING)

@@ -182,3 +182,21 @@ async def test_flush_beside_one_who_appends(world: OneDisk) -> None:
     assert now() - began < 2
     assert "first" in world.line.texts(world.conversation)
     appending.cancel()
+
+
+@on_one_disk("a")
+async def test_old_troubles(world: OneDisk) -> None:
+    """A flush that waits for another process says nothing of what went wrong here before."""
+    one, two = await world.opened(world.process("1"), world.process("2"))
+    world.line.on(is_append, status(400, "no"))
+    await one.add_items(users("b"))
+    await asyncio.sleep(1)
+    world.line.heal()
+    world.pause(None)  # somebody decides, and the other process is quicker
+    world.line.always(is_append, CUT)
+    await two.add_items(users("c"))
+    await asyncio.sleep(1)
+    error = await raised(one.flush(timeout=3))
+    assert isinstance(error, DeadlineExceeded)
+    assert "(sending: elsewhere)" in str(error)
+    assert error.__cause__ is None
