@@ -20,7 +20,7 @@ from cached_session.clearing import Clearing
 from cached_session.core.items import Outgoing, copies
 from cached_session.delivering import deliver, look_back, settle
 from cached_session.errands import Errands
-from cached_session.errors import OutboxError
+from cached_session.errors import OutboxError, naming
 from cached_session.events import Sending
 from cached_session.journal import Changed, Elsewhere, Journal
 from cached_session.operation import Operation, Reopened, Superseded
@@ -238,20 +238,17 @@ class Backlog:
         """
         failure, soon = self.sender.failure, 0.0
         try:
-            if opens:
-                if left := self.errands.left:
-                    # It settles before what comes after it.
-                    await asyncio.wait(left)
-                await self.journal.open(operation)
-                # What another process left is its to send from now on.
-                self.sender.start(context)
-            return await work()
+            with naming(operation.conversation_id):
+                if opens:
+                    if left := self.errands.left:
+                        # It settles before what comes after it.
+                        await asyncio.wait(left)
+                    await self.journal.open(operation)
+                    # What another process left is its to send from now on.
+                    self.sender.start(context)
+                return await work()
         except asyncio.CancelledError:
             soon = _SOON
-            raise
-        except OutboxError as error:
-            # The file knows nothing of whose call it was.
-            error.conversation_id = error.conversation_id or self.replica.conversation_id
             raise
         finally:
             if soon:
@@ -281,7 +278,7 @@ class Backlog:
             if look:
                 await look_back(self.journal, operation, pages=10)
             # Where the outbox was closed meanwhile, nothing is held of it any more.
-            with contextlib.suppress(Reopened):
+            with naming(operation.conversation_id), contextlib.suppress(Reopened):
                 await self.journal.record(release=True)
             # Somebody may have come while that was recorded, too: with a second
             # backlog beside this one, both would send.

@@ -6,6 +6,9 @@ openai exception that it is. No error carries an item's content or a key.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class CachedSessionError(Exception):
     """Base of the errors of this package.
@@ -113,3 +116,13 @@ class OutboxPaused(OutboxError):
     ) -> None:
         super().__init__(message, conversation_id=conversation_id)
         self.waiting = waiting
+
+
+@contextlib.contextmanager
+def naming(conversation_id: str) -> Iterator[None]:
+    """Has an `OutboxError` name the conversation: the file does not know whose call it was."""
+    try:
+        yield
+    except OutboxError as error:
+        error.conversation_id = error.conversation_id or conversation_id
+        raise

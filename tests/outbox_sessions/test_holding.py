@@ -294,3 +294,25 @@ async def test_a_paused_backlog_that_is_looked_after(world: OneDisk) -> None:
     assert words(await reading)[:3] == ["a", "x", "d"]
     await two.flush(500)
     assert world.line.texts(world.conversation) == ["a", "x", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda session: session.add_items(users("b")),
+        CachedSession.pop_item,
+        CachedSession.aclose,
+    ],
+    ids=["add", "pop", "close"],
+)
+@on_one_disk("a")
+async def test_whose_call_it_was(world: OneDisk, call: Any) -> None:
+    """An error of the file names the conversation whose call met it."""
+    process = world.process("1")
+    (session,) = await world.opened(process)
+    process.failures = 1.0
+    error = await raised(call(session))
+    process.failures = 0.0
+    assert isinstance(error, OutboxError)
+    assert "the disk is full" in str(error)
+    assert error.conversation_id == world.conversation
