@@ -101,6 +101,12 @@ class OneDisk:
             await session.get_items()
         return sessions
 
+    async def kept_open(self, process: SimOutbox) -> CachedSession:
+        """A session on something else: with the last session its outbox would be closed, too."""
+        other = self.session(process, self.line.conversation("o"))
+        await other.get_items()
+        return other
+
     async def left_in_doubt(self, session: CachedSession) -> None:
         """An item that landed behind a lost answer: a late copy of it may still come."""
         self.line.on(is_append, LATE)

@@ -180,9 +180,7 @@ async def test_a_cancelled_close(world: OneDisk, cancelled: int) -> None:
     process = world.process("1", delay=0.1)
     retry = policy(deadline=30.0, attempt_timeout=20.0)
     one, two = await world.opened(process, world.process("2"), retry=retry)
-    # Or the outbox would be closed with it.
-    other = world.session(process, world.line.conversation("o"))
-    await other.get_items()
+    await world.kept_open(process)
     world.line.on(is_append, FaultKind.HANG)
     await one.add_items(users("x"))
     closing = world.begin(one.aclose())
@@ -204,8 +202,7 @@ async def test_a_close_that_is_cancelled_late(world: OneDisk) -> None:
     process = world.process("1")
     retry = policy(deadline=5.0, attempt_timeout=3.0)
     one, two = await world.opened(process, world.process("2"), retry=retry)
-    other = world.session(process, world.line.conversation("o"))
-    await other.get_items()
+    await world.kept_open(process)
     world.line.always(is_append, FaultKind.HANG)
     await one.add_items(users("x"))
     with pytest.raises(TimeoutError):
@@ -255,9 +252,7 @@ async def test_a_close_that_cannot_let_go(world: OneDisk) -> None:
     """Where a close cannot record that it lets go, it says so, and keeps nobody from sending."""
     process = world.process("1")
     one, two = await world.opened(process, world.process("2"))
-    # Or the outbox would be closed with it.
-    other = world.session(process, world.line.conversation("o"))
-    await other.get_items()
+    other = await world.kept_open(process)
     world.line.always(is_append, CUT)
     await one.add_items(users("x"))
     await asyncio.sleep(1)
