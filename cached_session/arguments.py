@@ -10,6 +10,8 @@ from typing import Any
 from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
+from cached_session.core.local import LOCAL
+
 
 def resolve_limit(limit: int | None, settings: Any) -> int | None:
     """How many items a read returns at most.
@@ -91,8 +93,20 @@ def check_timeout(value: object) -> None:
         raise ValueError("timeout must be a finite number of seconds, and not negative")
 
 
-def check_outbox(value: object) -> None:
-    """Refuses what cannot record a transaction."""
+def check_absent(**values: object) -> None:
+    """Refuses, by name, what a wrapped session decides."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name} comes from underlying_session; pass one of the two")
+
+
+def check_outbox(value: object, conversation_id: str | None) -> None:
+    """Refuses what cannot record a transaction; and none where the id is one's local name."""
+    if value is None and conversation_id is not None and conversation_id.startswith(LOCAL):
+        raise ValueError(
+            f"conversation_id: {conversation_id} is a name that an outbox gives to a "
+            "conversation before the server has made it; pass that outbox, too"
+        )
     records = inspect.iscoroutinefunction(getattr(value, "transact", None))
     if value is not None and (isinstance(value, type) or not records):
         raise TypeError(f"outbox must be an Outbox or None, not {type(value).__name__}")

@@ -12,6 +12,7 @@ from agents.memory import SessionSettings
 from openai import AsyncOpenAI
 
 from cached_session.arguments import (
+    check_absent,
     check_id,
     check_observer,
     check_outbox,
@@ -98,19 +99,9 @@ class CachedSession(OpenAIConversationsSession):
         if conversation_id is not None:
             check_id("conversation_id", conversation_id)
         check_staleness(max_staleness)
-        check_outbox(outbox)
-        if outbox is None and conversation_id is not None and conversation_id.startswith(LOCAL):
-            raise ValueError(
-                f"conversation_id: {conversation_id} is a name that an outbox gives to a "
-                "conversation before the server has made it; pass that outbox, too"
-            )
+        check_outbox(outbox, conversation_id)
         if underlying_session is not None:
-            for name, value in (
-                ("conversation_id", conversation_id),
-                ("openai_client", openai_client),
-            ):
-                if value is not None:
-                    raise ValueError(f"{name} comes from underlying_session; pass one of the two")
+            check_absent(conversation_id=conversation_id, openai_client=openai_client)
             openai_client = client_of(underlying_session)
             if session_settings is None:
                 session_settings = underlying_session.session_settings
