@@ -53,8 +53,8 @@ async def loop_against_file(
             f"scripted model, tracing off; the quickest of {times} loops: {ours} against {local}. "
             f"{requests} requests; when the last run has ended, `flush()` takes another "
             f"{flushed:.2f} s. The first run, which makes the conversation, takes "
-            f"{ours.seconds[0]:.2f} s; without it the ratio is {later:.2f}. What no session can "
-            "be quicker than: on one that sends nothing and reads the same history without any "
+            f"{ours.seconds[0]:.2f} s; without it the ratio is {later:.2f}. As yardsticks: "
+            "on a session that sends nothing and reads the same history without any "
             f"cost the loop takes {played}, {played.total / local.total:.2f} of `SQLiteSession`; "
             f"if that one commits each append to a table of SQLite, {least}, "
             f"{least.total / local.total:.2f}",
