@@ -12,7 +12,6 @@ import email.utils
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import httpx2
 from openai import (
@@ -34,7 +33,14 @@ _NEVER_SENT = frozenset(
 
 # Statuses worth repeating, as the openai client has them (measured). 425 is
 # "too early": the server asks for exactly that.
-_RETRYABLE = frozenset({408, 409, 425, 429})
+_RETRYABLE = frozenset({408, 409, 425})
+
+# What a 429 says where nothing but the user's doing helps: no credit is left, a
+# limit that the user has set is reached, the account is not active. Sources:
+# OpenAI's help pages, and answers quoted in public bug reports.
+_USER_HAS_TO_ACT = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+)
 
 
 def as_openai_error(error: Exception, method: str, url: str) -> Exception:
@@ -91,13 +97,13 @@ def classify(error: Exception) -> Refused | Unknown:
 def _by_status(error: APIStatusError) -> Refused | Unknown:
     status, headers = error.status_code, error.response.headers
     delay = retry_delay(headers)
-    retryable = _retryable(error, delay)
+    retryable = _retryable(error)
     if 400 <= status < 500 and status != 408:
         return Refused(error, retryable, delay)
     return Unknown(error, retryable, delay)
 
 
-def _retryable(error: APIStatusError, delay: float | None) -> bool:
+def _retryable(error: APIStatusError) -> bool:
     # The server's own word counts before everything (not a standard header;
     # measured on the openai client).
     asked = error.response.headers.get("x-should-retry")
@@ -106,19 +112,16 @@ def _retryable(error: APIStatusError, delay: float | None) -> bool:
     if is_locked(error):
         return True
     if error.status_code == 429:
-        # Left out where the user has to act (quota); repeating those helps
-        # nobody and counts against the limit. Source: OpenAI's help pages.
-        return delay is not None and error.code != "insufficient_quota"
+        # Repeating helps nobody where the user has to act, and counts against
+        # the limit. Every other one is a rate limit, also without a header
+        # that says when to come back: gateways leave it out.
+        return not _words(error) & _USER_HAS_TO_ACT
     return error.status_code in _RETRYABLE or error.status_code >= 500
 
 
 def is_locked(error: Exception) -> bool:
     """Whether another process is operating on the conversation (public reports)."""
-    return isinstance(error, APIStatusError) and "conversation_locked" in (
-        error.code,
-        _field(error.body, "code"),
-        _field(error.body, "type"),
-    )
+    return isinstance(error, APIStatusError) and "conversation_locked" in _words(error)
 
 
 def is_duplicate_id(error: Exception) -> bool:
@@ -131,8 +134,11 @@ def is_unknown_cursor(error: Exception) -> bool:
     return isinstance(error, APIStatusError) and error.status_code == 404 and error.param == "after"
 
 
-def _field(body: object, name: str) -> Any:
-    return body.get(name) if isinstance(body, Mapping) else None
+def _words(error: APIStatusError) -> set[str]:
+    """What an error says of itself for programs: its code and its type."""
+    body = error.body if isinstance(error.body, Mapping) else {}
+    words = (error.code, error.type, body.get("code"), body.get("type"))
+    return {word for word in words if isinstance(word, str)}
 
 
 def retry_delay(headers: Mapping[str, str]) -> float | None:
