@@ -97,6 +97,9 @@ def test_command_line_serves_until_it_is_stopped(number: signal.Signals) -> None
         (["--habit", "nonsense"], "invalid choice"),
         (["--port", "70000"], "65535"),
         (["--latency", "-1"], "negative"),
+        (["--latency", "nan"], "finite"),
+        (["--latency", "inf"], "finite"),
+        (["--host", ""], "empty"),
     ],
 )
 def test_command_line_refuses_what_cannot_be(
