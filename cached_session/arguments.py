@@ -21,9 +21,12 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         settings: `SessionSettings`, a dict like them (which the SDK takes,
             too, when it is set later), or None.
 
+    Returns:
+        The limit, None for all. A negative one counts as 1: the SDK's session
+        stops at the first item that reaches it (measured).
+
     Raises:
         TypeError: The limit is no int.
-        ValueError: The limit is negative.
     """
     name = "limit"
     if limit is None:
@@ -41,9 +44,7 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         limit = operator.index(limit)
     except TypeError:
         raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
-    if limit < 0:
-        raise ValueError(f"{name} must not be negative")
-    return limit
+    return 1 if limit < 0 else limit
 
 
 def client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, NotGiven, Omit
 
 from cached_session.arguments import (
     check_absent,
@@ -187,7 +187,7 @@ class CachedSession(OpenAIConversationsSession):
 
         Args:
             limit: How many of the newest items; None: `session_settings.limit`,
-                or all of them.
+                or all of them. A negative one counts as 1, as in the SDK's session.
 
         Returns:
             The items, oldest first, in the shape in which the server lists
@@ -197,8 +197,8 @@ class CachedSession(OpenAIConversationsSession):
 
         Raises:
             TypeError: `limit` is no int.
-            ValueError: `limit` is negative; or another session has the
-                conversation with another outbox or cache.
+            ValueError: Another session has the conversation with another
+                outbox or cache.
             openai.OpenAIError: The server refused, or stayed out of reach.
             DeadlineExceeded: The operations before this one, or another process
                 that sends what waits, took too long; or the time was over
@@ -245,8 +245,9 @@ class CachedSession(OpenAIConversationsSession):
 
         Args:
             items: The items, dicts or pydantic models. They are copied before
-                the call first waits, so they may be changed at once. No items:
-                nothing is sent.
+                the call first waits, so they may be changed at once. A field
+                whose value is the client's `omit` or `NOT_GIVEN` is left out.
+                No items: nothing is sent.
 
         Raises:
             TypeError: `items` is no list of objects that JSON can carry.
@@ -272,7 +273,7 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        outgoing = accept(items)
+        outgoing = accept(items, omitted=(Omit, NotGiven))
         if outgoing:
             await self.__binding.perform(
                 lambda operation, replica: self.__binding.append(operation, replica, outgoing)
