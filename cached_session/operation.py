@@ -126,7 +126,11 @@ class Operation:
         raise outcome.error
 
     async def delete_item(self, item_id: str) -> Outcome[None]:
-        """Deletes an item. Refused with a 404: somebody else had removed it before."""
+        """Deletes an item. Refused with a 404: somebody else had removed it before.
+
+        Where the transport may have sent the delete twice by itself, a 404 is
+        the answer to the second one, and what was wanted is so.
+        """
         return await self._delete(
             lambda seconds: self.remote.delete_item(self.conversation_id, item_id, timeout=seconds)
         )
@@ -143,8 +147,9 @@ class Operation:
         async def attempt(seconds: float) -> Outcome[None]:
             nonlocal lost_answer
             outcome = await send(seconds)
-            if lost_answer and is_gone(outcome):
-                # After a lost answer it was this operation that removed it.
+            if is_gone(outcome) and (lost_answer or not self.remote.sends_once):
+                # After a lost answer it was this operation that removed it. Of one
+                # that its transport has lost, nothing was seen here.
                 return Applied(None)
             lost_answer = lost_answer or isinstance(outcome, Unknown)
             if lost_answer and isinstance(outcome, Refused):
