@@ -42,6 +42,7 @@ class Operation:
         deadline: When the operation ends, on the running loop's clock.
         superseded: Says whether the session has gone to another conversation.
         turn: The turn that it works in, once it has one.
+        transfer: Seconds that each of its requests gets on top, for a large batch.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Operation:
         self.deadline = deadline
         self.superseded = superseded
         self.turn: Turn | None = None
+        self.transfer = 0.0
 
     @staticmethod
     def now() -> float:
@@ -78,8 +80,16 @@ class Operation:
             self.deadline,
             self.superseded,
         )
-        hurried.turn = self.turn
+        hurried.turn, hurried.transfer = self.turn, self.transfer
         return hurried
+
+    def allow(self, size: int) -> None:
+        """Gives the time that a batch of so many bytes may take, for its way there or back.
+
+        The listing that looks for the batch after a lost answer gets it, too.
+        """
+        self.transfer = size / self.policy.slowest_rate
+        self.deadline += self.transfer
 
     def renewed(self, conversation_id: str) -> Operation:
         """One that begins now, for the same caller, whatever its session does meanwhile."""
@@ -98,7 +108,10 @@ class Operation:
             return outcome
 
         return await self._retrier.run(
-            in_turn, deadline=self.deadline, conversation_id=self.conversation_id
+            in_turn,
+            deadline=self.deadline,
+            conversation_id=self.conversation_id,
+            transfer=self.transfer,
         )
 
     def check_turn(self) -> None:

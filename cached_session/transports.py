@@ -68,7 +68,9 @@ def carrier(client: AsyncOpenAI) -> Carrier:
     kinds = {type(transport) for transport in transports if transport is not None}
     if _is_plain(http) and kinds and kinds <= set(_named("AsyncHTTPTransport")):
         return Carrier.HTTPX
-    if type(http) is openai.DefaultAioHttpClient and all(map(_is_plain_bridge, transports)):
+    if type(http) is openai.DefaultAioHttpClient and all(
+        transport is None or _is_plain_bridge(transport) for transport in transports
+    ):
         return Carrier.AIOHTTP
     return Carrier.UNKNOWN
 

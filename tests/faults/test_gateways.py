@@ -57,7 +57,7 @@ async def test_an_append_that_did_not(status: int, body: object, raised: Any) ->
 @pytest.mark.parametrize("commit", [True, False], ids=["came through", "did not"])
 @pytest.mark.parametrize(("status", "body", "raised"), ANSWERS)
 async def test_a_pop(status: int, body: object, raised: Any, commit: bool) -> None:
-    """After a gateway's refusal of a pop the next read asks, and shows whether the item is there."""
+    """After a gateway's refusal of a pop the next read asks, and shows what is there."""
     line, session, conversation = await opened("a", "b")
     line.on(is_item_delete, Say(status, body, commit=commit))
     with pytest.raises(raised):
@@ -112,7 +112,7 @@ async def test_a_wrong_base_url_and_an_outbox() -> None:
 
 
 async def test_an_outbox_behind_a_gateway() -> None:
-    """A recorded batch that a gateway refused and passed on is found there, once; the rest goes on."""
+    """A recorded batch that a gateway refused and passed on is found there, once."""
     line, session, conversation = await opened("a", outbox=MemoryOutbox())
     line.on(is_append, Say(403, PAGE, commit=True))
     await session.add_items(users("b"))

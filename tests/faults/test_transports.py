@@ -62,7 +62,7 @@ async def test_an_append_on_a_transport_that_lies(fault: Any, recorded: bool) ->
 
 @pytest.mark.parametrize("fault", [LOST, CUT], ids=label)
 async def test_a_pop_that_the_transport_sends_twice(fault: Any) -> None:
-    """A 404 to a delete that the transport may have repeated is no other writer's: one item goes."""
+    """A 404 to a delete that the transport may have repeated removes no second item."""
     line = Line()
     conversation = line.conversation("a", "b", "c")
     session = session_on(line, line.client_over(Lying(line)), conversation)
@@ -106,7 +106,7 @@ async def test_a_client_of_a_class_of_its_own() -> None:
 
 
 async def test_an_authentication_that_takes_two_requests() -> None:
-    """Where an authentication of the HTTP client's may send twice, a connect error is asked about."""
+    """Where an authentication may send twice, a connect error is asked about."""
 
     class Twice(httpx2.Auth):
         def auth_flow(self, request: httpx2.Request) -> Any:
