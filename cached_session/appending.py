@@ -57,6 +57,7 @@ class Append:
         """Appends all items, or raises what stopped it."""
         for batch in batches(self._items):
             self._rest, self._resent, self._reopened = batch, self._resent_before, False
+            self._operation.allow(sum(map(len, batch)))
             await self._send_batch()
 
     async def anchor(self) -> None:

@@ -27,6 +27,7 @@ from cached_session.connections import Connections, connections
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
+from cached_session.transports import Carrier, carrier
 
 # "A limit on the number of objects to be returned, between 1 and 100"; above
 # is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
@@ -54,6 +55,11 @@ class Remote:
         self._client = client
         self._meter = meter
         self._connections: Connections = connections(client)
+
+    @property
+    def sends_once(self) -> bool:
+        """Whether no request is sent twice behind our back."""
+        return carrier(self._client) is Carrier.HTTPX
 
     async def create(self, *, timeout: float) -> Outcome[str]:
         """Makes a conversation, without items: some servers drop initial ones silently."""
@@ -133,7 +139,8 @@ class Remote:
                 response = await self._send(client, method, root + path, timeout, query, content)
         except Exception as error:
             outcome = classify(
-                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
+                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}"),
+                carrier(client),
             )
         else:
             outcome = _understand(response, method, parse)

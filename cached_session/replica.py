@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from openai import NotFoundError
 
 from cached_session.appending import Append
+from cached_session.classify import says_gone
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
@@ -156,9 +157,9 @@ class Replica:
         if self.window.unsettled.active:
             try:
                 await self.window.fresh(operation, 1, 0, -math.inf)
-            except NotFoundError:
+            except NotFoundError as error:
                 # A clear that was given up on came through: nothing is left in doubt.
-                if not self.window.unsettled.may_be_cleared:
+                if not (self.window.unsettled.may_be_cleared and says_gone(error)):
                     raise
 
     async def pop(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from openai import NotFoundError
 
+from cached_session.classify import says_gone
 from cached_session.core.history import History
 from cached_session.core.outcomes import Applied
 from cached_session.core.unsettled import Unsettled
@@ -178,10 +179,11 @@ class Window:
         """
         try:
             return await self._relist(operation, limit, anew=anew)
-        except NotFoundError:
-            # The conversation is gone. Nothing of it may be served again.
+        except NotFoundError as error:
+            # Nothing of it may be served again.
             self.forget()
-            self.unsettled.decided_lost()
+            if says_gone(error):
+                self.unsettled.decided_lost()
             raise
 
     async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | None:

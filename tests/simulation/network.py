@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import httpcore2
 import httpx2
 from openai import AsyncOpenAI
 
@@ -28,6 +29,20 @@ from cached_session.emulator import (
 from cached_session.emulator.visibility import as_listed
 
 Plan = Callable[[Request], Fault | None]
+
+
+def connect_error() -> httpx2.ConnectError:
+    """What httpx's own transport raises where no connection comes about."""
+    error = httpx2.ConnectError("connection refused")
+    error.__cause__ = httpcore2.ConnectError("connection refused")
+    return error
+
+
+def as_httpx_own(transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncHTTPTransport:
+    """A transport in the shape of httpx's own, of which is known that it sends once."""
+    own = httpx2.AsyncHTTPTransport(verify=False, trust_env=False)
+    own.handle_async_request = transport.handle_async_request  # type: ignore[method-assign]
+    return own
 
 
 class Network(httpx2.AsyncBaseTransport):
@@ -70,7 +85,7 @@ class Network(httpx2.AsyncBaseTransport):
                 raise
             if loop.time() < self._away_until:
                 self._note(plain, "away", "refused")
-                raise httpx2.ConnectError("connection refused")
+                raise connect_error()
             fault = self.plan(plain)
             outcome = carry_out(self.service, plain, fault)
             self.committed()
@@ -85,7 +100,7 @@ class Network(httpx2.AsyncBaseTransport):
                     raise httpx2.RemoteProtocolError("peer closed connection")
                 case Sight.REFUSED:
                     self._away_until = loop.time() + outcome.delay
-                    raise httpx2.ConnectError("connection refused")
+                    raise connect_error()
                 case Sight.SILENCE:
                     await asyncio.get_running_loop().create_future()
                 case Sight.ANSWER:
@@ -138,10 +153,14 @@ class Network(httpx2.AsyncBaseTransport):
 
     def client(self, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncOpenAI:
         """An openai client on this network, over a transport that leads to it, or directly."""
+        return self.client_over(as_httpx_own(transport or self))
+
+    def client_over(self, transport: httpx2.AsyncBaseTransport) -> AsyncOpenAI:
+        """An openai client over a transport as it is: nobody knows what that one does."""
         client = AsyncOpenAI(
             api_key="simulated",
             base_url="http://simulated/v1",
-            http_client=httpx2.AsyncClient(transport=transport or self, trust_env=False),
+            http_client=httpx2.AsyncClient(transport=transport, trust_env=False),
         )
         # The client asks for the platform in a thread, which a simulated loop has none of.
         client._platform = "Linux"
