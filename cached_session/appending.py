@@ -22,6 +22,8 @@ class Append:
 
     A batch is sent; if no answer comes, what stands behind its anchor says how
     much of it landed, and only the rest is sent again.
+
+    It may be told to stop, between its batches: what was sent is whole batches.
     """
 
     def __init__(
@@ -52,13 +54,20 @@ class Append:
         self._in_doubt = False
         self._resent = self._resent_before = resent
         self._reopened = False
+        self._stopped = False
 
     async def run(self) -> None:
-        """Appends all items, or raises what stopped it."""
+        """Appends all items, or raises what stopped it; see `stop`."""
         for batch in batches(self._items):
+            if self._stopped:
+                return
             self._rest, self._resent, self._reopened = batch, self._resent_before, False
             self._operation.allow(sum(map(len, batch)))
             await self._send_batch()
+
+    def stop(self) -> None:
+        """Has it end with the batch that it is at: its caller has left, and wants no more of it."""
+        self._stopped = True
 
     async def anchor(self) -> None:
         """Makes sure that it is known what stands before the next batch.
@@ -75,6 +84,8 @@ class Append:
 
     async def _send_batch(self) -> None:
         await self.anchor()
+        if self._stopped:
+            return
         outcome = await self._operation.run(self._attempt)
         if isinstance(outcome, Applied):
             await self._look_for_late_commits()

@@ -224,7 +224,11 @@ class Replica:
         except BaseException:
             self.leave(turn)
             raise
-        await self._write(operation, turn, append.run)
+        try:
+            await self._write(operation, turn, append.run)
+        except asyncio.CancelledError:
+            append.stop()
+            raise
 
     async def written(self) -> None:
         """Waits for the writes of this event loop that are under way."""

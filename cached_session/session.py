@@ -240,8 +240,10 @@ class CachedSession(OpenAIConversationsSession):
         piece on the server.
 
         Without an outbox all of them are on the server when the call returns.
-        With one they are recorded, and are sent in the background; if the call
-        raises, none of them is recorded. If it is cancelled, they may be.
+        If it is cancelled, the batch that is being sent settles and no later
+        one is sent: the first batches are there, and the next read shows them.
+        With an outbox they are recorded, and are sent in the background; if the
+        call raises, none of them is recorded. If it is cancelled, all may be.
 
         Args:
             items: The items, dicts or pydantic models. They are copied before
