@@ -57,11 +57,12 @@ class CachedSession(OpenAIConversationsSession):
         session_settings: The SDK's settings, as an object or a dict. `limit`
             is what `get_items()` returns at most.
         cache: Where the local copy is kept; None: the process's own.
-        max_staleness: Seconds for which the local copy is trusted without
-            asking the server; None: without end; 0: not at all, so that every
-            read asks, in one request for each 100 items added since the last
-            time. The first read of a session object asks, unless the session
-            created the conversation, or this is `math.inf`.
+        max_staleness: When a read asks the server what other processes wrote.
+            Seconds: if nobody in the process has asked for longer than that,
+            whichever session object it was. None: at the first read of each
+            session object, unless it made the conversation itself. 0: at every
+            read. `math.inf`: never, while the copy is held. It takes one
+            request for each 100 items added since the last time.
         retry: How requests are repeated; None: `RetryPolicy()`.
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
