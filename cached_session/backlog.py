@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -145,8 +146,9 @@ class Backlog:
                         with contextlib.suppress(OutboxError):
                             await journal.keep_window(listed=window.listings != listings)
                         if not journal.waiting:
-                            # Nothing waits any more: what there is, is on the server.
-                            history = await window.fresh(operation, limit, listing, since)
+                            # Nothing waits any more: what there is, is on the server. It
+                            # was checked in this turn; there may be less of it than is wanted.
+                            history = await window.fresh(operation, limit, 0, -math.inf)
                             return copies(history.tail(limit))
                         if waited and shown is not None:
                             return shown

@@ -42,7 +42,7 @@ class Binding:
         cache: Where the local copy comes from.
         policy: How requests are repeated.
         meter: Who counts them.
-        max_staleness: Seconds for which the copy is trusted without asking; None: without end.
+        max_staleness: When a read asks what other processes wrote, see `CachedSession`.
         outbox: Where appends are recorded before they are sent, or None.
     """
 

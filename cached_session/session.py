@@ -57,11 +57,12 @@ class CachedSession(OpenAIConversationsSession):
         session_settings: The SDK's settings, as an object or a dict. `limit`
             is what `get_items()` returns at most.
         cache: Where the local copy is kept; None: the process's own.
-        max_staleness: Seconds for which the local copy is trusted without
-            asking the server; None: without end; 0: not at all, so that every
-            read asks, in one request for each 100 items added since the last
-            time. The first read of a session object asks, unless the session
-            created the conversation, or this is `math.inf`.
+        max_staleness: When a read asks the server what other processes wrote.
+            Seconds: if nobody in the process has asked for longer than that,
+            whichever session object it was. None: at the first read of each
+            session object, unless it made the conversation itself. 0: at every
+            read. `math.inf`: never, while the copy is held. It takes one
+            request for each 100 items added since the last time.
         retry: How requests are repeated; None: `RetryPolicy()`.
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
@@ -133,14 +134,14 @@ class CachedSession(OpenAIConversationsSession):
         Raises:
             ValueError: There is none yet. The first `get_items`, or `add_items`
                 with an item, makes the conversation; with an outbox, and while
-                the server is out of reach, the text names the local one.
+                the server is out of reach, it has a `local_name` until then.
         """
-        conversation_id = self.__binding.conversation_id
-        if conversation_id is not None and conversation_id.startswith(LOCAL):
+        conversation_id, local_name = self.__binding.conversation_id, self.local_name
+        if local_name is not None:
             raise ValueError(
                 "session_id is not yet available: the server could not be reached. The outbox "
-                f"holds the conversation as {conversation_id}, and it gets its id when the "
-                "server answers; await flush()."
+                f"holds the conversation as {local_name}, which is its local_name, and it gets "
+                "its id when the server answers; await flush()."
             )
         if conversation_id is None:
             raise ValueError(
@@ -155,6 +156,21 @@ class CachedSession(OpenAIConversationsSession):
         if value is not None:
             check_id("session_id", value)
         self.__binding.conversation_id = value
+
+    @property
+    def local_name(self) -> str | None:
+        """The name by which the outbox knows a conversation that the server has not made yet.
+
+        It is for a program to store in the place of `session_id`: a session
+        with it as `conversation_id=`, and the same outbox, takes up the
+        conversation, in another process too, and also after the server has
+        made it.
+
+        None before the first use, without an outbox, and once the server has
+        made the conversation: then `session_id` is there.
+        """
+        name = self.__binding.conversation_id
+        return name if name is not None and name.startswith(LOCAL) else None
 
     @property
     def stats(self) -> Stats:

@@ -11,9 +11,14 @@ from cached_session.window import Window
 class Staleness:
     """One session's trust in the copy of its conversation.
 
+    A check is a listing that confirms the newest items, whoever of the process
+    asked for it. An append's answer is none: other writers' items may stand
+    before those that it shows.
+
     Args:
-        seconds: How old the last check may be; None: without end; 0: every
-            read checks; infinite: not even the first read does.
+        seconds: How old the last check may be; None: without end, but one that
+            was begun after the session came to the conversation; 0: every read
+            checks; infinite: none does.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -31,14 +36,13 @@ class Staleness:
 
     def bounds(self, window: Window) -> tuple[int, float]:
         """Which listing on counts as a check for a read now; see `Window.trusted`."""
-        if self._seconds == math.inf:
-            return 0, -math.inf
-        if self._opening is None:
-            self._opening = window.listings + 1
         if self._seconds is None:
+            if self._opening is None:
+                self._opening = window.listings + 1
             return self._opening, -math.inf
         if self._seconds == 0:
             # Not even a check that another caller makes while this one waits:
             # our own writes may come between that and the answer.
-            return self._opening, math.inf
-        return self._opening, Operation.now() - self._seconds
+            return 0, math.inf
+        # Of the copy, not of this session: whoever has checked it.
+        return 0, Operation.now() - self._seconds

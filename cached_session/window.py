@@ -6,8 +6,11 @@ Whoever calls what awaits here holds the conversation's turn.
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from openai import NotFoundError
 
@@ -33,6 +36,38 @@ SLACK = 20
 RESTARTS = 8
 
 
+class _Moment(NamedTuple):
+    """When something was asked for, to be compared on another event loop, too.
+
+    Attributes:
+        on_loop: On the clock of the loop that asked.
+        monotonic: On the system's.
+        process: In which process.
+    """
+
+    on_loop: float
+    monotonic: float
+    process: int
+
+    @classmethod
+    def at(cls, on_loop: float) -> _Moment:
+        """A moment on the running loop's clock that was just now."""
+        elapsed = Operation.now() - on_loop
+        return cls(on_loop, time.monotonic() - elapsed, os.getpid())
+
+    def told(self, now: float) -> float:
+        """When it was at the latest that is certain, on the clock of a loop where it is `now`.
+
+        Each loop may have a clock of its own. Of what the two clocks say the
+        earlier is taken, as a check that is taken for newer than it is would be
+        trusted for too long. In a forked process it was never: the process that
+        asked writes on, and nobody tells this one.
+        """
+        if self.process != os.getpid():
+            return -math.inf
+        return min(self.on_loop, now - (time.monotonic() - self.monotonic))
+
+
 class Window:
     """What is held of one conversation, and what is known about it.
 
@@ -55,16 +90,15 @@ class Window:
         self.removed = 0
         self.recording: Callable[[], Awaitable[None]] | None = None
         self.left_at: object = None
-        # The number of the last listing that confirmed the items, and when it
-        # was asked for, on the loops' clock.
+        # The number of the last listing that confirmed the items, and when it was asked for.
         self._checked = 0
+        self._checked_at: _Moment | None = None
         self._in_flight: Callable[[], None] | None = None
-        self._checked_at = -math.inf
 
     def begin_empty(self, now: float) -> None:
         """Notes that the conversation was just created: it is known to be empty."""
         self.history = History(complete=True)
-        self._checked_at = now
+        self._checked_at = _Moment.at(now)
 
     def take_up(self, history: History, *, first: bool) -> None:
         """Takes over what was kept; unless it is the `first` of all, a listing must confirm it."""
@@ -83,13 +117,16 @@ class Window:
         Args:
             listing: The number of the first listing that counts as a check:
                 one that was begun before a read says nothing about it.
-            since: When the last check must have been asked for.
+            since: When the last check must have been asked for, on the running loop's clock.
         """
         return self.history if self.checked(listing, since) and not self.unsettled.active else None
 
     def checked(self, listing: int, since: float) -> bool:
         """Whether a listing that counts has confirmed the items; see `trusted`."""
-        return self._checked >= listing and self._checked_at >= since
+        if self._checked < listing:
+            return False
+        at = self._checked_at
+        return since == -math.inf or (at is not None and at.told(Operation.now()) >= since)
 
     @contextmanager
     def doubting(self, note: Callable[[], None]) -> Iterator[None]:
@@ -213,7 +250,7 @@ class Window:
                 continue
             self._take(listed, positions)
             self._checked = number
-            self._checked_at = listed_at
+            self._checked_at = _Moment.at(listed_at)
             if not unsettled.active:
                 return 0
             return unsettled.settle(

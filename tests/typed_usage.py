@@ -102,6 +102,7 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     await session.aclose()
     assert_type(session.session_id, str)
     session.session_id = "conv_2"
+    assert_type(session.local_name, str | None)
     async with session as entered:
         assert_type(entered, CachedSession)
     stats = session.stats

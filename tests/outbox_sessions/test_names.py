@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from agents import OpenAIConversationsSession
+from openai import AsyncOpenAI
 
 from cached_session import (
     CachedSession,
@@ -19,7 +20,13 @@ from cached_session import (
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_create
 from tests.faults.line import CUT, Line, policy
-from tests.outbox_sessions.support import Process, in_virtual_time, raised, words
+from tests.outbox_sessions.support import (
+    Process,
+    in_virtual_time,
+    left_by_an_exception,
+    raised,
+    words,
+)
 from tests.session.support import new_client, texts, users
 
 
@@ -50,6 +57,42 @@ async def test_a_second_session_by_the_local_name(outbox: Outbox) -> None:
             assert texts(emulator.items(first.session_id)) == ["a", "b", "c"]
             for session in (late, early, first):
                 await session.aclose()
+
+
+async def test_the_local_name_is_there_to_be_stored(
+    new_outbox: Callable[[], SQLiteOutbox],
+) -> None:
+    """`local_name` opens a conversation begun offline in another process, and goes with its id."""
+    with Emulator() as emulator:
+        async with Process(emulator, new_outbox()) as process:
+            session = process.session()
+            assert session.local_name is None
+            emulator.stop()
+            await session.add_items(users("a"))
+            name = session.local_name
+            assert name is not None
+            with pytest.raises(ValueError, match=name):
+                assert session.session_id
+            await left_by_an_exception(session)
+        for text, stored in (("b", ["a", "b"]), ("c", ["a", "b", "c"])):
+            async with Process(emulator, new_outbox()) as process:
+                session = process.session(name)
+                assert session.local_name == name
+                await session.add_items(users(text))
+                if text == "b":
+                    emulator.start()
+                await session.flush()
+                assert session.local_name is None
+                assert texts(emulator.items(session.session_id)) == stored
+                await session.aclose()
+
+
+async def test_without_an_outbox_there_is_no_local_name(client: AsyncOpenAI) -> None:
+    """`local_name` is None where nothing is recorded, before the first use and after it."""
+    session = CachedSession(openai_client=client)
+    assert session.local_name is None
+    await session.get_items()
+    assert session.local_name is None
 
 
 async def test_a_local_name_that_nobody_knows(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import os
+import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession
+from cached_session import CachedSession, ConversationCache, Outbox, SQLiteOutbox
 from cached_session.emulator import Emulator
 from tests.session.support import Elsewhere, new_client, sent, texts, users
 
@@ -25,8 +30,11 @@ class ShiftedLoop(asyncio.SelectorEventLoop):
         return super().time() + self.shift
 
 
-def on_shifted_clock(main: Callable[[ShiftedLoop], Coroutine[Any, Any, None]]) -> None:
+def on_shifted_clock(
+    main: Callable[[ShiftedLoop], Coroutine[Any, Any, None]], *, start: float = 0.0
+) -> None:
     loop = ShiftedLoop()
+    loop.shift = start
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main(loop))
 
@@ -154,6 +162,176 @@ def test_an_append_is_no_check(emulator: Emulator) -> None:
             assert texts(await session.get_items()) == ["a", "b", "c"]
 
     on_shifted_clock(main)
+
+
+@pytest.mark.parametrize("kept", ["alone", "with an outbox"])
+@pytest.mark.parametrize(
+    ("max_staleness", "checks"),
+    [
+        pytest.param(None, 10, id="each object's first read"),
+        pytest.param(30, 1, id="seconds"),
+        pytest.param(0, 20, id="each read"),
+        # Nothing is held at first.
+        pytest.param(math.inf, 1, id="never"),
+    ],
+)
+async def test_a_session_object_for_each_request(
+    max_staleness: float | None, checks: int, kept: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    """Of ten session objects in a row, `max_staleness` says how many ask: it is about the copy."""
+    conversation = Elsewhere(emulator).conversation("a")
+    outbox = SQLiteOutbox(tmp_path / "agent.db") if kept == "with an outbox" else None
+    cache = ConversationCache()
+    async with new_client(emulator) as client:
+        sent(emulator)
+        for _ in range(10):
+            async with CachedSession(
+                conversation_id=conversation,
+                openai_client=client,
+                cache=cache,
+                max_staleness=max_staleness,
+                outbox=outbox,
+            ) as session:
+                assert texts(await session.get_items()) == ["a"]
+                assert texts(await session.get_items()) == ["a"]
+    assert sent(emulator) == ["GET items"] * checks
+
+
+@pytest.mark.parametrize("kept", ["alone", "with an outbox"])
+def test_new_objects_see_others_when_the_time_is_over(
+    kept: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    """What another worker appends shows once the copy's last check is older than the seconds.
+
+    Our own appends between do not count as checks.
+    """
+
+    async def main(loop: ShiftedLoop) -> None:
+        elsewhere, cache = Elsewhere(emulator), ConversationCache()
+        conversation = elsewhere.conversation("a")
+        outbox: Outbox | None = None
+        if kept == "with an outbox":
+            outbox = SQLiteOutbox(tmp_path / "agent.db")
+        async with new_client(emulator) as client:
+
+            async def request(*appended: str) -> list[str]:
+                async with CachedSession(
+                    conversation_id=conversation,
+                    openai_client=client,
+                    cache=cache,
+                    max_staleness=30,
+                    outbox=outbox,
+                ) as session:
+                    read = texts(await session.get_items())
+                    await session.add_items(users(*appended))
+                    await session.flush()
+                    return read
+
+            assert await request("b") == ["a"]
+            elsewhere.append(conversation, "from elsewhere")
+            sent(emulator)
+            loop.shift += 20
+            assert await request("c") == ["a", "b"]
+            assert sent(emulator) == ["POST items"]
+            loop.shift += 11
+            assert await request() == ["a", "b", "from elsewhere", "c"]
+            assert sent(emulator) == ["GET items"]
+            loop.shift += 29
+            assert await request() == ["a", "b", "from elsewhere", "c"]
+            assert sent(emulator) == []
+
+    on_shifted_clock(main)
+
+
+@pytest.mark.parametrize(
+    ("start", "asked"),
+    [
+        pytest.param(0.0, [], id="the same clock"),
+        pytest.param(-1e6, [], id="a clock that is behind"),
+        pytest.param(1e6, ["GET items"], id="a clock that is ahead"),
+    ],
+)
+def test_seconds_of_trust_across_event_loops(
+    start: float, asked: list[str], emulator: Emulator
+) -> None:
+    """A check on another event loop counts for its seconds, and no longer, whatever the clocks."""
+    conversation = Elsewhere(emulator).conversation("a")
+    cache = ConversationCache()
+
+    async def main(loop: ShiftedLoop) -> None:
+        async with new_client(emulator) as client:
+            session = CachedSession(
+                conversation_id=conversation, openai_client=client, cache=cache, max_staleness=30
+            )
+            assert texts(await session.get_items()) == ["a"]
+
+    on_shifted_clock(main)
+    sent(emulator)
+    on_shifted_clock(main, start=start)
+    assert sent(emulator) == asked
+
+
+def test_a_check_is_too_old_on_a_clock_that_is_behind(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked on another event loop ages by the system's clock, too."""
+    elsewhere, cache = Elsewhere(emulator), ConversationCache()
+    conversation = elsewhere.conversation("a")
+    seen: list[list[str]] = []
+
+    async def main(loop: ShiftedLoop) -> None:
+        async with new_client(emulator) as client:
+            session = CachedSession(
+                conversation_id=conversation, openai_client=client, cache=cache, max_staleness=30
+            )
+            seen.append(texts(await session.get_items()))
+
+    on_shifted_clock(main)
+    elsewhere.append(conversation, "b")
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 31)
+    on_shifted_clock(main, start=-1e6)
+    assert seen == [["a"], ["a", "b"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_check_before_a_fork_is_the_parents(emulator: Emulator) -> None:
+    """In a forked process the copy counts as unchecked: the parent writes on, and nobody tells."""
+    elsewhere, cache = Elsewhere(emulator), ConversationCache()
+    conversation = elsewhere.conversation("a")
+
+    async def read() -> list[str]:
+        async with new_client(emulator) as client:
+            session = CachedSession(
+                conversation_id=conversation, openai_client=client, cache=cache, max_staleness=3600
+            )
+            return texts(await session.get_items())
+
+    assert asyncio.run(read()) == ["a"]
+    elsewhere.append(conversation, "b")
+    child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            status = 0 if asyncio.run(read()) == ["a", "b"] else 2
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert asyncio.run(read()) == ["a"]
+
+
+async def test_many_readers_of_an_old_copy_ask_once(
+    emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """Session objects that find the copy too old at the same moment make do with one check."""
+    conversation = Elsewhere(emulator).conversation("a")
+    sessions = [
+        CachedSession(conversation_id=conversation, openai_client=client, max_staleness=30)
+        for _ in range(20)
+    ]
+    sent(emulator)
+    await asyncio.gather(*(session.get_items() for session in sessions))
+    assert sent(emulator) == ["GET items"]
 
 
 @NEW_OR_CHECKING
