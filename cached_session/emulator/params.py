@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .habits import Habits
+from .habits import LARGEST_PAGE, Habits
 from .items import Draft, draft_item
 from .visibility import INCLUDABLE
 from .wire import ApiError, Request
@@ -24,7 +24,6 @@ __all__ = [
 MAX_ITEMS: Final = 20
 """Items that one request may carry (spec, recorded)."""
 
-_MAX_LIMIT: Final = 100
 _DEFAULT_LIMIT: Final = 20
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
@@ -46,8 +45,12 @@ class Listing:
     include: frozenset[str]
 
 
-def read_listing(request: Request) -> Listing:
+def read_listing(request: Request, largest: int = LARGEST_PAGE) -> Listing:
     """Reads the parameters of a listing.
+
+    Args:
+        request: The request.
+        largest: The largest page that is allowed.
 
     Raises:
         ApiError: 400, a parameter has a value that is not allowed.
@@ -56,16 +59,16 @@ def read_listing(request: Request) -> Listing:
     if order not in (None, "asc", "desc"):
         raise _invalid_value(order, "'asc' and 'desc'", "order")
     return Listing(
-        limit=_read_limit(request.parameter("limit")),
+        limit=_read_limit(request.parameter("limit"), largest),
         descending=order != "asc",
         after=request.parameter("after"),
         include=read_include(request),
     )
 
 
-def _read_limit(text: str | None) -> int:
+def _read_limit(text: str | None, largest: int) -> int:
     if text is None:
-        return _DEFAULT_LIMIT
+        return min(_DEFAULT_LIMIT, largest)
     try:
         limit = int(text)
     except ValueError:
@@ -83,10 +86,10 @@ def _read_limit(text: str | None) -> int:
             param="limit",
             code="integer_below_min_value",
         )
-    if limit > _MAX_LIMIT:
+    if limit > largest:
         raise ApiError(
             400,
-            f"Invalid 'limit': integer above maximum value. Expected a value <= {_MAX_LIMIT}, "
+            f"Invalid 'limit': integer above maximum value. Expected a value <= {largest}, "
             f"but got {limit} instead.",
             param="limit",
             code="integer_above_max_value",
