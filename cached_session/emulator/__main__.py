@@ -15,6 +15,7 @@ from typing import NoReturn
 from . import Emulator, Faults, Habits
 from .faults import FaultKind, parse_rates
 from .port import LOOPBACK
+from .rewriting import REWRITES
 
 __all__ = ["main", "serve"]
 
@@ -70,7 +71,7 @@ def _run(prog: str, arguments: Sequence[str] | None) -> int:
         emulator = Emulator(
             latency=options.latency,
             faults=faults,
-            habits=Habits(**dict.fromkeys(options.habit, True)),
+            habits=Habits.parse(options.habit),
             port=options.port,
             host=options.host,
             on_request=output.say if options.trace else None,
@@ -132,8 +133,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--habit",
         action="append",
         default=[],
-        choices=Habits.names(),
-        help="a way in which to differ from the real service; may be given more than once",
+        metavar="NAME[=VALUE]",
+        help="a way in which to differ from the real service; may be given more than once: "
+        f"{', '.join(Habits.names())}, largest_page=NUMBER, rewrites=KIND,... "
+        f"({', '.join(REWRITES)})",
     )
     parser.add_argument(
         "--trace", action="store_true", help="print each request with its answer and its fault"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .habits import Habits
+from .habits import LARGEST_PAGE, Habits
 from .items import Draft, draft_item
 from .visibility import INCLUDABLE
 from .wire import ApiError, Request
@@ -33,7 +33,6 @@ MAX_BODY: Final = 64 * 1024 * 1024
 MAX_DEPTH: Final = 100
 """How deep the values of a body may be nested; what handles them is recursive."""
 
-_MAX_LIMIT: Final = 100
 _DEFAULT_LIMIT: Final = 20
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
@@ -55,8 +54,12 @@ class Listing:
     include: frozenset[str]
 
 
-def read_listing(request: Request) -> Listing:
+def read_listing(request: Request, largest: int = LARGEST_PAGE) -> Listing:
     """Reads the parameters of a listing.
+
+    Args:
+        request: The request.
+        largest: The largest page that is allowed.
 
     Raises:
         ApiError: 400, a parameter has a value that is not allowed.
@@ -65,16 +68,16 @@ def read_listing(request: Request) -> Listing:
     if order not in (None, "asc", "desc"):
         raise _invalid_value(order, "'asc' and 'desc'", "order")
     return Listing(
-        limit=_read_limit(request.parameter("limit")),
+        limit=_read_limit(request.parameter("limit"), largest),
         descending=order != "asc",
         after=request.parameter("after"),
         include=read_include(request),
     )
 
 
-def _read_limit(text: str | None) -> int:
+def _read_limit(text: str | None, largest: int) -> int:
     if text is None:
-        return _DEFAULT_LIMIT
+        return min(_DEFAULT_LIMIT, largest)
     try:
         limit = int(text)
     except ValueError:
@@ -92,10 +95,10 @@ def _read_limit(text: str | None) -> int:
             param="limit",
             code="integer_below_min_value",
         )
-    if limit > _MAX_LIMIT:
+    if limit > largest:
         raise ApiError(
             400,
-            f"Invalid 'limit': integer above maximum value. Expected a value <= {_MAX_LIMIT}, "
+            f"Invalid 'limit': integer above maximum value. Expected a value <= {largest}, "
             f"but got {limit} instead.",
             param="limit",
             code="integer_above_max_value",
