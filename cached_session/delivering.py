@@ -38,7 +38,9 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     if open_questions and not await journal.alone(once):
         raise Elsewhere
     # The listing that looks for a batch in doubt carries it back.
-    once.allow(sum(map(len, journal.batch)))
+    with journal.lock:
+        in_doubt = journal.waiting.items[: len(journal.batch)]
+    once.allow(sum(len(item.data) for item in in_doubt))
     await settle(journal, once)
     if journal.paused is not None:
         # Whoever had the turn before has found out that nothing will tell.
