@@ -64,6 +64,16 @@ def check_type(name: str, value: object, *kinds: type) -> None:
         raise TypeError(f"{name} must be {expected} or None, not {type(value).__name__}")
 
 
+def check_underlying(value: object) -> None:
+    """Refuses what cannot be wrapped; an id in its place is an easy mistake."""
+    if isinstance(value, str):
+        raise TypeError(
+            "underlying_session must be a session, not a str; to open a conversation, pass its "
+            "id as conversation_id="
+        )
+    check_type("underlying_session", value, OpenAIConversationsSession)
+
+
 def check_id(name: str, value: object) -> None:
     """Refuses what cannot be a conversation's id."""
     if not isinstance(value, str):

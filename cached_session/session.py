@@ -19,6 +19,7 @@ from cached_session.arguments import (
     check_staleness,
     check_timeout,
     check_type,
+    check_underlying,
     client_of,
     resolve_limit,
 )
@@ -91,7 +92,7 @@ class CachedSession(OpenAIConversationsSession):
         outbox: Outbox | None = None,
         observer: Observer | None = None,
     ) -> None:
-        check_type("underlying_session", underlying_session, OpenAIConversationsSession)
+        check_underlying(underlying_session)
         check_type("openai_client", openai_client, AsyncOpenAI)
         check_type("cache", cache, ConversationCache)
         check_type("retry", retry, RetryPolicy)

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from cached_session.outbox_command.records import (
     age,
     conversation,
     count,
+    facts,
+    fitting,
     key,
     moment,
     overview,
@@ -35,9 +38,8 @@ from cached_session.outbox_command.records import (
     visible,
     word,
 )
-from cached_session.outbox_command.retry import fits, retry
 
-_HEAD = ("number", "conversation", "items", "bytes", "oldest", "state", "window bytes")
+_HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
 
 _PAUSES = """\
 A backlog is paused when the server refused a batch, or when it cannot be found
@@ -91,14 +93,30 @@ async def _run(options: argparse.Namespace) -> None:
 
 async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     found = await outbox.transact(lambda store: store.summaries())
-    if not found:
-        print("Nothing waits, and no window is stored.")
+    chosen = [one for one in found if options.all or one.items or one.paused is not None]
+    if options.json:
+        print(json.dumps([facts(one) for one in chosen], indent=2))
         return
-    lines = [_HEAD, *map(overview, found)]
+    idle = count(len(found) - len(chosen), "idle conversation")
+    if not chosen:
+        print(f"Nothing waits. --all lists {idle}, too." if found else "Nothing waits.")
+        return
+    lines = [_HEAD, *map(overview, chosen)]
+    if sys.stdout.isatty():
+        lines = fitting(lines, shutil.get_terminal_size().columns)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
+    if len(chosen) < len(found):
+        print(f"--all lists {idle}, too.")
+
+
+async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    # Only now: it brings the SDK, which the other commands do without.
+    from cached_session.outbox_command.retry import retry
+
+    await retry(outbox, options)
 
 
 async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -134,6 +152,8 @@ async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
 
 async def _key(address: Address) -> str:
+    from cached_session.outbox_command.retry import fits  # only now: see `_retry`
+
     same = await fits(address)
     if same is None:
         return key(address)
@@ -205,10 +225,12 @@ def _parser() -> argparse.ArgumentParser:
             )
         return command
 
-    add("list", _list, "lists the backlogs, one a line, without content")
+    table = add("list", _list, "lists the backlogs, one a line, without content")
+    table.add_argument("--all", action="store_true", help="those in which nothing waits, too")
+    table.add_argument("--json", action="store_true", help="as JSON, for programs")
     show = add("show", _show, "shows one backlog and its items, one a line")
     show.add_argument("--content", action="store_true", help="show each item's JSON, too")
-    again = add("retry", retry, "clears what a backlog was paused for, and sends it")
+    again = add("retry", _retry, "clears what a backlog was paused for, and sends it")
     again.add_argument("--base-url", metavar="URL", help="the API's base URL (the recorded one)")
     again.add_argument(
         "--any-account",
