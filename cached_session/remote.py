@@ -23,7 +23,7 @@ import httpx2
 from openai import APIResponseValidationError, AsyncOpenAI
 
 from cached_session.classify import as_openai_error, classify
-from cached_session.connections import Connections, connections
+from cached_session.connections import Account, Connections, account, connections
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
@@ -54,6 +54,11 @@ class Remote:
         self._client = client
         self._meter = meter
         self._connections: Connections = connections(client)
+
+    @property
+    def account(self) -> Account:
+        """The account for which the next request will speak."""
+        return account(self._client)
 
     async def create(self, *, timeout: float) -> Outcome[str]:
         """Makes a conversation, without items: some servers drop initial ones silently."""
