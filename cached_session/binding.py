@@ -88,6 +88,7 @@ class Binding:
         if (
             replica is None
             or replica.conversation_id != self.conversation_id
+            or replica.replaced
             or self._settings != settings(self._client)
         ):
             return None
@@ -98,12 +99,16 @@ class Binding:
         replica = self.bound()
         if replica is None:
             self._settings = settings(self._client)
-            owner = account(self._client)
-            replica = self._cache.replica(owner, conversation_id)
-            if self.outbox is not None:
+            client = account(self._client)
+            if self.outbox is None:
+                replica = self._cache.replica(client, conversation_id)
+            else:
                 # Only now: most processes use no outbox, and need not load it.
+                from cached_session.addresses import owner_of
                 from cached_session.attaching import attach
 
+                owner = owner_of(self.outbox, client)
+                replica = self._cache.replica(owner, conversation_id, client=client)
                 attach(self.outbox, owner, replica).users.add(self._identity)
             self.replica = replica
             self._staleness.begin()
@@ -200,9 +205,11 @@ class Binding:
         """The id that a conversation with a local name has got in this process, or None."""
         if self.outbox is None or not conversation_id.startswith(LOCAL):
             return None
+        from cached_session.addresses import owner_of
         from cached_session.attaching import made_of
 
-        return made_of(self.outbox, account(self._client), conversation_id)
+        owner = owner_of(self.outbox, account(self._client))
+        return made_of(self.outbox, owner, conversation_id)
 
     def _operation(
         self, conversation_id: str, deadline: float, superseded: Callable[[], bool]

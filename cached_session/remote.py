@@ -23,7 +23,7 @@ import httpx2
 from openai import APIResponseValidationError, AsyncOpenAI
 
 from cached_session.classify import as_openai_error, classify
-from cached_session.connections import Connections, connections
+from cached_session.connections import Account, Connections, account, connections
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
@@ -60,6 +60,11 @@ class Remote:
     def sends_once(self) -> bool:
         """Whether no request is sent twice behind our back."""
         return carrier(self._client) is Carrier.HTTPX
+
+    @property
+    def account(self) -> Account:
+        """The account for which the next request will speak."""
+        return account(self._client)
 
     async def create(self, *, timeout: float) -> Outcome[str]:
         """Makes a conversation, without items: some servers drop initial ones silently."""

@@ -68,6 +68,7 @@ class Replica:
         turns: Who may work on it.
         window: What is held of it.
         backlog: What an outbox holds for it, if a session uses one.
+        replaced: Whether another copy is the conversation's own by now.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Replica:
         self._resized = resized
         self._renamed = renamed
         self.backlog: Backlog | None = None
+        self.replaced = False
         self.turns = Turns()
         self.window = Window(conversation_id)
         self._writes: set[asyncio.Task[Any]] = set()

@@ -18,8 +18,10 @@ from openai import OpenAIError
 
 from cached_session.errors import CachedSessionError
 from cached_session.outbox import Address, SQLiteOutbox, Store
+from cached_session.outbox.shared import check_account
 from cached_session.outbox_command.checks import check
 from cached_session.outbox_command.export import export
+from cached_session.outbox_command.move import move
 from cached_session.outbox_command.records import (
     Stop,
     age,
@@ -47,6 +49,7 @@ out whether a batch is on the server. All of it is kept, in order, and nothing
 of it is sent until somebody decides:
 
   retry    when the reason is gone: clears the pause, and sends what waits
+  move     when another key is to send it: changes whose it is, and sends nothing
   discard  when it is not wanted: clears the pause, and removes what waits
   export   first, to keep it: writes what waits to a file, and changes nothing
 
@@ -84,7 +87,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> None:
-    outbox = SQLiteOutbox(options.file)
+    # Those that decide for an account have the option.
+    outbox = SQLiteOutbox(options.file, account=getattr(options, "account", None))
     try:
         await options.run(outbox, options)
     finally:
@@ -240,11 +244,32 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--timeout", type=_seconds, default=60.0, help="seconds that it may take (60)"
     )
+    again.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=; the present key is one of that account",
+    )
+    moving = add("move", move, "moves a backlog to another account, and sends nothing")
+    moving.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=, such as prod (the account of the present key)",
+    )
     discard = add("discard", _discard, "removes what waits in a backlog")
     discard.add_argument("--yes", action="store_true", help="really remove it")
     out = add("export", export, "writes the waiting items as JSON lines, unchanged")
     out.add_argument("--output", metavar="PATH", help="a new file (-, the standard output)")
     return parser
+
+
+def _account(text: str) -> str:
+    try:
+        check_account(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _seconds(text: str) -> float:

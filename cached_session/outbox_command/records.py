@@ -94,6 +94,8 @@ def conversation(address: Address) -> str:
 
 def key(address: Address) -> str:
     """With which key a backlog was recorded: enough to tell a few of them apart."""
+    if address.account is not None:
+        return f"any of the account {address.account!r}"
     return f"digest {address.credentials[:8]}..." if address.credentials else "not fixed"
 
 
