@@ -37,8 +37,6 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     # Those are for the one who sends, and nobody else.
     if open_questions and not await journal.alone(once):
         raise Elsewhere
-    # The listing that looks for a batch in doubt carries it back.
-    once.allow(sum(map(len, journal.batch)))
     await settle(journal, once)
     if journal.paused is not None:
         # Whoever had the turn before has found out that nothing will tell.
@@ -85,6 +83,8 @@ async def settle(journal: Journal, operation: Operation) -> None:
     if not journal.batch or not window.unsettled.undecided:
         return
     sent = len(journal.batch)
+    # The listing that looks for it carries it back. What is sealed waits in front.
+    operation.allow(sum(len(item.data) for item in journal.waiting.items[:sent]))
     landed = await window.relist(operation, 1)
     if landed is None:
         window.forget()
