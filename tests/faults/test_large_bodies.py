@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, RetryPolicy
-from cached_session.emulator.requests import is_append
-from tests.faults.line import LOST, Line
+from cached_session.emulator.requests import is_append, is_listing
+from tests.faults.line import LOST, Line, error
 from tests.faults.virtual import now
 from tests.simulation.network import as_httpx_own
 
@@ -61,6 +61,20 @@ async def test_nine_megabytes(recorded: bool, lost: bool) -> None:
     assert line.asked() == ["append", "list"] if lost else ["append"]
     # There, and back in the answer or the listing.
     assert now() - began == pytest.approx(2 * SIZE / RATE, abs=2)
+    assert len(line.texts(session.session_id)) == 2
+    await session.aclose()
+
+
+async def test_the_listing_that_looks_for_nine_megabytes() -> None:
+    """A recorded item of 9 MB whose answer is lost is found by a later attempt, and sent once."""
+    line, session = await opened(outbox=MemoryOutbox())
+    line.on(is_append, LOST)
+    line.on(is_listing, error(503))
+    await session.add_items([{"role": "user", "content": "x" * SIZE}])
+    while session.stats.waiting:
+        await asyncio.sleep(1)
+        assert now() < 200
+    assert line.asked() == ["append", "list", "list"]
     assert len(line.texts(session.session_id)) == 2
     await session.aclose()
 
