@@ -221,7 +221,7 @@ class CachedSession(OpenAIConversationsSession):
                 # The conversation may have been made, or changed, just now.
                 if limit == 0:
                     return []
-                held = binding.served(limit)
+                held = binding.served(limit, waited=True)
                 if held is not None:
                     return held
                 self.__meter.misses += 1
