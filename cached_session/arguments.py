@@ -8,7 +8,6 @@ import operator
 from typing import Any
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI
 
 from cached_session.core.local import LOCAL
 
@@ -45,16 +44,6 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
     except TypeError:
         raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
     return 1 if limit < 0 else limit
-
-
-def client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:
-    """The client that a session of the SDK uses."""
-    # The SDK has no public way to ask a session for its client. Looking for
-    # it by type relies on no name that a release may change.
-    for value in vars(session).values():
-        if isinstance(value, AsyncOpenAI):
-            return value
-    raise TypeError(f"underlying_session, a {type(session).__name__}, holds no AsyncOpenAI client")
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:

@@ -116,14 +116,22 @@ class Binding:
                 self._identity.wait_as(replica)
         return replica
 
-    def served(self, limit: int | None) -> list[dict[str, Any]] | None:
-        """Answers a read without waiting, or returns None; see `Replica.served`."""
+    def served(self, limit: int | None, *, waited: bool = False) -> list[dict[str, Any]] | None:
+        """Answers a read without waiting, or returns None; see `Replica.served`.
+
+        Args:
+            limit: How many of the newest items; None: all.
+            waited: Whether the caller has waited for whoever makes the conversation.
+        """
         replica = self.bound()
-        if replica is None:
+        if replica is None or not (waited or self._creation.idle):
             return None
         backlog = replica.backlog
         if backlog is not None and (
-            backlog.journal.missed or backlog.journal.outdated or backlog.errands.left
+            backlog.journal.missed
+            or backlog.journal.outdated
+            or backlog.errands.left
+            or backlog.accepting
         ):
             return None
         self._cache.touch(replica)
@@ -163,12 +171,12 @@ class Binding:
         if seconds is not None:
             deadline = Operation.now() + seconds
         while True:
-            if self.conversation_id is None and not create:
-                return None
-            if self.conversation_id is None or not self._creation.idle:
+            if not self._creation.idle or (create and self.conversation_id is None):
                 # Whoever comes while others wait for it waits behind them.
-                await self._creation.ensure(deadline)
+                await self._creation.ensure(deadline, create=create)
             conversation_id = self.conversation_id
+            if conversation_id is None and not create:
+                return None
             if conversation_id is None:
                 continue  # cleared meanwhile
             made = self._made_of(conversation_id)

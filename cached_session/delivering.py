@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
+from cached_session.addresses import speaks_for
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
 from cached_session.core.unsettled import ANCHORS
-from cached_session.errors import AppendOutcomeUnknown
+from cached_session.core.wording import counted
+from cached_session.errors import AppendOutcomeUnknown, OutboxError
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
@@ -21,12 +23,14 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     Raises:
         Elsewhere: Another process sends this backlog.
         Changed: Another process did.
+        OutboxError: The client speaks for another account by now.
         AppendOutcomeUnknown: What became of the batch is still in doubt; or it
             cannot be found out any more, and then nothing is undecided.
         Exception: As from `Append.run`.
     """
     window = journal.replica.window
     once = operation.without_retries()
+    _check_account(journal, once)
     if journal.local:
         # Or two processes that share the name would make a conversation each.
         if not await journal.alone(once):
@@ -52,10 +56,27 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     if not journal.waiting:
         return
     batch = await journal.seal()
+    _check_account(journal, once)
     if batch:
         # While an earlier send of anything may be alive, it may be one of these.
         resent = window.unsettled.active
         await Append(window, once, batch, journal.landed, resent=resent).run()
+
+
+def _check_account(journal: Journal, operation: Operation) -> None:
+    """Refuses to send what was accepted under another account than the client speaks for now.
+
+    Raises:
+        OutboxError: So it is. Nothing was sent.
+    """
+    if not speaks_for(operation.remote.account, journal.outbox, journal.address):
+        raise OutboxError(
+            f"{operation.conversation_id}: {counted(len(journal.waiting))} accepted under "
+            "the client's former API key, organization or project are not known to be on the "
+            "server. They are kept, and not sent under the new one. Use the conversation with the "
+            "former one, or give the outbox an account= if both are one account's",
+            conversation_id=operation.conversation_id,
+        )
 
 
 async def _create(journal: Journal, operation: Operation) -> None:
@@ -118,6 +139,8 @@ async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bo
     window = journal.replica.window
     history = window.history
     if history is None or journal.local or journal.waiting or window.unsettled.active:
+        return False
+    if not speaks_for(operation.remote.account, journal.outbox, journal.address):
         return False
     unverified = len(history) - history.verified
     if not journal.keeps_windows or not PAGE - SLACK <= unverified < pages * PAGE:

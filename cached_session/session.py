@@ -20,11 +20,11 @@ from cached_session.arguments import (
     check_timeout,
     check_type,
     check_underlying,
-    client_of,
     resolve_limit,
 )
 from cached_session.binding import Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
+from cached_session.clients import Chosen, choose, told
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
 from cached_session.creating import NEW
@@ -53,8 +53,8 @@ class CachedSession(OpenAIConversationsSession):
             settings are taken over, and both agree on the conversation's id
             from then on, whichever creates it.
         conversation_id: An existing conversation; None: one is made on first use.
-        openai_client: The client to use; None: the SDK's default client. It is
-            never closed here.
+        openai_client: The client to use; None: the wrapped session's, or the
+            SDK's default client. It is never closed here.
         session_settings: The SDK's settings, as an object or a dict. `limit`
             is what `get_items()` returns at most.
         cache: Where the local copy is kept; None: the process's own.
@@ -76,7 +76,10 @@ class CachedSession(OpenAIConversationsSession):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has an impossible value, or contradicts another;
-            or `conversation_id` is a local name of an outbox, and there is none.
+            or `conversation_id` is a local name of an outbox, and there is none;
+            or no `openai_client` is given, and which one the wrapped session
+            uses cannot be told for certain. Every call raises it, too, once
+            somebody has replaced a client that was not given here.
     """
 
     def __init__(
@@ -103,21 +106,29 @@ class CachedSession(OpenAIConversationsSession):
         check_staleness(max_staleness)
         check_outbox(outbox, conversation_id)
         if underlying_session is not None:
-            check_absent(conversation_id=conversation_id, openai_client=openai_client)
-            openai_client = client_of(underlying_session)
+            check_absent(conversation_id=conversation_id)
             if session_settings is None:
                 session_settings = underlying_session.session_settings
+        chosen = None if openai_client is None else Chosen(openai_client)
+        if underlying_session is not None:
+            found = (
+                underlying_session.__chosen
+                if isinstance(underlying_session, CachedSession)
+                else told(underlying_session)
+            )
+            chosen = choose(openai_client, found, underlying_session)
         super().__init__(
             conversation_id=conversation_id,
-            openai_client=openai_client,
+            openai_client=None if chosen is None else chosen.client,
             session_settings=session_settings,
         )
         # Double underscores, so that no attribute of the base class, in this
         # release or another, can be the same as one of these.
+        self.__chosen: Chosen = choose(None, told(self), self) if chosen is None else chosen
         self.__meter = Meter(observer)
         self.__closed = False
         self.__binding = Binding(
-            client_of(self),
+            self.__chosen.client,
             underlying_session,
             conversation_id,
             PROCESS_CACHE if cache is None else cache,
@@ -238,7 +249,7 @@ class CachedSession(OpenAIConversationsSession):
                 # The conversation may have been made, or changed, just now.
                 if limit == 0:
                     return []
-                held = binding.served(limit)
+                held = binding.served(limit, waited=True)
                 if held is not None:
                     return held
                 self.__meter.misses += 1
@@ -491,3 +502,4 @@ class CachedSession(OpenAIConversationsSession):
                 "the session is closed; make a new one",
                 conversation_id=self.__binding.conversation_id,
             )
+        self.__chosen.check()
