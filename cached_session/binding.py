@@ -12,7 +12,7 @@ from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
 from cached_session.cache import ConversationCache
-from cached_session.connections import account, connections, settings
+from cached_session.connections import account, settings
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
@@ -295,13 +295,12 @@ class Binding:
         await self._identity.settled(deadline)
 
     def open(self, session: object) -> None:
-        """Notes that `session` uses the client's connections, and the outbox."""
-        connections(self._client).users.add(session)
+        """Notes that `session` uses the outbox."""
         if self.outbox is not None:
             self.outbox.users.add(session)
 
     async def close(self, session: object, *, wait: bool) -> None:
-        """Lets go of the copy, the outbox, and the connections if nobody else uses them.
+        """Lets go of the copy, and of the outbox if nobody else uses it.
 
         Args:
             session: Whose binding this is.
@@ -310,5 +309,5 @@ class Binding:
         replica, self.replica = self.replica, None
         if replica is not None and replica.backlog is not None:
             replica.backlog.users.discard(self._identity)
-        leaving = Leaving(session, self._client, replica, self.outbox, self.sending)
+        leaving = Leaving(session, replica, self.outbox, self.sending)
         await leaving.run(wait=wait)

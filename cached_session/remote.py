@@ -136,12 +136,14 @@ class Remote:
             root = f"{root}/{_segment(conversation_id)}"
         outcome: Outcome[Any]
         # Outside of what may have sent something: a failure here sent nothing.
-        client = await self._connections.client(self._client)
+        pool = self._connections.pool(self._client)
         try:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
             async with asyncio.timeout(timeout):
-                response = await self._send(client, method, root + path, timeout, query, content)
+                response = await self._send(
+                    pool.client, method, root + path, timeout, query, content
+                )
         except Exception as error:
             outcome = classify(
                 as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}"),
