@@ -7,6 +7,7 @@ a fault are performed here, in virtual time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from cached_session.emulator import (
 from cached_session.emulator.visibility import as_listed
 
 Plan = Callable[[Request], Fault | None]
+
+_numbers = itertools.count()
 
 
 class Network(httpx2.AsyncBaseTransport):
@@ -51,6 +54,8 @@ class Network(httpx2.AsyncBaseTransport):
         self._latency = latency
         self._random = random.Random(f"{seed}:network")
         self._away_until = 0.0
+        # What one run has learned of its server is nothing to another.
+        self._key = f"simulated {next(_numbers)}"
         self._shown: dict[str, str] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -139,7 +144,7 @@ class Network(httpx2.AsyncBaseTransport):
     def client(self, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncOpenAI:
         """An openai client on this network, over a transport that leads to it, or directly."""
         client = AsyncOpenAI(
-            api_key="simulated",
+            api_key=self._key,
             base_url="http://simulated/v1",
             http_client=httpx2.AsyncClient(transport=transport or self, trust_env=False),
         )
