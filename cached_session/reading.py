@@ -101,6 +101,9 @@ class Reading(Mirror):
             self._stale = True
         if claimed is None:
             return None
+        # In the thread that lets go of what is abandoned: the loop that claims may
+        # stand still, and then hears neither of this nor of a release before it.
+        self.holds = True
         return Claim.TAKEN if self._stale else Claim.KEPT
 
     async def _load(self, operation: Operation, *, using: bool = False) -> None:
