@@ -161,7 +161,7 @@ class Remote:
         except Exception as error:
             outcome = classify(
                 as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}"),
-                carrier(client),
+                carrier(pool.client),
             )
         else:
             outcome = _understand(response, method, parse)
