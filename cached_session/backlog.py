@@ -106,7 +106,9 @@ class Backlog:
                 break
             place.give_back()
         # Whether items are recorded is not for a caller's cancellation to say.
-        await self.errands.run(self._accept(items, context), place.give_back)
+        await self.errands.run(
+            self._accept(items, context), place.give_back, abandoned=operation.abandoned
+        )
 
     async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
         await self.journal.accept(items)

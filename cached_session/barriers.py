@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from cached_session.errors import AppendOutcomeUnknown, DeadlineExceeded, OutboxError, OutboxPaused
+from cached_session.errors import DeadlineExceeded, OutboxError, OutboxPaused
 from cached_session.journal import Journal
 from cached_session.operation import Operation
 from cached_session.sending import Sender
@@ -99,8 +99,7 @@ class Barrier:
         if journal.paused is None:
             return
         raise OutboxPaused(
-            f"{name}: {_why(journal.paused)} ({journal.paused}); {len(journal.waiting)} items "
-            f"are kept in the outbox and not sent. {journal.outbox.advice}",
+            journal.why_paused,
             conversation_id=name,
             waiting=len(journal.waiting),
         ) from journal.refusal
@@ -117,18 +116,3 @@ class Barrier:
             f"in the outbox and not known to be on the server (sending: {self._sender.state}{met})",
             conversation_id=operation.conversation_id,
         )
-
-
-def _why(reason: str) -> str:
-    """What a pause is about, by the reason that is recorded."""
-    if reason.startswith(AppendOutcomeUnknown.__name__):
-        why = "whether a recorded batch is on the server cannot be found out"
-        if reason.endswith("other texts"):
-            why += (
-                ": items of the same types and roles with other texts stand where it would, which "
-                "are that batch, rewritten by the server, or another writer's"
-            )
-        return why
-    if ", status " in reason:
-        return "the server refused a recorded batch"
-    return "a recorded batch could not be sent"

@@ -55,7 +55,7 @@ class Clearing:
 
     async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
         journal, replica = self._journal, self._journal.replica
-        dropped = await self._errands.run(journal.drop(sealed=False))
+        dropped = await self._errands.run(journal.drop(sealed=False), abandoned=operation.abandoned)
         # What is in flight comes first: nothing may land on a conversation that is gone.
         await self._barrier.until(
             lambda: self._barrier.open,
@@ -64,7 +64,7 @@ class Clearing:
             f"{dropped} items that waited behind it were dropped, and the conversation was not "
             "deleted",
         )
-        dropped += await self._errands.run(journal.drop(sealed=True))
+        dropped += await self._errands.run(journal.drop(sealed=True), abandoned=operation.abandoned)
         if journal.local:
             # It may be created at this moment; then it is known by its id afterwards.
             async with replica.turn(operation):

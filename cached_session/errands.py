@@ -22,12 +22,19 @@ class Errands:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._left: set[asyncio.Task[Any]] = set()
 
-    async def run(self, work: Coroutine[Any, Any, T], then: Callable[[], None] = _nothing) -> T:
+    async def run(
+        self,
+        work: Coroutine[Any, Any, T],
+        then: Callable[[], None] = _nothing,
+        *,
+        abandoned: Callable[[Exception], None],
+    ) -> T:
         """Does a work and returns what it returns; a caller who is cancelled leaves it behind.
 
         Args:
             work: The work.
             then: Called when it has ended, however it ended.
+            abandoned: Called with its error if it fails behind such a caller.
         """
         task = self._begin(work, then)
         try:
@@ -35,7 +42,7 @@ class Errands:
         except asyncio.CancelledError:
             self._left.add(task)
             task.add_done_callback(self._left.discard)
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(lambda task: _retrieve(task, abandoned))
             raise
         return task.result()
 
@@ -82,10 +89,11 @@ async def ended(work: Callable[[], Coroutine[Any, Any, T]]) -> T | Failed:
         return Failed(error)
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
+def _retrieve(task: asyncio.Task[Any], failed: Callable[[Exception], None] | None = None) -> None:
     """Takes the error, of which asyncio would warn if nobody waits for it."""
-    if not task.cancelled():
-        task.exception()
+    error = None if task.cancelled() else task.exception()
+    if failed is not None and isinstance(error, Exception):
+        failed(error)
 
 
 def forsake(task: asyncio.Task[Any]) -> None:

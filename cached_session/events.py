@@ -165,6 +165,33 @@ class Stats:
     sending: Sending = Sending.IDLE
 
 
+def _said(event: Event) -> tuple[int, object]:
+    """At which level an event is logged, and how it is said.
+
+    What needs a person is a warning, a recovery is information. Troubles of a
+    backlog are logged where it is known whether they are news.
+    """
+    match event:
+        case AbandonedWriteFailed():
+            return logging.WARNING, (
+                f"{event.conversation_id}: a write whose caller was cancelled failed behind it "
+                f"({event.error}). The server may have all of it, a part or nothing; the next read "
+                "shows what it has. Write again what is missing"
+            )
+        case Reconciled():
+            return logging.INFO, (
+                f"{event.conversation_id}: the answer to an append was lost; the server has "
+                f"{event.landed} of its {event.sent} items, and only the others are sent again"
+            )
+        case LateCopyRemoved():
+            return logging.INFO, (
+                f"{event.conversation_id}: {event.item_id}, a second copy of an item, which a late "
+                "request had stored, was deleted"
+            )
+        case _:
+            return logging.DEBUG, event
+
+
 class Meter:
     """Counts for one session and passes events to its observer."""
 
@@ -179,9 +206,15 @@ class Meter:
         """Whether anybody would hear of an event; frequent ones are not even made if not."""
         return self._observer is not None or logger.isEnabledFor(logging.DEBUG)
 
-    def tell(self, event: Event) -> None:
-        """Passes an event on. An observer's failure is logged and goes no further."""
-        logger.debug("%s", event)
+    def tell(self, event: Event, *, quietly: bool = False) -> None:
+        """Passes an event on. An observer's failure is logged and goes no further.
+
+        Args:
+            event: What has happened.
+            quietly: Whether it needs nobody's attention, whatever its kind.
+        """
+        level, text = (logging.DEBUG, event) if quietly else _said(event)
+        logger.log(level, "%s", text)
         if self._observer is None:
             return
         try:

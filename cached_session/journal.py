@@ -21,6 +21,7 @@ from cached_session.mirror import plain
 from cached_session.operation import Operation
 from cached_session.outbox.records import Address, Claim, Mark, Row
 from cached_session.outbox.store import Store
+from cached_session.outbox.told import Trouble
 from cached_session.reading import Reading
 
 
@@ -113,6 +114,8 @@ class Journal(Reading):
             self.waiting.remove(frozenset(seqs))
         if sealed:
             self.paused = self.refusal = None
+            # Whoever has decided so need not be told.
+            self.outbox.told.over(self.address, Trouble.PAUSED)
             self.batch = []
         self.changed.fire()
         return len(seqs)
@@ -254,6 +257,7 @@ class Journal(Reading):
         """Notes that nothing is sent until somebody decides."""
         # First of all here: where it cannot be recorded, nothing is sent either.
         self.paused, self.refusal = reason, error
+        self._tell_of_pause()
         await self._transact(lambda store, address: store.pause(address, reason))
         self.changed.fire()
 

@@ -10,11 +10,15 @@ from cached_session.core.history import History
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.waiting import Waiting
+from cached_session.core.wording import counted
+from cached_session.errors import AppendOutcomeUnknown
+from cached_session.events import logger
 from cached_session.keeping import KeptWindow
 from cached_session.operation import Operation, Reopened
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address, Row
 from cached_session.outbox.store import Store
+from cached_session.outbox.told import Trouble
 from cached_session.replica import Replica
 from cached_session.signals import Signal
 
@@ -97,6 +101,27 @@ class Mirror:
 
         return await self.outbox.transact(checked)
 
+    @property
+    def why_paused(self) -> str:
+        """What is so while it is paused, and what somebody can do."""
+        return (
+            f"{self.replica.conversation_id}: {_why(self.paused or '')} ({self.paused}); "
+            f"{counted(len(self.waiting))} kept in the outbox and not sent. {self.outbox.advice}"
+        )
+
+    def _tell_of_pause(self) -> None:
+        """Logs that it is paused, or is no longer, if that is news."""
+        told, address = self.outbox.told, self.address
+        if self.paused is None:
+            if told.over(address, Trouble.PAUSED):
+                logger.info(
+                    "%s: the backlog is not paused any more; it is sent from here on: %s",
+                    self.replica.conversation_id,
+                    counted(len(self.waiting)),
+                )
+        elif told.news(address, Trouble.PAUSED):
+            logger.warning("%s", self.why_paused)
+
     def _shown(self) -> History | None:
         """What may be shown before what waits; not while late copies are to be removed of it."""
         window = self.replica.window
@@ -114,6 +139,21 @@ class Mirror:
             self.outbox.backlogs[self.address] = self.replica.backlog
         if self.replica.backlog is not None:
             self.replica.backlog.users.created()
+
+
+def _why(reason: str) -> str:
+    """What a pause is about, by the reason that is recorded."""
+    if reason.startswith(AppendOutcomeUnknown.__name__):
+        why = "whether a recorded batch is on the server cannot be found out"
+        if reason.endswith("other texts"):
+            why += (
+                ": items of the same types and roles with other texts stand where it would, which "
+                "are that batch, rewritten by the server, or another writer's"
+            )
+        return why
+    if ", status " in reason:
+        return "the server refused a recorded batch"
+    return "a recorded batch could not be sent"
 
 
 def plain(rows: Iterable[Row]) -> list[tuple[int, Outgoing, float]]:

@@ -11,7 +11,7 @@ from openai import NotFoundError
 
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import OutboxError, TurnLost
-from cached_session.events import Meter
+from cached_session.events import AbandonedWriteFailed, Meter
 from cached_session.remote import Page, Remote
 from cached_session.retrying import Retrier, RetryPolicy
 from cached_session.turns import Turn
@@ -97,6 +97,16 @@ class Operation:
         return Operation(
             self.remote, self.policy, self.meter, conversation_id, deadline, lambda: False
         )
+
+    def abandoned(self, error: Exception, *, kept: bool = False) -> None:
+        """Tells of a write that failed behind a caller who was cancelled.
+
+        Args:
+            error: What went wrong.
+            kept: Whether an outbox has it, and sees to it.
+        """
+        event = AbandonedWriteFailed(self.conversation_id, type(error).__name__)
+        self.meter.tell(event, quietly=kept)
 
     async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
         """Repeats an attempt; see `Retrier.run`."""

@@ -29,7 +29,9 @@ class Popping:
         """Removes the newest item, wherever it is, and returns it; see `Replica.pop`."""
         waiting = self._journal.waiting
         while True:
-            withdrawn = await self._errands.run(self._journal.withdraw())
+            withdrawn = await self._errands.run(
+                self._journal.withdraw(), abandoned=operation.abandoned
+            )
             if withdrawn is not None:
                 return withdrawn
             if not waiting:

@@ -152,6 +152,9 @@ class Reading(Mirror):
                 conversation_id=name,
             )
         mine, mailbox, stored = read.mine, read.mailbox, read.window
+        if read.address != self.address and self.outbox.told.over(self.address, Trouble.PAUSED):
+            # By the name that it has from now on.
+            self.outbox.told.news(read.address, Trouble.PAUSED)
         self.address = read.address
         if self.address.conversation != self.replica.conversation_id:
             self._rename(operation)
@@ -185,6 +188,7 @@ class Reading(Mirror):
             self.waiting.sealed_are(self.batch, max(self.batch, default=0))
             self.waiting.show_behind(self._shown())
         self.paused = mailbox.paused
+        self._tell_of_pause()
         self.changed.fire()
 
     def _tell_of(self, namesakes: list[Namesake]) -> None:

@@ -26,7 +26,6 @@ from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
 from cached_session.errands import Failed, ended, forsake
-from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.removing import remove_newest
 from cached_session.turns import Turn, Turns
@@ -244,7 +243,7 @@ class Replica:
     ) -> None:
         """Does a write in its turn, to its end, whatever becomes of the caller."""
         turn = await self.enter(operation)
-        await self._write(operation, turn, work)
+        await self._write(operation, turn, work, kept=True)
 
     def turn(self, operation: Operation) -> InTurn:
         """Around work of the caller's own task that needs the turn."""
@@ -271,9 +270,17 @@ class Replica:
             turn.end()
 
     async def _write(
-        self, operation: Operation, turn: Turn, write: Callable[[], Coroutine[Any, Any, T]]
+        self,
+        operation: Operation,
+        turn: Turn,
+        write: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        kept: bool = False,
     ) -> T:
-        """Runs a write that holds the turn, to its end, whatever becomes of the caller."""
+        """Runs a write that holds the turn, to its end, whatever becomes of the caller.
+
+        `kept` says whether an outbox has what is written, and sees to it if this fails.
+        """
         task = asyncio.get_running_loop().create_task(ended(write))
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before
@@ -282,7 +289,7 @@ class Replica:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            task.add_done_callback(lambda task: self._abandoned(operation, task))
+            task.add_done_callback(lambda task: self._abandoned(operation, task, kept=kept))
             raise
         end = task.result()
         if isinstance(end, Failed):
@@ -293,7 +300,7 @@ class Replica:
         self._writes.discard(task)
         self.leave(turn)
 
-    def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
+    @staticmethod
+    def _abandoned(operation: Operation, task: asyncio.Task[Any], *, kept: bool) -> None:
         if not task.cancelled() and isinstance(task.result(), Failed):
-            name = type(task.result().error).__name__
-            operation.meter.tell(AbandonedWriteFailed(self.conversation_id, name))
+            operation.abandoned(task.result().error, kept=kept)

@@ -13,6 +13,7 @@ from openai import APIStatusError, OpenAIError
 
 from cached_session.classify import classify, says_gone
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.wording import counted
 from cached_session.delivering import deliver, look_back
 from cached_session.errands import forsake
 from cached_session.errors import (
@@ -22,9 +23,10 @@ from cached_session.errors import (
     OutboxError,
     TurnLost,
 )
-from cached_session.events import BacklogChanged, Sending
+from cached_session.events import BacklogChanged, Sending, logger
 from cached_session.journal import Changed, Elsewhere, Journal
 from cached_session.operation import Operation, Reopened
+from cached_session.outbox.told import Trouble
 from cached_session.retrying import Retrier
 from cached_session.turns import LOOK_AFTER
 
@@ -74,8 +76,9 @@ class Sender:
                 forsake(self._task)
             self._process = os.getpid()
             self.failure = None
+            journal.outbox.told.over(journal.address, Trouble.LEFT)
             self._task = asyncio.get_running_loop().create_task(
-                self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+                self._go(self._context()), name=f"outbox of {journal.replica.conversation_id}"
             )
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
@@ -112,6 +115,29 @@ class Sender:
         task, self._halted = self._halted, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             await asyncio.wait({task})
+
+    async def _go(self, operation: Operation) -> None:
+        me = asyncio.current_task()
+        try:
+            await self._run(operation)
+        except (asyncio.CancelledError, GeneratorExit):
+            if self._task is me:
+                # Nobody has halted it: the event loop ends, or has ended.
+                self._tell_of_left()
+            raise
+
+    def _tell_of_left(self) -> None:
+        journal = self._journal
+        lost = journal.waiting and not journal.outbox.durable and self._process == os.getpid()
+        if lost and journal.outbox.told.news(journal.address, Trouble.LEFT):
+            logger.warning(
+                "%s: the event loop ended before %s reached the server. They are in a MemoryOutbox "
+                "only: nothing sends them until this process uses the conversation again, and "
+                "they are lost when it ends. Await flush() before an event loop ends, or use an "
+                "SQLiteOutbox.",
+                journal.replica.conversation_id,
+                counted(len(journal.waiting)),
+            )
 
     async def _run(self, operation: Operation) -> None:
         journal, me = self._journal, asyncio.current_task()
@@ -156,6 +182,14 @@ class Sender:
             except OutboxError as error:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)
+                if journal.outbox.told.news(journal.address, Trouble.FAILED):
+                    logger.warning(
+                        "%s: sending failed, %s recorded and not known to be on the server. %s. "
+                        "The next use of the conversation tries again.",
+                        journal.replica.conversation_id,
+                        counted(len(journal.waiting)),
+                        str(error).rstrip("."),
+                    )
                 if journal.holds:
                     # Others would wait for it as long as the outbox is open here.
                     await journal.outbox.close()
@@ -214,6 +248,8 @@ class Sender:
         self._trouble = None if isinstance(outcome, Applied) else outcome.error
         if isinstance(outcome, Applied):
             self._batches += 1
+            if journal.outbox.told.over(journal.address, Trouble.FAILED):
+                logger.info("%s: sending goes on after it had failed", operation.conversation_id)
             self._change(Sending.SENDING)
         elif outcome.retryable:
             self._change(Sending.OFFLINE, outcome.error)

@@ -93,6 +93,10 @@ class Outbox(Protocol):
         """What somebody was warned of."""
 
     @property
+    def durable(self) -> bool:
+        """Whether what is recorded survives the process."""
+
+    @property
     def advice(self) -> str:
         """What somebody can do about a backlog that is paused, as a sentence."""
 

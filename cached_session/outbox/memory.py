@@ -10,11 +10,15 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from cached_session.core.wording import counted
 from cached_session.errors import OutboxError
+from cached_session.events import logger
 from cached_session.outbox import schema
+from cached_session.outbox.directory import Directory
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.store import Store
+from cached_session.outbox.told import Told, Trouble
 from cached_session.outbox.writer import run_group
 
 T = TypeVar("T")
@@ -43,6 +47,7 @@ class MemoryOutbox(Shared):
 
     # No command can look into this process's memory.
     advice = "`clear_session` drops them, with the conversation"
+    durable = False
 
     def __init__(
         self,
@@ -62,7 +67,8 @@ class MemoryOutbox(Shared):
         self._connection = sqlite3.connect(
             ":memory:", check_same_thread=False, isolation_level=None
         )
-        weakref.finalize(self, self._connection.close)
+        # Also where the process ends.
+        weakref.finalize(self, _end, self._connection, self.told, self._pid)
         self._connection.execute("PRAGMA foreign_keys = ON")
         schema.create(self._connection)
         self._store = Store(
@@ -106,6 +112,22 @@ class MemoryOutbox(Shared):
 
     def __repr__(self) -> str:
         return "MemoryOutbox()"
+
+
+def _end(connection: sqlite3.Connection, told: Told, pid: int) -> None:
+    """Says what is lost with an outbox that nobody has any more, and closes it."""
+    # After a fork the parent still has it.
+    found = Directory(connection).summaries(lambda _: False) if os.getpid() == pid else []
+    for summary in found:
+        if summary.items and told.news(summary.address, Trouble.LEFT):
+            logger.warning(
+                "%s: %s that waited in a MemoryOutbox are lost with it, and are not known to be "
+                "on the server. Read the conversation and append again what is missing. Await "
+                "flush() before the outbox or the process ends, or use an SQLiteOutbox.",
+                summary.address.conversation,
+                counted(summary.items),
+            )
+    connection.close()
 
 
 def _nobody(token: str) -> bool:

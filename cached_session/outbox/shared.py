@@ -41,6 +41,9 @@ class Shared:
     advice = "See `cached-session outbox --help`"
     """What somebody can do about a backlog that is paused, as a sentence."""
 
+    durable = True
+    """Whether what is recorded survives the process."""
+
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
         return (

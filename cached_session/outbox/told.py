@@ -12,6 +12,12 @@ class Trouble(Enum):
 
     ANOTHER_ACCOUNTS = auto()
     """Another account has one of the same conversation."""
+    PAUSED = auto()
+    """Nothing of it is sent until somebody decides."""
+    FAILED = auto()
+    """The sender could not write the outbox, or may not send under its client's key."""
+    LEFT = auto()
+    """Only this process's memory has it, and nothing sends it."""
 
 
 class Told:
