@@ -18,9 +18,12 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         settings: `SessionSettings`, a dict like them (which the SDK takes,
             too, when it is set later), or None.
 
+    Returns:
+        The limit, 0 or above, or None. Of a negative one the SDK's session
+        makes the newest item: it stops at the first that is enough.
+
     Raises:
         TypeError: The limit is no int.
-        ValueError: The limit is negative.
     """
     name = "limit"
     if limit is None:
@@ -38,9 +41,7 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         limit = operator.index(limit)
     except TypeError:
         raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
-    if limit < 0:
-        raise ValueError(f"{name} must not be negative")
-    return limit
+    return 1 if limit < 0 else limit
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:

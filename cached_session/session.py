@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, NotGiven, Omit
 
 from cached_session.arguments import (
     check_absent,
@@ -36,6 +36,10 @@ from cached_session.retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
+
+
+# The types of what the openai client leaves out of a request.
+_NOT_GIVEN = (Omit, NotGiven)
 
 
 class CachedSession(OpenAIConversationsSession):
@@ -228,7 +232,7 @@ class CachedSession(OpenAIConversationsSession):
 
         Args:
             limit: How many of the newest items; None: `session_settings.limit`,
-                or all of them.
+                or all of them. A negative one means 1, as in the SDK's session.
 
         Returns:
             The items, oldest first, in the shape in which the server lists
@@ -238,8 +242,8 @@ class CachedSession(OpenAIConversationsSession):
 
         Raises:
             TypeError: `limit` is no int.
-            ValueError: `limit` is negative; or another session has the
-                conversation with another outbox or cache.
+            ValueError: Another session has the conversation with another
+                outbox or cache.
             openai.OpenAIError: The server refused, or stayed out of reach.
             DeadlineExceeded: The operations before this one, or another process
                 that sends what waits, took too long; or the time was over
@@ -286,8 +290,9 @@ class CachedSession(OpenAIConversationsSession):
 
         Args:
             items: The items, dicts or pydantic models. They are copied before
-                the call first waits, so they may be changed at once. No items:
-                nothing is sent.
+                the call first waits, so they may be changed at once. A field
+                that is the client's `omit` or `NOT_GIVEN` is left out. No
+                items: nothing is sent.
 
         Raises:
             TypeError: `items` is no list of objects that JSON can carry.
@@ -313,7 +318,7 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        outgoing = accept(items)
+        outgoing = accept(items, absent=_NOT_GIVEN)
         if outgoing:
             await self.__binding.perform(
                 lambda operation, replica: self.__binding.append(operation, replica, outgoing)

@@ -7,6 +7,7 @@ its JSON text.
 
 from __future__ import annotations
 
+import functools
 import json
 import marshal
 import sys
@@ -101,7 +102,9 @@ def decode(item: Outgoing) -> dict[str, Any]:
     return decoded
 
 
-def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
+def accept(
+    items: object, *, argument: str = "items", absent: tuple[type, ...] = ()
+) -> list[Outgoing]:
     """Takes an own copy of what a caller wants to append.
 
     Args:
@@ -109,6 +112,8 @@ def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
             openai client dumps them: JSON mode, fields that were set, wire
             names).
         argument: The name that errors use for `items`.
+        absent: The types of the openai client's marks for what is not given. A
+            field whose value is one is left out, at every depth.
 
     Returns:
         One entry an item, in order, independent of `items`.
@@ -121,21 +126,19 @@ def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
     """
     if not isinstance(items, list | tuple):
         raise TypeError(f"{argument} must be a list of items, not {type(items).__name__}")
-    return [_encode(item, f"{argument}[{index}]") for index, item in enumerate(items)]
+    return [_encode(item, f"{argument}[{index}]", absent) for index, item in enumerate(items)]
 
 
-def _encode(item: object, name: str) -> Outgoing:
+def _encode(item: object, name: str, absent: tuple[type, ...]) -> Outgoing:
     if not isinstance(item, Mapping | Model):
         raise TypeError(f"{name} must be a dict, not {type(item).__name__}")
     plain = dict(item) if isinstance(item, Mapping) and not isinstance(item, dict) else item
     try:
-        text = json.dumps(
-            plain,
-            default=_plain,
-            ensure_ascii=False,
-            separators=(",", ":"),
-            allow_nan=False,
-        ).encode()
+        try:
+            text = _dump(plain, absent)
+        except _NotGiven:
+            # Seldom; what has none is not looked through before.
+            text = _dump(_given(plain, absent), absent)
     except (TypeError, ValueError, RecursionError) as error:
         # The cause is left out: its text may quote the item's content.
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -145,7 +148,32 @@ def _encode(item: object, name: str) -> Outgoing:
     return text
 
 
-def _plain(value: object) -> object:
+def _dump(value: object, absent: tuple[type, ...]) -> bytes:
+    return json.dumps(
+        value,
+        default=functools.partial(_plain, absent=absent),
+        ensure_ascii=False,
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode()
+
+
+def _given(value: object, absent: tuple[type, ...]) -> object:
+    """A value without the fields that are not given."""
+    if isinstance(value, Mapping):
+        return {
+            key: _given(inner, absent)
+            for key, inner in value.items()
+            if not isinstance(inner, absent)
+        }
+    if isinstance(value, list | tuple):
+        return [_given(inner, absent) for inner in value]
+    return value
+
+
+def _plain(value: object, *, absent: tuple[type, ...]) -> object:
+    if isinstance(value, absent):
+        raise _NotGiven(_no_form(value))
     if isinstance(value, Model):
         return value.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(value, Mapping):
@@ -154,11 +182,19 @@ def _plain(value: object) -> object:
     isoformat = getattr(value, "isoformat", None)
     if callable(isoformat):
         return isoformat()
-    raise _NoJSONForm(f"a value of type {type(value).__name__} has no JSON form")
+    raise _NoJSONForm(_no_form(value))
+
+
+def _no_form(value: object) -> str:
+    return f"a value of type {type(value).__name__} has no JSON form"
 
 
 class _NoJSONForm(TypeError):
     """Marks an error text that was written here and names a type only."""
+
+
+class _NotGiven(_NoJSONForm):
+    """Marks a value that stands for one that is not given."""
 
 
 def _reason(error: Exception) -> str:

@@ -113,18 +113,6 @@ async def test_limit_of_a_wrong_type(limit: Any, emulator: Emulator, client: Asy
     assert sent(emulator) == []
 
 
-@pytest.mark.parametrize("limit", [-1, -100])
-async def test_negative_limit(limit: int, emulator: Emulator, client: AsyncOpenAI) -> None:
-    """A negative `limit` raises a ValueError; one from the settings is named as such."""
-    session = CachedSession(openai_client=client)
-    with pytest.raises(ValueError, match="limit"):
-        await session.get_items(limit)
-    session = CachedSession(openai_client=client, session_settings={"limit": limit})
-    with pytest.raises(ValueError, match=r"session_settings\.limit"):
-        await session.get_items()
-    assert sent(emulator) == []
-
-
 async def test_limit_may_be_large(emulator: Emulator, client: AsyncOpenAI) -> None:
     """A `limit` beyond every page and every machine word is a limit like any other."""
     conversation = Elsewhere(emulator).conversation("a")
