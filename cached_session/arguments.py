@@ -100,6 +100,34 @@ def check_absent(**values: object) -> None:
             raise ValueError(f"{name} comes from underlying_session; pass one of the two")
 
 
+def check_not_overridden(session: object, kind: type) -> None:
+    """Refuses to wrap what overrides a member of `kind`: the session around it goes past that."""
+    members = {
+        name: inspect.getattr_static(kind, name)
+        for each in kind.__mro__
+        if each is not object
+        for name in vars(each)
+        if not name.startswith("__")
+    }
+    overridden = []
+    for name, member in members.items():
+        found = inspect.getattr_static(session if _acts(member) else type(session), name)
+        if found is not member and (_acts(member) or _acts(found)):
+            overridden.append(name)
+    if overridden:
+        name, what = type(session).__name__, ", ".join(sorted(overridden))
+        raise TypeError(
+            f"underlying_session: {name} overrides {what}, and a CachedSession around it would go "
+            "past that. Put the override into a mixin that calls super(), and use a class of both "
+            "in place of wrapping: class Filtering(FilterMixin, CachedSession)"
+        )
+
+
+def _acts(member: object) -> bool:
+    """Whether a member of a class is a method or a property, and no plain value."""
+    return callable(member) or hasattr(type(member), "__get__")
+
+
 def check_outbox(value: object, conversation_id: str | None) -> None:
     """Refuses what cannot record a transaction; and none where the id is one's local name."""
     if value is None and conversation_id is not None and conversation_id.startswith(LOCAL):

@@ -97,9 +97,7 @@ class Backlog:
             OutboxError: They could not be recorded.
         """
         while True:
-            await self._clearing.over(operation)
-            if operation.superseded():
-                raise Superseded
+            await self.cleared(operation)
             await self.barrier.check(context)
             place = await self._room.take(items, self.sender.start)
             if self.journal.paused is None and self._clearing.idle and not operation.superseded():
@@ -109,6 +107,16 @@ class Backlog:
         await self.errands.run(
             self._accept(items, context), place.give_back, abandoned=operation.abandoned
         )
+
+    async def cleared(self, operation: Operation) -> None:
+        """Waits for whoever is deleting the conversation.
+
+        Raises:
+            Superseded: It was deleted.
+        """
+        await self._clearing.over(operation)
+        if operation.superseded():
+            raise Superseded
 
     async def _accept(self, items: Sequence[Outgoing], context: Callable[[], Operation]) -> None:
         await self.journal.accept(items)

@@ -196,6 +196,26 @@ class Binding:
             except (Superseded, Reopened):
                 continue
 
+    async def identify(self) -> str | None:
+        """The id of the conversation, or its local name; it is made if there is none."""
+
+        async def settle(operation: Operation, replica: Replica) -> str:
+            # Whoever deletes it comes first.
+            if replica.backlog is None:
+                await replica.settled(operation)
+            else:
+                await replica.backlog.cleared(operation)
+                await replica.backlog.create(operation)
+            return replica.conversation_id
+
+        return await self.perform(settle)
+
+    async def leave(self) -> None:
+        """Leaves the conversation, behind whoever is making one; the next use makes another."""
+        if not self._creation.idle:
+            await self._creation.ensure(self._retrier.deadline(), create=False)
+        self.conversation_id = None
+
     @staticmethod
     async def _done(
         work: Callable[[Operation, Replica], Awaitable[T]],

@@ -53,40 +53,42 @@ _connections: weakref.WeakKeyDictionary[AsyncOpenAI, Connections] = weakref.Weak
 def settings(client: AsyncOpenAI) -> tuple[object, ...]:
     """What of a client decides where its requests go, cheap to compare.
 
-    A key that the client fetches anew for every request is not part of it.
+    A key that the client fetches or makes anew is not part of it.
     """
     return (
-        None if _has_key_provider(client) else client.api_key,
+        _fixed_key(client),
         client.base_url,
         client.organization,
         client.project,
     )
 
 
-def _has_key_provider(client: AsyncOpenAI) -> bool:
+def _fixed_key(client: AsyncOpenAI) -> str | None:
+    """The key that a client was given; None: it fetches one, or its class makes it at each look."""
     # A provider's token lands in `api_key`, too. That there is a provider is
     # told by a private attribute only; a release without it would make such a
     # client's copies short-lived, not shared.
-    return getattr(client, "_api_key_provider", None) is not None
+    if getattr(client, "_api_key_provider", None) is not None:
+        return None
+    # Not by looking at it: a property may make a token, or say the same for an hour.
+    return vars(client).get("api_key")
 
 
 def account(client: AsyncOpenAI) -> Account:
     """The account that `client` speaks for.
 
-    A client without a fixed key (a key provider, workload identity, an Azure
-    token) shows nothing that tells its account from another's, so it is an
-    account of its own.
+    A client without a fixed key (a key provider, a property that makes a token,
+    workload identity, an Azure token), or whose headers or query are others at
+    a second look, shows nothing that tells its account from another's, so it is
+    an account of its own.
     """
     digest = hashlib.blake2b(digest_size=16)
-    fixed = bool(
-        not _has_key_provider(client) and not client.api_key.startswith("<") and client.auth_headers
-    )
+    key = _fixed_key(client)
+    fixed = bool(key is not None and not key.startswith("<") and client.auth_headers)
+    shown = _shown(client) if fixed else b""
+    fixed = fixed and shown == _shown(client)
     if fixed:
-        for name, value in sorted({**client.default_headers, **client.auth_headers}.items()):
-            # Headers to be left out are no strings.
-            if isinstance(value, str) and not _says_which_software(name.lower()):
-                digest.update(f"{name}\0{value}\0".encode())
-        digest.update(repr(sorted(client.default_query.items())).encode())
+        digest.update(shown)
     else:
         with _lock:
             token = _unnamed.setdefault(client, f"client {next(_numbers)}")
@@ -94,6 +96,17 @@ def account(client: AsyncOpenAI) -> Account:
     return Account(
         str(client.base_url), client.organization, client.project, digest.hexdigest(), fixed
     )
+
+
+def _shown(client: AsyncOpenAI) -> bytes:
+    """What a client adds to its requests that tells whose they are."""
+    parts = [
+        f"{name}\0{value}\0"
+        for name, value in sorted({**client.default_headers, **client.auth_headers}.items())
+        # Headers to be left out are no strings.
+        if isinstance(value, str) and not _says_which_software(name.lower())
+    ]
+    return "".join([*parts, repr(sorted(client.default_query.items()))]).encode()
 
 
 def _says_which_software(header: str) -> bool:

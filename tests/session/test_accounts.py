@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession
+from cached_session import CachedSession, ConversationCache, MemoryOutbox
 from cached_session.emulator import Emulator
-from tests.session.support import Elsewhere, new_client, sent, texts
+from tests.session.support import Elsewhere, new_client, sent, texts, users
 
 ITEMS = 60
 
@@ -86,6 +86,117 @@ async def test_clients_with_a_key_provider_share_nothing(emulator: Emulator) -> 
         assert await _listed(emulator, one, conversation) == ITEMS
         assert await _listed(emulator, two, conversation) == ITEMS
         assert await _listed(emulator, one, conversation) < ITEMS
+
+
+class _Token:
+    """A key that is another one at every look."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def __get__(self, client: object, kind: object) -> str:
+        return f"token {next(self._numbers)}"
+
+    def __set__(self, client: object, value: str) -> None:
+        """What the client is made with is not used."""
+
+
+class _KeyAtEachLook(AsyncOpenAI):
+    """A client whose key is made anew at each look."""
+
+    api_key: Any = _Token()
+
+
+class _KeyInAProperty(AsyncOpenAI):
+    """A client that looks its key up, which is the same each time, as far as can be seen."""
+
+    @property
+    def api_key(self) -> Any:
+        return "key"
+
+    @api_key.setter
+    def api_key(self, value: str) -> None:
+        """What the client is made with is not used."""
+
+
+class _HeadersAtEachLook(AsyncOpenAI):
+    """A client that signs each request anew."""
+
+    _numbers = itertools.count()
+
+    @property
+    def auth_headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {next(self._numbers)}"}
+
+
+class _DefaultsAtEachLook(AsyncOpenAI):
+    """A client that numbers its requests."""
+
+    _numbers = itertools.count()
+
+    @property
+    def default_headers(self) -> dict[str, Any]:
+        return {**super().default_headers, "x-request": f"{next(self._numbers)}"}
+
+
+MOVING = pytest.mark.parametrize(
+    "kind", [_KeyAtEachLook, _KeyInAProperty, _HeadersAtEachLook, _DefaultsAtEachLook]
+)
+
+
+@MOVING
+@pytest.mark.parametrize("new_outbox", [lambda: None, MemoryOutbox], ids=["without", "with outbox"])
+async def test_a_key_that_is_made_anew(kind: Any, new_outbox: Any, emulator: Emulator) -> None:
+    """A client whose key, or headers, are another at each look reads its own one copy."""
+    conversation = Elsewhere(emulator).conversation(*map(str, range(ITEMS)))
+    cache = ConversationCache()
+    async with kind(base_url=emulator.base_url, api_key="key") as client:
+        for reads in range(1, 4):
+            outbox = new_outbox()
+            async with CachedSession(
+                conversation_id=conversation, openai_client=client, cache=cache, outbox=outbox
+            ) as session:
+                sent(emulator)
+                for _ in range(3):
+                    assert len(await session.get_items()) == ITEMS + reads - 1
+                assert session.stats.hits == 2
+                (listing,) = emulator.requests
+                assert (listing.items == ITEMS) == (reads == 1)
+                await session.add_items(users("more"))
+                await session.flush()
+                assert await session.get_items() == emulator.items(conversation)
+    assert len(cache) == 1
+
+
+@MOVING
+async def test_such_clients_share_nothing(kind: Any, emulator: Emulator) -> None:
+    """Whose account such a client speaks for is not known, so each is an account of its own."""
+    conversation = Elsewhere(emulator).conversation(*map(str, range(ITEMS)))
+    async with (
+        kind(base_url=emulator.base_url, api_key="key") as one,
+        kind(base_url=emulator.base_url, api_key="key") as two,
+        new_client(emulator) as plain,
+    ):
+        for client in (one, two, plain):
+            assert await _listed(emulator, client, conversation) == ITEMS
+        assert await _listed(emulator, one, conversation) < ITEMS
+
+
+async def test_a_client_of_a_class_of_its_own(emulator: Emulator) -> None:
+    """A subclass with a fixed key, and headers of its own, is an account like any other's."""
+
+    class Named(AsyncOpenAI):
+        @property
+        def default_headers(self) -> dict[str, Any]:
+            return {**super().default_headers, "x-program": "chat"}
+
+    conversation = Elsewhere(emulator).conversation(*map(str, range(ITEMS)))
+    async with (
+        Named(base_url=emulator.base_url, api_key="key") as one,
+        Named(base_url=emulator.base_url, api_key="key") as two,
+    ):
+        assert await _listed(emulator, one, conversation) == ITEMS
+        assert await _listed(emulator, two, conversation) < ITEMS
 
 
 async def test_a_key_that_changes(emulator: Emulator, client: AsyncOpenAI) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agents import OpenAIConversationsSession
+from agents import Agent, OpenAIConversationsSession, RunConfig, Runner
 from agents.memory import SessionSettings
-from openai import AsyncOpenAI
+from agents.testing import ScriptedModel, assistant_message
+from openai import AsyncOpenAI, BadRequestError
 
 from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Emulator
@@ -62,6 +63,55 @@ async def test_settings(
     session = kind(conversation_id=conversation, openai_client=client, session_settings=settings)
     assert isinstance(session.session_settings, SessionSettings)
     assert texts(await session.get_items(limit)) == list(expected)
+
+
+async def _theirs(session: OpenAIConversationsSession, limit: int | None) -> list[Any] | None:
+    """What the SDK's session reads; None in a release whose requests the server refuses."""
+    try:
+        return texts(await session.get_items(limit))
+    except BadRequestError:
+        return None
+
+
+@pytest.mark.parametrize("limit", [-1, -2, -100, -(10**30)])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+async def test_negative_limits(
+    limit: int, warm: bool, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """A negative limit, wherever it stands, reads the newest item, as with the SDK's session."""
+    for name in (Elsewhere(emulator).conversation(*"abc"), Elsewhere(emulator).conversation()):
+        newest = texts(emulator.items(name))[-1:]
+        ours = CachedSession(conversation_id=name, openai_client=client, cache=ConversationCache())
+        theirs = OpenAIConversationsSession(conversation_id=name, openai_client=client)
+        if warm:
+            await ours.get_items()
+        assert texts(await ours.get_items(limit)) == newest
+        assert await _theirs(theirs, limit) in (newest, None)
+        for settings in (SessionSettings(limit=limit), {"limit": limit}):
+            ours.session_settings = theirs.session_settings = settings
+            assert texts(await ours.get_items()) == newest
+            assert await _theirs(theirs, None) in (newest, None)
+            assert await ours.get_items(0) == []
+
+
+@pytest.mark.parametrize("limit", [-1, -5, 0, 2])
+@pytest.mark.parametrize("where", ["run", "session"])
+async def test_limits_of_a_run(
+    limit: int, where: str, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """A run with a limit, of its own or of its session, gives the model as many items."""
+    settings = SessionSettings(limit=limit)
+    model = ScriptedModel([[assistant_message("hello")]])
+    session = CachedSession(
+        conversation_id=Elsewhere(emulator).conversation(*"abc"),
+        openai_client=client,
+        session_settings=settings if where == "session" else None,
+    )
+    config = RunConfig(session_settings=settings if where == "run" else None)
+    agent = Agent(name="assistant", model=model)
+    await Runner.run(agent, "d", session=session, run_config=config)
+    assert model.last_call is not None
+    assert len(model.last_call.input) == {0: 0, 2: 2}.get(limit, 1) + 1
 
 
 @BOTH
