@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cached_session import appending, operation, replica, turns
+from cached_session import appending, operation, replica, turns, window
 from cached_session.core import history, unsettled
+from tests.simulation.campaign import Failure
+from tests.simulation.ledger import Violation
 
 Ablation = Callable[[pytest.MonkeyPatch], None]
 
@@ -19,7 +24,7 @@ def no_reconciliation(patch: pytest.MonkeyPatch) -> None:
 
     async def send_again(self: Any) -> None:
         self._in_doubt = False
-        self._replica.unsettled.reopen(())
+        self._window.unsettled.reopen(())
 
     patch.setattr(appending.Append, "_reconcile", send_again)
 
@@ -75,21 +80,64 @@ def no_shielding(patch: pytest.MonkeyPatch) -> None:
 
 def no_ordering(patch: pytest.MonkeyPatch) -> None:
     """Everyone works on the conversation at the same time."""
+    at_work: Counter[window.Window] = Counter()
 
-    async def enter(self: Any, deadline: float, conversation_id: str) -> turns.Turn:
-        return turns.Turn(self, asyncio.get_running_loop())
+    async def enter(self: Any, caller: operation.Operation) -> turns.Turn:
+        if caller.superseded():
+            raise operation.Superseded
+        at_work[self.window] += 1
+        return turns.Turn(self.turns, asyncio.get_running_loop())
 
-    patch.setattr(turns.Turns, "enter", enter)
-    # Everybody's turn counts: one that does not is taken for one that was lost.
-    patch.setattr(turns.Turn, "current", property(lambda self: True))
-    patch.setattr(operation.Operation, "check_turn", lambda self: None)
+    def leave(self: Any, turn: turns.Turn) -> None:
+        at_work[self.window] -= 1
+        self._resized(self)
+
+    patch.setattr(replica.Replica, "enter", enter)
+    patch.setattr(replica.Replica, "leave", leave)
+    # They would stop at an `assert`, or with an IndexError, before the account sees what
+    # they do to each other. So the copy is taken away by those only who are alone at work,
+    # and two may delete the same late copies.
+    forget, drop = window.Window.forget, replica.Replica.drop
+    remove = window.Window.remove_late_copies
+
+    def forget_alone(self: Any) -> None:
+        if at_work[self] < 2:
+            forget(self)
+
+    def drop_alone(self: Any) -> None:
+        if not at_work[self.window]:
+            drop(self)
+
+    async def remove_both(self: Any, caller: operation.Operation) -> None:
+        with contextlib.suppress(IndexError):
+            await remove(self, caller)
+
+    patch.setattr(window.Window, "forget", forget_alone)
+    patch.setattr(replica.Replica, "drop", drop_alone)
+    patch.setattr(window.Window, "remove_late_copies", remove_both)
 
 
-ABLATIONS: list[Ablation] = [
-    no_reconciliation,
-    no_anchor,
-    no_verified_mark,
-    no_late_commit_watch,
-    no_shielding,
-    no_ordering,
-]
+DOUBLED = "on the server more often than appended"
+LOST = "appended, never removed, not on the server"
+UNTRUE = "a read .* shows what the server never held"
+HALF = "a cancelled append is half applied"
+
+ABLATIONS: dict[Ablation, str] = {
+    no_reconciliation: DOUBLED,
+    no_anchor: f"{DOUBLED}|{LOST}|{UNTRUE}",
+    no_verified_mark: UNTRUE,
+    no_late_commit_watch: DOUBLED,
+    no_shielding: HALF,
+    no_ordering: f"{DOUBLED}|{UNTRUE}",
+}
+"""The safeguards, and as what the account notices that one is missing."""
+
+
+def notices(violation: str, play: Callable[[], object]) -> None:
+    """What is played ends with a violation of this kind, and with nothing else."""
+    with pytest.raises(Failure) as failed:
+        play()
+    cause = failed.value.__cause__
+    # An error of the product, or of the ablation itself, shows nothing of the account.
+    assert isinstance(cause, Violation), f"{failed.value}, which is a {type(cause).__name__}"
+    assert re.search(violation, str(cause)), failed.value

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("simloop", reason="the simulation needs simloop, and so Python 3.12 or later")
 
-from tests.simulation.ablations import ABLATIONS, Ablation
-from tests.simulation.campaign import Failure, run, run_seed
+from tests.simulation.ablations import ABLATIONS, Ablation, notices
+from tests.simulation.campaign import run, run_seed
 
 # How many operations a CI run makes, from seeds that no run had before.
 OPERATIONS = int(os.environ.get("CAMPAIGN_OPERATIONS", "20000"))
@@ -48,7 +48,6 @@ def test_seeds_that_failed_once_hold(seed: int) -> None:
 
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda ablation: ablation.__name__)
 def test_every_safeguard_is_needed(ablation: Ablation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one safeguard switched off, the campaign fails."""
+    """With one safeguard switched off, the account shows what that safeguard prevents."""
     ablation(monkeypatch)
-    with pytest.raises(Failure):
-        run(range(1500))
+    notices(ABLATIONS[ablation], lambda: run(range(1500)))
