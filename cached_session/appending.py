@@ -10,8 +10,7 @@ from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
 from cached_session.core.items import Held, Outgoing
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.core.unsettled import Untold
-from cached_session.errors import AppendOutcomeUnknown, TurnLost, rewritten_or_not
+from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
 from cached_session.retrying import too_late
@@ -148,8 +147,7 @@ class Append:
         history = self._window.history
         assert history is not None  # the anchor was read before the first send
         history.append(held)
-        rewriting = self._operation.remote.server.rewriting
-        self._window.unsettled.acknowledged(self._rest, held, rewriting)
+        self._window.unsettled.acknowledged(item.id for item in held)
         self._landed += len(held)
         self._rest = ()
         self._progress(len(held))
@@ -169,9 +167,10 @@ class Append:
         """Asks the server how much of the batch landed."""
         operation, sent = self._operation, len(self._rest)
         landed = await self._window.relist(operation, 1)
-        if isinstance(landed, Untold):
+        if landed is None:
+            # Another writer removed every item that stood before the batch.
             self._window.forget()
-            raise self._unknown(landed.item_ids)
+            raise self._unknown()
         self._in_doubt = False
         self._landed += landed
         self._rest = self._rest[landed:]
@@ -179,16 +178,14 @@ class Append:
         operation.meter.reconciliations += 1
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
 
-    def _unknown(self, item_ids: tuple[str, ...] = ()) -> AppendOutcomeUnknown:
+    def _unknown(self) -> AppendOutcomeUnknown:
         conversation_id, total = self._operation.conversation_id, len(self._items)
-        why = f"{rewritten_or_not(len(item_ids))}. " if item_ids else ""
         return AppendOutcomeUnknown(
             f"append to {conversation_id}: the first {self._landed} of {total} items are on the "
-            f"server; whether more are could not be found out. {why}The next read shows it.",
+            "server; whether more are could not be found out. The next read shows it.",
             conversation_id=conversation_id,
             landed=self._landed,
             total=total,
-            item_ids=item_ids,
         )
 
     async def _look_for_late_commits(self) -> None:

@@ -7,9 +7,9 @@ import contextlib
 from cached_session.addresses import speaks_for
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
-from cached_session.core.unsettled import ANCHORS, Untold
+from cached_session.core.unsettled import ANCHORS
 from cached_session.core.wording import counted
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, rewritten_or_not
+from cached_session.errors import AppendOutcomeUnknown, OutboxError
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
@@ -107,23 +107,16 @@ async def settle(journal: Journal, operation: Operation) -> None:
     # The listing that looks for it carries it back. What is sealed waits in front.
     operation.allow(sum(len(item.data) for item in journal.waiting.items[:sent]))
     landed = await window.relist(operation, 1)
-    if isinstance(landed, Untold):
+    if landed is None:
         window.forget()
-        why = (
-            rewritten_or_not(len(landed.item_ids))
-            if landed.item_ids
-            else "other writers removed what stood before it"
-        )
         error = AppendOutcomeUnknown(
-            f"append to {operation.conversation_id}: whether a recorded batch of {sent} items is "
-            f"on the server could not be found out: {why}",
+            f"append to {operation.conversation_id}: other writers removed what stood before a "
+            f"recorded batch of {sent} items; whether it is on the server could not be found out",
             conversation_id=operation.conversation_id,
             total=sent,
-            item_ids=landed.item_ids,
         )
-        journal.show_nothing()
         # No other listing will tell. Whoever asked, nothing may be sent again.
-        await journal.pause(error.reason, error)
+        await journal.pause(type(error).__name__, error)
         raise error
     journal.landed(landed)
     operation.meter.reconciliations += 1

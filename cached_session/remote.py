@@ -23,11 +23,10 @@ import httpx2
 from openai import APIResponseValidationError, AsyncOpenAI
 
 from cached_session.classify import as_openai_error, classify
-from cached_session.connections import Account, Connections, account, connections, settings
+from cached_session.connections import Account, Connections, account, connections
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
-from cached_session.servers import Server, server_of
 from cached_session.transports import Carrier, carrier
 
 # "A limit on the number of objects to be returned, between 1 and 100"; above
@@ -56,16 +55,6 @@ class Remote:
         self._client = client
         self._meter = meter
         self._connections: Connections = connections(client)
-        self._settings: tuple[object, ...] = ()
-        self._server = Server()
-
-    @property
-    def server(self) -> Server:
-        """What is known of the server that the client's requests go to."""
-        # A client's key and base URL may be changed at any time.
-        if self._settings != (now := settings(self._client)):
-            self._settings, self._server = now, server_of(account(self._client))
-        return self._server
 
     @property
     def sends_once(self) -> bool:
@@ -110,12 +99,9 @@ class Remote:
                 raise ValueError
             return held
 
-        outcome = await self._request(
+        return await self._request(
             "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
         )
-        if isinstance(outcome, Applied):
-            self.server.answered(items, outcome.value)
-        return outcome
 
     async def delete_item(
         self, conversation_id: str, item_id: str, *, timeout: float

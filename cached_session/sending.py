@@ -269,11 +269,8 @@ class Sender:
             # Without its message, which may quote an item.
             details = {"status": error.status_code, "code": error.code, "param": error.param}
             reason += "".join(f", {name} {value}" for name, value in details.items() if value)
-        if isinstance(error, AppendOutcomeUnknown):
-            reason = error.reason
-        if says_gone(error) or isinstance(error, AppendOutcomeUnknown):
-            # The conversation is gone, or what it holds has to be looked at. What is held of
-            # it may not be shown any more.
+        if says_gone(error):
+            # The conversation is gone. Nothing of it may be shown any more.
             self._journal.show_nothing()
         await self._journal.pause(reason, error)
         self._change(Sending.PAUSED, error)
