@@ -75,7 +75,7 @@ class Directory:
 
     def namesakes(self, address: Address) -> list[Namesake]:
         """The backlogs of the same conversation under other credentials, if something waits."""
-        found = self._connection.execute(sql.NAMESAKES, address)
+        found = self._connection.execute(sql.NAMESAKES, address._asdict())
         return [Namesake(number, Address(*of), items) for number, *of, items in found]
 
     def relocate(self, number: int, to: Address) -> None:

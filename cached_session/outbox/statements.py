@@ -40,8 +40,9 @@ WHERE number = ?
 NAMESAKES = """
 SELECT number, base_url, organization, project, credentials, conversations.conversation, COUNT(seq)
 FROM conversations JOIN items ON items.conversation = number
-WHERE base_url = ?1 AND organization = ?2 AND project = ?3 AND credentials <> ?4
-    AND (conversations.conversation = ?5 OR local = ?5)
+WHERE base_url = :base_url AND organization = :organization AND project = :project
+    AND credentials <> :credentials
+    AND (conversations.conversation = :conversation OR local = :conversation)
 GROUP BY number ORDER BY number
 """
 LOCAL_NAME = "SELECT local FROM conversations WHERE number = ?"

@@ -21,7 +21,7 @@ KILLS = 60
 FAILED_ONCE = (1008, 5001, 5106, 30174)
 """Seeds of rounds in which a promise was broken while this was made."""
 
-PATIENCE = 60
+PATIENCE = 200
 """Rounds in which a safeguard that is switched off has to be missed."""
 
 LOST_ANSWERS = (
