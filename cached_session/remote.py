@@ -27,11 +27,9 @@ from cached_session.connections import Connections, account, connections, settin
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
-from cached_session.servers import Server, server_of
+from cached_session.servers import PAGE, Server, server_of
 
-# "A limit on the number of objects to be returned, between 1 and 100"; above
-# is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
-PAGE = 100
+__all__ = ["PAGE", "Page", "Remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,13 @@ class Page:
     Attributes:
         items: In the order of the listing.
         has_more: Whether the server says that more follow. Some say so on an
-            exactly full last page.
+            exactly full last page, and some deny it on every full page.
+        full: Whether it has as many items as were asked for.
     """
 
     items: tuple[Held, ...]
     has_more: bool
+    full: bool
 
 
 class Remote:
@@ -84,8 +84,13 @@ class Remote:
         query: dict[str, object] = {"order": order, "limit": limit}
         if after is not None:
             query["after"] = after
+
+        def parse(answer: Any) -> Page:
+            items = _items(answer)
+            return Page(items, _expect(answer["has_more"], bool), full=len(items) >= limit)
+
         return await self._request(
-            "list", conversation_id, "get", "/items", _page, timeout, query=query
+            "list", conversation_id, "get", "/items", parse, timeout, query=query
         )
 
     async def append(
@@ -228,11 +233,6 @@ def _id(answer: Any) -> Any:
     if not _expect(answer["id"], str):
         raise ValueError
     return answer["id"]
-
-
-def _page(answer: Any) -> Page:
-    items = _items(answer)
-    return Page(items, has_more=_expect(answer["has_more"], bool))
 
 
 def _items(answer: Any) -> tuple[Held, ...]:

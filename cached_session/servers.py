@@ -22,10 +22,14 @@ class Server:
 
     Attributes:
         rewriting: How it rewrites the texts that it stores.
+        largest_page: How many items it lists in one page at most.
+        denies_more: Whether it says on full pages that nothing follows, whatever does.
     """
 
     def __init__(self) -> None:
         self.rewriting: Rewriting = VERBATIM
+        self.largest_page = PAGE
+        self.denies_more = False
 
     def answered(self, sent: Sequence[Outgoing], listed: Sequence[Held]) -> None:
         """Learns from the answer to an append."""
@@ -33,6 +37,10 @@ class Server:
             if may_teach(item):
                 self.rewriting = learned(self.rewriting, text_pairs(decode(item), unhold(held)))
 
+
+# "A limit on the number of objects to be returned, between 1 and 100"; above
+# is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
+PAGE = 100
 
 _lock = threading.Lock()
 # Clients that show no account are one each.

@@ -206,7 +206,13 @@ class Window:
             self.listings += 1
             number = self.listings
             try:
-                listed = await newest(operation, size=size, until=until, enough=enough)
+                listed = await newest(
+                    operation,
+                    size=size,
+                    until=until,
+                    enough=enough,
+                    at_least=0 if history is None else len(history),
+                )
             except CursorLost:
                 self.forget()
                 continue

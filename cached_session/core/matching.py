@@ -89,7 +89,9 @@ def _parts(content: Any) -> list[Any]:
     # service turns the one into the other; some servers do not).
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return list(content) if isinstance(content, list) else []
+    if isinstance(content, list):
+        return list(content)
+    return [] if content is None else [content]
 
 
 def _same_part(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
