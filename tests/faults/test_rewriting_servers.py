@@ -221,6 +221,21 @@ async def test_an_append_in_between_does_not_swallow_it() -> None:
     assert stored(line, conversation) == 2
 
 
+async def test_a_text_that_is_no_part_any_more() -> None:
+    """Where string content stays as it is and becomes an object, two messages are still two."""
+    line = Line(habits=Habits(rewrites="nest", content_left_as_string=True))
+    conversation = line.conversation("before")
+    session = line.session(conversation)
+    await session.get_items()
+    line.on(is_append, CUT)
+    await session.add_items(users("a"))
+    line.append(conversation, "b")
+    with pytest.raises(AppendOutcomeUnknown):
+        await session.get_items()
+    await agrees(session, line, conversation)
+    assert stored(line, conversation) == 2
+
+
 async def test_a_strangers_message_is_told_from_a_late_copy() -> None:
     """Once an answer has shown a text as it was sent, another text is another writer's."""
     line, session, conversation = await opened("trim")

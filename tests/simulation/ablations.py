@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cached_session import appending, operation, replica, turns
-from cached_session.core import history, unsettled
+from cached_session.core import history, matching, unsettled
 
 Ablation = Callable[[pytest.MonkeyPatch], None]
 
@@ -83,6 +83,16 @@ def no_ordering(patch: pytest.MonkeyPatch) -> None:
     # Everybody's turn counts: one that does not is taken for one that was lost.
     patch.setattr(turns.Turn, "current", property(lambda self: True))
     patch.setattr(operation.Operation, "check_turn", lambda self: None)
+
+
+def equal_texts_alone(patch: pytest.MonkeyPatch) -> None:
+    """An item with another text is taken for another writer's, whatever a server may rewrite."""
+
+    def match(self: Any, sent: Any, item: Any, listed: Any, rewriting: Any) -> matching.Match:
+        found = matching.compare(item, listed)
+        return matching.Match.OTHER if found is matching.Match.UNCLEAR else found
+
+    patch.setattr(unsettled.Unsettled, "_match", match)
 
 
 ABLATIONS: list[Ablation] = [

@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("simloop", reason="the simulation needs simloop, and so Python 3.12 or later")
 
-from tests.simulation.ablations import ABLATIONS, Ablation
+from tests.simulation.ablations import ABLATIONS, Ablation, equal_texts_alone
 from tests.simulation.campaign import Failure, run, run_seed
+from tests.simulation.ledger import Violation
+from tests.simulation.world import Setting
 
 # How many operations a CI run makes, from seeds that no run had before.
 OPERATIONS = int(os.environ.get("CAMPAIGN_OPERATIONS", "20000"))
@@ -38,6 +40,31 @@ def test_fresh_seeds_keep_every_invariant(capsys: pytest.CaptureFixture[str]) ->
         )
     assert tally["append applied"] > 0.3 * OPERATIONS
     assert tally["read answered"] > 0.3 * OPERATIONS
+
+
+def test_servers_that_rewrite_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a server rewrites texts, nothing stands there twice unless somebody was told."""
+    tally: Counter[str] = Counter()
+    start = secrets.randbelow(1 << 40)
+    while tally["operations"] < OPERATIONS / 4:
+        tally.update(run([start + tally["seeds"]], draw=Setting.rewriting))
+    with capsys.disabled():
+        print(
+            f"\ncampaign on servers that rewrite texts, from seed {start}: {tally['seeds']} seeds, "
+            f"{tally['operations']} operations, {tally['append unknown']} unknown appends, "
+            f"{tally['told of what may be late']} told of later"
+        )
+    assert tally["append applied"] > 0.3 * OPERATIONS / 4
+    # What answers have shown is used: far from every lost answer stays unknown.
+    assert tally["event Reconciled"] > tally["append unknown"]
+
+
+def test_equal_texts_alone_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only equal texts count as ours, a server that rewrites them stores items twice."""
+    equal_texts_alone(monkeypatch)
+    with pytest.raises(Failure) as failed:
+        run(range(300), draw=Setting.rewriting)
+    assert isinstance(failed.value.__cause__, Violation)
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -24,12 +25,15 @@ from cached_session import (
     RetryPolicy,
 )
 from cached_session.emulator import Fault, FaultKind, Faults, Habits, Request
+from cached_session.emulator.rewriting import REWRITES
 from tests.simulation.ledger import Appended, Ledger, Violation, text_of
 from tests.simulation.network import Network
 
 # How long after a request was given up on it may still be applied: the plan's
 # longest delay is 2 s, the library watches for 60 s.
 SETTLED = 200.0
+
+_LONG = "{}" + " and so on" * 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,15 @@ class Setting:
     foreign: bool
     filled: int = 0
     habits: Habits = field(default_factory=Habits)
+
+    @classmethod
+    def rewriting(cls, seed: int) -> Setting:
+        """The setting that belongs to a seed, on a server that rewrites texts."""
+        rng = random.Random(f"{seed}:rewriting")
+        kinds = rng.sample([*REWRITES], rng.choice((1, 1, 1, 2, 3)))
+        setting = cls.draw(seed)
+        habits = dataclasses.replace(setting.habits, rewrites=",".join(kinds))
+        return dataclasses.replace(setting, habits=habits)
 
     @classmethod
     def draw(cls, seed: int, *, max_rate: float = 0.4) -> Setting:
@@ -177,7 +190,12 @@ class World:
     async def _check_end(self) -> None:
         for session in (self._session(), self._session(max_staleness=0)):
             started = self._now()
-            items = await session.get_items()
+            try:
+                items = await session.get_items()
+            except AppendOutcomeUnknown as error:
+                self._told(error)
+                started = self._now()
+                items = await session.get_items()
             self.ledger.check_read(items, None, started, self._now())  # type: ignore[arg-type]
         listing = self.network.service.items(self._conversation_id)
         self.ledger.check_end(
@@ -272,7 +290,7 @@ class World:
         kind = rng.random()
         if kind < 0.25:
             # Equal on purpose: the same words twice are two messages.
-            return {"role": "user", "content": rng.choice(("yes", "no"))}
+            return {"role": "user", "content": self._dressed(rng, rng.choice(("yes", "no")))}
         if kind < 0.4:
             return {
                 "type": "function_call",
@@ -280,14 +298,23 @@ class World:
                 "name": "tool",
                 "arguments": "{}",
             }
-        return {"role": "user", "content": f"text {self._texts}"}
+        return {"role": "user", "content": self._dressed(rng, f"text {self._texts}")}
+
+    def _dressed(self, rng: random.Random, text: str) -> str:
+        """A text with something about it that a server that rewrites texts may change."""
+        if not self.setting.habits.rewrites:
+            return text
+        return rng.choice(
+            ("{}", " {}\n", "{}\r\n.", "{}\0", "{} e\u0301", "{} a@b.org", _LONG)
+        ).format(text)
 
     async def _read(self, session: CachedSession, rng: random.Random, *, strict: bool) -> None:
         limit = rng.choice((None, None, 0, 1, 3, 10))
         started = self._now()
         try:
             items = await session.get_items(limit)
-        except (OpenAIError, CachedSessionError):
+        except (OpenAIError, CachedSessionError) as error:
+            self._told(error)
             self.tally["read failed"] += 1
             return
         self.tally["read answered"] += 1
@@ -296,11 +323,23 @@ class World:
         if not self.setting.foreign or (strict and limit is not None and limit <= 1):
             self.ledger.check_read(items, limit, started, self._now())  # type: ignore[arg-type]
 
+    def _told(self, error: Exception) -> bool:
+        """Whether a read or a pop says that something may have come late."""
+        if not isinstance(error, AppendOutcomeUnknown):
+            return False
+        shown = (self.network.shown_item(item_id) for item_id in error.item_ids)
+        self.ledger.tell(text_of(item) for item in shown if item is not None)
+        self.tally["told of what may be late"] += 1
+        return True
+
     async def _pop(self, session: CachedSession) -> None:
         self.ledger.doubtful_pops += 1
         try:
             item = await session.pop_item()
-        except (OpenAIError, CachedSessionError):
+        except (OpenAIError, CachedSessionError) as error:
+            if self._told(error):
+                # Before anything was removed.
+                self.ledger.doubtful_pops -= 1
             self.tally["pop failed"] += 1
             return
         self.ledger.doubtful_pops -= 1
