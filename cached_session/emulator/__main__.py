@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from . import Emulator, Faults, Habits
 from .faults import FaultKind, parse_rates
+from .port import LOOPBACK
 from .rewriting import REWRITES
 
 __all__ = ["main", "serve"]
@@ -72,6 +73,7 @@ def _run(prog: str, arguments: Sequence[str] | None) -> int:
             faults=faults,
             habits=Habits.parse(options.habit),
             port=options.port,
+            host=options.host,
             on_request=output.say if options.trace else None,
         )
     except ValueError as error:
@@ -106,9 +108,15 @@ def _serve(emulator: Emulator, output: _Output) -> int:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="A Conversations API server for offline work and tests, on 127.0.0.1. It "
-        "prints its base URL, to be used as base_url of an openai client with any API key.",
+        description="A Conversations API server for offline work and tests, on 127.0.0.1 by "
+        "default. It prints its base URL, to be used as base_url of an openai client with any "
+        "API key.",
         epilog=f"kinds of faults: {', '.join(FaultKind)}",
+    )
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help=f"where to listen ({LOOPBACK}); elsewhere anybody who reaches it can use it",
     )
     parser.add_argument("--port", type=int, default=0, help="TCP port (0, the default: a free one)")
     parser.add_argument(

@@ -21,8 +21,10 @@ from starlette.types import Receive, Scope, Send
 from .faults import FaultPlan
 from .log import LoggedRequest, RequestLog
 from .outcomes import Outcome, Sight, carry_out
+from .params import MAX_BODY, too_large
+from .requests import is_health
 from .service import Service
-from .wire import Request, Response
+from .wire import Request, Response, error_response
 
 __all__ = ["CONNECTION", "Connection", "Sleep", "create_app"]
 
@@ -111,8 +113,11 @@ class _Endpoint:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = StarletteRequest(scope, receive)
         try:
-            body = await incoming.body()
+            body = await _body(incoming)
         except ClientDisconnect:
+            return
+        if body is None:
+            await _starlette(error_response(too_large()))(scope, receive, send)
             return
         request = Request(
             method=scope["method"],
@@ -121,6 +126,10 @@ class _Endpoint:
             headers=dict(incoming.headers),
             body=body,
         )
+        if is_health(request):
+            # No fault befalls it, and it shifts no draw of one.
+            await _starlette(self._service.handle(request))(scope, receive, send)
+            return
         if self._latency:
             await self._sleep(self._latency / 2)
         fault = None if self._faults is None else self._faults(request)
@@ -141,6 +150,20 @@ class _Endpoint:
         task = asyncio.create_task(commit())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+
+async def _body(incoming: StarletteRequest) -> bytes | None:
+    """Reads a body; None if it is too large, and then none of it is kept."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in incoming.stream():
+        size += len(part)
+        if size > MAX_BODY:
+            # Read to its end all the same: a client that still writes sees no answer.
+            parts.clear()
+        else:
+            parts.append(part)
+    return None if size > MAX_BODY else b"".join(parts)
 
 
 async def _perform(outcome: Outcome, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,6 +15,7 @@ import sys
 from types import TracebackType
 from typing import Final
 
+import h11
 from starlette.applications import Starlette
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,6 +23,7 @@ from uvicorn.server import ServerState
 
 from .app import CONNECTION, Sleep
 from .port import ReservedPort
+from .wire import ApiError, error_response
 
 __all__ = ["Host"]
 
@@ -38,12 +40,33 @@ class _Protocol(H11Protocol):
     def __init__(self, host: Host, config: Config, state: ServerState) -> None:
         super().__init__(config, state, {CONNECTION: self})
         self._host = host
+        self._refused = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         # Uvicorn leaves this timer running when a connection ends with an error.
         self._unset_keepalive_if_required()
         self._host.connection_ended()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP, or has headers that are too large, in the API's form."""
+        refusal = error_response(ApiError(400, msg.removesuffix(".") + "."))
+        headers = [*refusal.headers.items(), ("connection", "close")]
+        events = (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=refusal.body),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event))
+        # What the client still sends is read and dropped until it has closed: a socket that is
+        # closed before is reset, and the client would see no answer.
+        self._refused = True
+        self.transport.write_eof()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
 
     def reset(self) -> None:
         """Ends the connection with a reset."""

@@ -133,7 +133,7 @@ def _normalise_message(content: dict[str, Any], where: str, habits: Habits) -> N
         spot = f"{where}.content[{index}]"
         if not isinstance(part, dict):
             raise _invalid_type(spot, "an object", part)
-        if part.get("type") not in CONTENT_PARTS:
+        if not isinstance(part.get("type"), str) or part["type"] not in CONTENT_PARTS:
             raise ApiError(
                 400,
                 f"Invalid value: '{part.get('type')}'. Supported values are: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from .visibility import INCLUDABLE
 from .wire import ApiError, Request
 
 __all__ = [
+    "MAX_BODY",
+    "MAX_DEPTH",
     "MAX_ITEMS",
     "Listing",
     "read_body",
@@ -23,6 +26,12 @@ __all__ = [
 
 MAX_ITEMS: Final = 20
 """Items that one request may carry (spec, recorded)."""
+
+MAX_BODY: Final = 64 << 20
+"""Bytes of a body that are read; the service's own bound is not known."""
+
+MAX_DEPTH: Final = 100
+"""How deeply the JSON of a body may be nested; the service's own bound is not known."""
 
 _DEFAULT_LIMIT: Final = 20
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
@@ -114,17 +123,65 @@ def read_body(request: Request) -> dict[str, Any]:
     """Reads the JSON object of a request; no body at all reads as an empty object.
 
     Raises:
-        ApiError: 400, the body is not JSON, or not an object.
+        ApiError: 413, the body is too large; 400, it is not JSON, nested too deeply, or not an
+            object.
     """
+    if len(request.body) > MAX_BODY:
+        raise too_large()
     if not request.body.strip():
         return {}
     try:
-        value = json.loads(request.body)
+        value = json.loads(request.body, parse_constant=_refuse, parse_float=_finite)
     except ValueError:
         raise ApiError(400, "We could not parse the JSON body of your request.") from None
+    except RecursionError:
+        raise _too_deep() from None
     if not isinstance(value, dict):
         raise ApiError(400, "The JSON body of your request has to be an object.")
+    # As many brackets are the least that it takes.
+    if request.body.count(b"[") + request.body.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise _too_deep()
     return value
+
+
+def too_large() -> ApiError:
+    """The refusal of a body of more than ``MAX_BODY`` bytes."""
+    return ApiError(
+        413, f"Request body is too large: at most {MAX_BODY} bytes.", code="request_too_large"
+    )
+
+
+def _too_deep() -> ApiError:
+    return ApiError(
+        400, f"The JSON body of your request is nested more than {MAX_DEPTH} levels deep."
+    )
+
+
+def _is_deep(value: object) -> bool:
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        containers = [inner for inner in level if isinstance(inner, dict | list)]
+        level = [
+            inner
+            for container in containers
+            for inner in (container.values() if isinstance(container, dict) else container)
+        ]
+        depth += bool(containers)
+        if not containers:
+            return False
+    return depth > MAX_DEPTH
+
+
+def _refuse(constant: str) -> object:
+    # NaN and the infinities, which Python's decoder takes and JSON does not have.
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def read_items(body: dict[str, Any], habits: Habits, *, required: bool) -> tuple[Draft, ...]:

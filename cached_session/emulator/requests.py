@@ -14,6 +14,7 @@ __all__ = [
     "is_append",
     "is_change",
     "is_create",
+    "is_health",
     "is_item_delete",
     "is_listing",
     "items_in",
@@ -23,6 +24,11 @@ __all__ = [
 def _below(request: Request) -> tuple[str, ...]:
     segments = request.segments() or ()
     return segments[1:] if segments[:1] == ("conversations",) else ()
+
+
+def is_health(request: Request) -> bool:
+    """Tells whether the request asks whether the server is up, for which it needs no key."""
+    return request.method in ("GET", "HEAD") and request.path == "/health"
 
 
 def is_create(request: Request) -> bool:
@@ -74,7 +80,7 @@ def first_items(request: Request, count: int) -> Request:
 def _entries(body: bytes, key: str) -> list[Any] | None:
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     entries = value.get(key) if isinstance(value, dict) else None
     return entries if isinstance(entries, list) else None

@@ -49,6 +49,7 @@ class Emulator:
         service: Service | None = None,
         sleep: Sleep = asyncio.sleep,
         on_request: Callable[[LoggedRequest], None] | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         """Creates an emulator that does not serve yet.
 
@@ -63,6 +64,8 @@ class Emulator:
                 own matter.
             sleep: Waits some seconds, in the server's event loop.
             on_request: Called with each new log entry, in the server's thread.
+            host: Where to listen: a name or an address of this machine. Beyond the loopback
+                interface anybody who reaches it can use it.
 
         Raises:
             ValueError: ``latency`` is negative, ``port`` is not a TCP port, or ``service`` is
@@ -86,6 +89,7 @@ class Emulator:
             service, latency=latency, faults=self._decide, sleep=sleep, log=self._log
         )
         self._wanted_port = port
+        self._host = host
         self._running: _Running | None = None
 
     @property
@@ -102,7 +106,9 @@ class Emulator:
         """
         if self._wanted_port == 0:
             raise RuntimeError("the emulator has no port before it is started")
-        return f"http://{LOOPBACK}:{self._wanted_port}{API_ROOT}"
+        # Who listens everywhere is reached by the loopback interface, too.
+        host = {"": LOOPBACK, "0.0.0.0": LOOPBACK, "::": "::1"}.get(self._host, self._host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._wanted_port}{API_ROOT}"
 
     @property
     def requests(self) -> list[LoggedRequest]:
@@ -136,7 +142,7 @@ class Emulator:
         """
         if self._running is not None:
             raise RuntimeError("the emulator is serving already")
-        port = ReservedPort(self._wanted_port)
+        port = ReservedPort(self._wanted_port, self._host)
         self._wanted_port = port.number
         self._running = _Running(self, port)
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from .habits import Habits
 from .params import read_body, read_include, read_items, read_listing, read_metadata
+from .requests import is_health
 from .store import (
     Conversation,
     ConversationStore,
@@ -82,6 +83,8 @@ class Service:
             return copy.deepcopy([as_listed(item, include) for item in stored])
 
     def _answer(self, request: Request) -> dict[str, Any]:
+        if is_health(request):
+            return {"status": "ok"}
         segments = request.segments()
         if not _has_key(request):
             raise ApiError(401, _NO_KEY)

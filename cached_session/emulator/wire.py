@@ -126,7 +126,11 @@ class ApiError(Exception):
 
 def json_response(status: int, value: object, headers: Mapping[str, str] | None = None) -> Response:
     """Builds a response with a JSON body."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        # JSON can carry half of a surrogate pair, as an escape; UTF-8 cannot.
+        body = json.dumps(value, separators=(",", ":")).encode()
     return Response(status, body, {"content-type": "application/json", **(headers or {})})
 
 
