@@ -25,6 +25,7 @@ from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
 from cached_session.errands import Failed, ended, forsake
+from cached_session.errors import AppendOutcomeUnknown
 from cached_session.events import AbandonedWriteFailed
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.removing import remove_newest
@@ -288,5 +289,8 @@ class Replica:
 
     def _abandoned(self, operation: Operation, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and isinstance(task.result(), Failed):
-            name = type(task.result().error).__name__
+            error = task.result().error
+            if isinstance(error, AppendOutcomeUnknown):
+                self.window.unsettled.not_told(error.item_ids)
+            name = type(error).__name__
             operation.meter.tell(AbandonedWriteFailed(self.conversation_id, name))

@@ -99,6 +99,10 @@ class Unsettled:
         told = not self.extra and not self._unclear
         return told and all(expires <= now for expires in expiries)
 
+    def not_told(self, item_ids: Iterable[str]) -> None:
+        """Notes items of which a caller was to be told who has left: the next one is."""
+        self._unclear = [*dict.fromkeys((*self._unclear, *item_ids))]
+
     def tell(self) -> tuple[str, ...]:
         """Ids of what may be late copies, or another writer's items, once: somebody is told now."""
         unclear, self._unclear = tuple(self._unclear), []
@@ -336,12 +340,19 @@ class Unsettled:
             if wanted and not landed:
                 best = longest(found(wanted))
             for send, items in sends:
-                run = longest(found(items))
                 # Only the batch in question may stand there in part: a server
                 # that stores parts does so at once. Later, the beginning of a
-                # batch is more likely another writer's message than ours.
-                whole = run.certain == len(items)
-                if run.certain > best.certain and (whole or send.items == self._undecided):
+                # batch is more likely another writer's message than ours. And
+                # of what may stand there whole no part is taken away.
+                part = send.items == self._undecided
+                run = longest(
+                    [
+                        run
+                        for run in found(items)
+                        if run.certain == len(items) or (part and run.possible == run.certain)
+                    ]
+                )
+                if run.certain > best.certain:
                     best, late = run, send
             if not best.certain:
                 break
@@ -376,7 +387,7 @@ class Unsettled:
                 strangers[place] = None
         for _, items in sends:
             late_ones = (run for run in found(items) if run.possible == len(items))
-            self._unclear = [*dict.fromkeys((*self._unclear, *_ids(behind, late_ones)))]
+            self.not_told(_ids(behind, late_ones))
         return landed
 
     def _match(

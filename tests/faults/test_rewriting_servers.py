@@ -344,3 +344,33 @@ async def test_listing_fails_while_it_is_in_doubt() -> None:
         await agrees(session, line, conversation)
         await asyncio.sleep(10)
     assert stored(line, conversation) == 1
+
+
+async def test_two_copies_of_which_the_beginning_is_recognised() -> None:
+    """Where both sends stand there, rewritten at their end, all of it is named, none removed."""
+    line, session, conversation = await opened("redact")
+    # The first send is applied beside the second one, whose answer is lost as well.
+    line.on(is_append, CUT, Do(lambda: line.service.handle(line.requests[0]), LOST))
+    with pytest.raises(AppendOutcomeUnknown) as caught:
+        await session.add_items([*users("plain"), *texts("redact", 1)])
+    there = [item["id"] for item in line.service.items(conversation)[1:]]
+    assert len(there) == 4
+    assert list(caught.value.item_ids) == there
+    await agrees(session, line, conversation)
+    assert stored(line, conversation) == 4
+
+
+async def test_a_caller_who_has_left_is_not_the_last_one_to_be_told() -> None:
+    """Where the append's caller was cancelled, the next read says what may stand there."""
+    line, session, conversation = await opened("redact")
+    line.on(is_append, LOST)
+    append = asyncio.ensure_future(session.add_items(texts("redact", 1)))
+    while not line.in_flight:  # noqa: ASYNC110 - nobody announces it
+        await asyncio.sleep(0)
+    append.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await append
+    with pytest.raises(AppendOutcomeUnknown) as caught:
+        await session.get_items()
+    assert caught.value.item_ids == (line.service.items(conversation)[1]["id"],)
+    await agrees(session, line, conversation)

@@ -68,7 +68,8 @@ def run_seed(
     except (Exception, ExceptionGroup) as error:
         _drain(loop)
         trace = [] if world is None else world.network.trace
-        rewriting = (setting.base if outbox else setting).habits.rewrites
+        base = setting.base if isinstance(setting, OutboxSetting) else setting
+        rewriting = base.habits.rewrites
         options = f"{' --outbox' if outbox else ''}{' --rewriting' if rewriting else ''}"
         raise Failure(seed, error, trace, options=options) from error
     finally:
@@ -99,7 +100,7 @@ def run(
     seeds: Iterable[int],
     *,
     outbox: bool = False,
-    draw: Callable[[int], Setting | OutboxSetting] | None = None,
+    draw: Callable[[int], Setting] | None = None,
 ) -> Counter[str]:
     """Runs seeds one after the other and adds up what happened.
 
@@ -126,12 +127,13 @@ def main() -> int:
     parser.add_argument("--outbox", action="store_true", help="the runs with the outbox")
     parser.add_argument("--rewriting", action="store_true", help="on servers that rewrite texts")
     arguments = parser.parse_args()
+    if arguments.outbox and arguments.rewriting:
+        parser.error("the account of the runs with the outbox knows no rewritten texts")
     tally: Counter[str] = Counter()
     for seed in range(arguments.start, arguments.start + arguments.seeds):
         try:
-            kind = OutboxSetting if arguments.outbox else Setting
-            setting = (kind.rewriting if arguments.rewriting else kind.draw)(seed)
-            tally.update(run_seed(seed, setting))
+            setting = Setting.rewriting(seed) if arguments.rewriting else None
+            tally.update(run_seed(seed, setting, outbox=arguments.outbox))
         except Failure as failure:
             tally["failures"] += 1
             print(failure, file=sys.stderr, flush=True)

@@ -134,7 +134,8 @@ class Ledger:
         place = {text: index for index, text in enumerate(texts)}
         # Words that were said twice cannot be told apart; they count, but not here.
         asked = Counter(text for append in self.appended for text in append.texts)
-        unique = {text for text in texts if asked[text] == 1}
+        # Nor can copies of which somebody was told.
+        unique = {text for text in texts if asked[text] == 1 and not self.told[text]}
         last: dict[int, int] = {}
         for append in self.appended:
             places = [place[text] for text in append.texts if text in unique]

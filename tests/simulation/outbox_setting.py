@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -31,11 +30,6 @@ class OutboxSetting:
     delays: Delays
     max_items: int
     max_window_bytes: int
-
-    @classmethod
-    def rewriting(cls, seed: int) -> OutboxSetting:
-        """The setting that belongs to a seed, on a server that rewrites texts."""
-        return dataclasses.replace(cls.draw(seed), base=Setting.rewriting(seed))
 
     @classmethod
     def draw(cls, seed: int) -> OutboxSetting:

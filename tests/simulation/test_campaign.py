@@ -59,6 +59,12 @@ def test_servers_that_rewrite_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert tally["event Reconciled"] > tally["append unknown"]
 
 
+@pytest.mark.parametrize("seed", [7310102, 7310236])
+def test_rewriting_seeds_that_failed_once_hold(seed: int) -> None:
+    """A seed on a server that rewrites texts that once broke an invariant does not any more."""
+    run([seed], draw=Setting.rewriting)
+
+
 def test_equal_texts_alone_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only equal texts count as ours, a server that rewrites them stores items twice."""
     equal_texts_alone(monkeypatch)

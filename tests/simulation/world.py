@@ -277,6 +277,10 @@ class World:
             await session.add_items(items)  # type: ignore[arg-type]
         except AppendOutcomeUnknown as error:
             append.landed = error.landed
+            # It names what stands there, which may be more than one copy by then.
+            named = Counter(self._named(error))
+            named.subtract(append.texts[error.landed :])
+            self.ledger.tell((+named).elements())
             self.tally["append unknown"] += 1
         except (OpenAIError, CachedSessionError) as error:
             append.landed, append.unknown = _landed(error), False
@@ -327,10 +331,14 @@ class World:
         """Whether a read or a pop says that something may have come late."""
         if not isinstance(error, AppendOutcomeUnknown):
             return False
-        shown = (self.network.shown_item(item_id) for item_id in error.item_ids)
-        self.ledger.tell(text_of(item) for item in shown if item is not None)
+        self.ledger.tell(self._named(error))
         self.tally["told of what may be late"] += 1
         return True
+
+    def _named(self, error: AppendOutcomeUnknown) -> list[str]:
+        """The texts of the items that an error names."""
+        shown = (self.network.shown_item(item_id) for item_id in error.item_ids)
+        return [text_of(item) for item in shown if item is not None]
 
     async def _pop(self, session: CachedSession) -> None:
         self.ledger.doubtful_pops += 1
