@@ -34,7 +34,13 @@ from cached_session.retrying import RetryBudget, RetryPolicy
 from cached_session.session import CachedSession
 
 if TYPE_CHECKING:
-    from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
+    from cached_session.outbox import (
+        Left,
+        LeftConversation,
+        MemoryOutbox,
+        Outbox,
+        SQLiteOutbox,
+    )
 
 __all__ = [
     "AbandonedWriteFailed",
@@ -46,6 +52,8 @@ __all__ = [
     "DeadlineExceeded",
     "Event",
     "LateCopyRemoved",
+    "Left",
+    "LeftConversation",
     "MemoryOutbox",
     "Observer",
     "Outbox",
@@ -65,7 +73,7 @@ __all__ = [
     "UnexpectedAnswer",
 ]
 
-_OUTBOXES = ("MemoryOutbox", "Outbox", "SQLiteOutbox")
+_OUTBOXES = ("Left", "LeftConversation", "MemoryOutbox", "Outbox", "SQLiteOutbox")
 
 
 def __getattr__(name: str) -> object:

@@ -50,7 +50,7 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
     with outbox.lock:
         backlog: Backlog | None = outbox.backlogs.get(address)
         if backlog is None or (backlog.replica is not replica and not backlog.users):
-            backlog = Backlog(outbox, address, replica)
+            backlog = Backlog(outbox, address, replica, backlog)
         if backlog.replica is not replica:
             raise ValueError(
                 f"cache: a session with this outbox has {name} in another cache; give all "

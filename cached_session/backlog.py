@@ -18,12 +18,13 @@ from cached_session.barriers import Barrier
 from cached_session.classify import classify
 from cached_session.clearing import Clearing
 from cached_session.core.items import Outgoing, copies
-from cached_session.delivering import deliver, look_back, settle
+from cached_session.delivering import deliver, settle
 from cached_session.errands import Errands
 from cached_session.errors import OutboxError, naming
 from cached_session.events import Sending
 from cached_session.journal import Changed, Elsewhere, Journal
-from cached_session.operation import Operation, Reopened, Superseded
+from cached_session.leaving import Leaving
+from cached_session.operation import Operation, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.popping import Popping
@@ -49,7 +50,18 @@ class Backlog:
         users: Who uses it: sessions that are not closed.
     """
 
-    def __init__(self, outbox: Outbox, address: Address, replica: Replica) -> None:
+    def __init__(
+        self, outbox: Outbox, address: Address, replica: Replica, before: Backlog | None = None
+    ) -> None:
+        """Makes one.
+
+        Args:
+            outbox: Where it is recorded.
+            address: Under which name.
+            replica: The conversation's local copy.
+            before: One on another copy, which closed sessions have left, and which goes no further.
+        """
+        self._before = before
         self.replica = replica
         self.journal = Journal(outbox, address, replica)
         self.journal.worker = self.sender = Sender(self.journal)
@@ -57,6 +69,7 @@ class Backlog:
         self.users = Users()
         self._room = Room(self.journal)
         self.errands = Errands()
+        self._leaving = Leaving(self.journal, self.sender, self.users, self.errands)
         self._clearing = Clearing(self.journal, self.barrier, self.errands)
         self._popping = Popping(self.journal, self.barrier, self.errands)
 
@@ -239,6 +252,11 @@ class Backlog:
         failure, soon = self.sender.failure, 0.0
         try:
             with naming(operation.conversation_id):
+                if before := self._before:
+                    # Two would send the same. What is in flight there settles first.
+                    await before.sender.halt(operation.deadline)
+                    await before.replica.settled(operation)
+                    self._before = None
                 if opens:
                     if left := self.errands.left:
                         # It settles before what comes after it.
@@ -258,29 +276,14 @@ class Backlog:
                 self._go_on(context, failure)
 
     def _go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
-        # Nobody sends for sessions that were closed meanwhile. Where sending failed
-        # during the call, and not before it, the next use tries again.
-        if self.users and (self.journal.holds or self.sender.failure in (None, failure)):
+        # Where sending failed during the call, and not before it, the next use tries again.
+        if self.journal.holds or self.sender.failure in (None, failure):
             self.sender.start(context)
 
-    async def end(self, operation: Operation, *, look: bool) -> None:
-        """Lets go of it; a request in flight settles first, and what it did is recorded.
+    async def leave(self, context: Callable[[], Operation]) -> None:
+        """Notes that a session is closed; see `Leaving.begin`."""
+        await self._leaving.begin(context)
 
-        Args:
-            operation: The session's own.
-            look: Whether to see to it that the next process need not look far back.
-        """
-        replica = self.replica
-        await self.sender.ended()
-        async with replica.turn(operation):
-            if self.users:
-                return  # somebody has come meanwhile
-            if look:
-                await look_back(self.journal, operation, pages=10)
-            # Where the outbox was closed meanwhile, nothing is held of it any more.
-            with naming(operation.conversation_id), contextlib.suppress(Reopened):
-                await self.journal.record(release=True)
-            # Somebody may have come while that was recorded, too: with a second
-            # backlog beside this one, both would send.
-            if replica.backlog is self and not self.users:
-                replica.backlog = replica.window.recording = None
+    async def shut(self, deadline: float | None) -> str:
+        """Ends, whoever uses it; see `Leaving.shut`."""
+        return await self._leaving.shut(deadline)

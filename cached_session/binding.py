@@ -19,7 +19,6 @@ from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
 from cached_session.events import Meter
 from cached_session.identity import Identity
-from cached_session.leaving import Leaving
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
@@ -284,15 +283,20 @@ class Binding:
         if self.outbox is not None:
             self.outbox.users.add(session)
 
-    async def close(self, session: object, *, wait: bool) -> None:
-        """Lets go of the copy, and of the outbox if nobody else uses it.
+    async def close(self, session: object) -> None:
+        """Lets go of the copy; what is recorded is the outbox's, which sends it.
 
         Args:
             session: Whose binding this is.
-            wait: Whether to wait for a request of the outbox that is in flight.
         """
         replica, self.replica = self.replica, None
+        if self.outbox is None:
+            return
+        from cached_session.leaving import let_go_unused
+
+        self.outbox.users.discard(session)
         if replica is not None and replica.backlog is not None:
             replica.backlog.users.discard(self._identity)
-        leaving = Leaving(session, replica, self.outbox, self.sending)
-        await leaving.run(wait=wait)
+            await replica.backlog.leave(functools.partial(self.sending, replica))
+        else:
+            await let_go_unused(self.outbox)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from openai import APIStatusError, NotFoundError, OpenAIError
 
@@ -38,6 +40,7 @@ class Sender:
     Attributes:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
+        then: What comes after its end.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -45,13 +48,15 @@ class Sender:
         self._context: Callable[[], Operation] | None = None
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._halted: asyncio.Task[None] | None = None
+        # What has a request in flight for it.
+        self._flying: asyncio.Task[Any] | None = None
         self._process = os.getpid()
         # Sent since the last look back.
         self._batches = 0
         self.state = Sending.IDLE
         self.failure: OutboxError | None = None
         self._trouble: Exception | None = None
+        self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -75,7 +80,7 @@ class Sender:
             self._process = os.getpid()
             self.failure = None
             self._task = asyncio.get_running_loop().create_task(
-                self._run(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+                self._work(self._context()), name=f"outbox of {journal.replica.conversation_id}"
             )
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
@@ -91,29 +96,67 @@ class Sender:
         """What went wrong at its last attempt, after which it tries again, or None."""
         return self._trouble if self.state is Sending.OFFLINE else None
 
-    def _lost(self, task: asyncio.Task[None]) -> bool:
+    def _lost(self, task: asyncio.Task[Any]) -> bool:
         """Whether nobody works on it any more: its loop has ended or stands still."""
         return task.done() or not task.get_loop().is_running() or self._process != os.getpid()
 
-    def halt(self) -> None:
-        """Begins no request any more. What is left stays recorded."""
+    @property
+    def operation(self) -> Operation | None:
+        """A new operation that sends what waits; None: nobody has said through which client."""
+        context = self._context
+        return None if context is None else context()
+
+    async def halt(self, deadline: float) -> None:
+        """Begins no request any more. What is left stays recorded.
+
+        Args:
+            deadline: How long to wait for a request that is in flight, on the
+                running loop's clock; then it is cut off.
+        """
         with self._lock:
             task, self._task = self._task, None
-        if task is None:
-            return
+        if task is not None:
+            self._cancel(task)
+            await self._over(math.inf, task)
+        # Only now: it may have begun one just before.
+        flying = self._flying
+        if flying is not None and not await self._over(deadline, flying):
+            self._cancel(flying)
+            await self._over(math.inf, flying)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
         if self._lost(task):
             forsake(task)
-        else:
-            self._halted = task
+            return
+        with contextlib.suppress(RuntimeError):  # its loop was closed just now
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    async def ended(self) -> None:
-        """Waits for what was halted on the running loop; it ends at once."""
-        task, self._halted = self._halted, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait({task})
+    async def _over(self, deadline: float, task: asyncio.Task[Any]) -> bool:
+        """Waits until nobody works on a task any more; says whether that is so."""
+        loop = asyncio.get_running_loop()
+        if task.get_loop() is loop:
+            left = None if deadline == math.inf else max(0.0, deadline - loop.time())
+            await asyncio.wait({task}, timeout=left)
+        return await self._journal.changed.until(lambda: self._lost(task), deadline, lambda: None)
 
-    async def _run(self, operation: Operation) -> None:
+    async def _work(self, operation: Operation) -> None:
+        """Sends all, and tells of the end."""
+        try:
+            if await self._run(operation):
+                await self.then(operation)
+        finally:
+            self._journal.changed.fire()
+
+    async def _deliver(self, operation: Operation) -> None:
+        self._flying = asyncio.current_task()
+        try:
+            await deliver(self._journal, operation)
+        finally:
+            self._flying = None
+            self._journal.changed.fire()
+
+    async def _run(self, operation: Operation) -> bool:
+        """Sends all; says whether it has ended, and nobody else goes on in its place."""
         journal, me = self._journal, asyncio.current_task()
         # Without end: what was accepted is sent, however long the server is away.
         endless = dataclasses.replace(operation.policy, max_attempts=1 << 62)
@@ -152,17 +195,18 @@ class Sender:
             except Reopened:
                 continue  # it is read anew first
             except TurnLost:
-                return  # somebody else went on in its place
+                return False  # somebody else went on in its place
             except OutboxError as error:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)
                 if journal.holds:
                     # Others would wait for it as long as the outbox is open here.
-                    await journal.outbox.close()
+                    await journal.outbox.let_go()
                     journal.holds = False
-                return
+                return True
             if self._nothing_left(me):
-                return
+                return True
+        return False
 
     def _operation(self) -> Operation:
         assert self._context is not None  # `start` has seen to it
@@ -195,7 +239,7 @@ class Sender:
         journal, operation = self._journal, self._operation()
         outcome: Outcome[None]
         try:
-            await journal.replica.deliver(operation, lambda: deliver(journal, operation))
+            await journal.replica.deliver(operation, lambda: self._deliver(operation))
         except (TurnLost, Elsewhere, Changed, OutboxError):
             raise
         except AppendOutcomeUnknown as error:
@@ -253,3 +297,7 @@ class Sender:
                     journal.replica.conversation_id, state, len(journal.waiting), went_wrong
                 )
             )
+
+
+async def _nothing(_: Operation) -> None:
+    """What follows where nothing else does."""

@@ -17,6 +17,8 @@ from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
     Address,
     Claim,
+    Left,
+    LeftConversation,
     Mailbox,
     Row,
     StoredItem,
@@ -32,6 +34,8 @@ __all__ = [
     "LOCAL",
     "Address",
     "Claim",
+    "Left",
+    "LeftConversation",
     "Mailbox",
     "MemoryOutbox",
     "Outbox",
@@ -94,5 +98,8 @@ class Outbox(Protocol):
             OutboxError: Nothing of the work is recorded.
         """
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Finishes what waits and lets go of what is open; the next use opens it again."""
+
+    async def aclose(self, timeout: float | None = None) -> Left:
+        """Ends all sending of this process, and says what is left; see `SQLiteOutbox.aclose`."""

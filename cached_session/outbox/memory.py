@@ -51,7 +51,6 @@ class MemoryOutbox(Shared):
     ) -> None:
         super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes=0)
         self.holdings = Holdings(shared=False)
-        self._pid = os.getpid()
         self._statements = threading.Lock()
         self._connection = sqlite3.connect(
             ":memory:", check_same_thread=False, isolation_level=None
@@ -95,7 +94,7 @@ class MemoryOutbox(Shared):
             # An error's traceback refers to this frame.
             del outcome
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
 
     def __repr__(self) -> str:

@@ -67,7 +67,6 @@ class SQLiteOutbox(Shared):
             busy_timeout=self._busy_timeout,
             max_window_bytes=max_window_bytes,
         )
-        self._pid = os.getpid()
         # Guards the change from one writer to the next, so that no work is
         # given to one that ends.
         self._gate = threading.Lock()
@@ -113,12 +112,12 @@ class SQLiteOutbox(Shared):
             # An error's traceback refers to this frame, and the future to the error.
             del future
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does what it was asked before, and lets go of the file.
 
-        The next use opens the file that is there then, or makes one. The last
-        session to close calls this. In a process that was forked after the
-        outbox was made it does nothing.
+        The next use opens the file that is there then, or makes one. This is
+        called when no session and no sender uses it any more. In a process that
+        was forked after the outbox was made it does nothing.
         """
         if os.getpid() != self._pid:
             # What is open belongs to the parent.

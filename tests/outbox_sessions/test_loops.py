@@ -395,7 +395,7 @@ def test_dropped_with_its_loop_beside_another_process(
             await other.add_items(users("c"))
             await other.flush(timeout=20)
             await other.aclose()
-            await outbox.close()
+            await outbox.let_go()
 
         asyncio.run(go_on())
         assert texts(emulator.items(conversation)) == ["a", "b", "c"]

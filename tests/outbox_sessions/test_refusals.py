@@ -93,7 +93,7 @@ async def test_somebody_decides(
         assert isinstance(await raised(session.flush()), OutboxPaused)
         command = new_outbox()
         await command.transact(decide(discard=discard))
-        await command.close()
+        await command.let_go()
         await session.add_items(users("c"))
         await session.flush()
         kept = [] if discard else ["a", "b"]
@@ -113,7 +113,7 @@ async def test_refused_once_more(
         assert isinstance(await raised(session.flush()), OutboxPaused)
         command = new_outbox()
         await command.transact(decide(discard=False))
-        await command.close()
+        await command.let_go()
         again = await raised(session.flush())
         assert isinstance(again, OutboxPaused)
         assert isinstance(again.__cause__, openai.BadRequestError)
@@ -161,7 +161,7 @@ async def test_who_only_looks_holds_nothing(
         emulator.faults = refuse_once()
         await session.add_items(users("a", "b"))
         await raised(session.aclose())
-        await process.outbox.close()
+        await process.outbox.let_go()
     async with Process(emulator, new_outbox()) as process:
         looking = process.session(conversation, max_staleness=float("inf"))
         await raised(call(looking))
