@@ -93,6 +93,7 @@ def test_demo_without_a_terminal_prints_plain_lines(capsys: pytest.CaptureFixtur
     assert "\x1b" not in output
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
 def test_demo_on_a_terminal_draws_bars() -> None:
     """On a terminal, two bars move while the loops run."""
@@ -290,6 +291,7 @@ def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(("demo",)) == 130
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be asked to terminate")
 def test_serve_is_the_emulator_with_its_options() -> None:
     """`serve` starts the emulator, passes its options on and ends when asked to."""

@@ -42,6 +42,7 @@ def _found() -> Found:
     return asyncio.run(measured())
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("operation", "fault"), [pytest.param(*row, id=name(*row)) for row in rows()]
 )
@@ -58,6 +59,7 @@ def test_row(operation: Operation, fault: FaultKind, found: Found) -> None:
     assert row.split(" | ")[:same] == line.split(" | ")[:same]
 
 
+@pytest.mark.campaign
 def test_page(found: Found) -> None:
     """The page holds the measured tables, no row more and no row less."""
     rendered, expected = render(found).splitlines(), committed().splitlines()
