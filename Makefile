@@ -7,7 +7,7 @@ SIMULATION = .venv-simulation
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = bin/python -m pytest
 
-.PHONY: help demo test lint format test-oldest test-simulation bench bench-bars bench-guard clean
+.PHONY: help demo test lint format test-oldest test-simulation bench bench-bars bench-guard bench-web clean
 .NOTPARALLEL:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench            all benchmarks, into benchmarks/results"
 	@echo "make bench-bars       the table of what has to be reached"
 	@echo "make bench-guard      ratios that a change must not make worse"
+	@echo "make bench-web        what a web request costs, side by side, for docs/web.md"
 	@echo "make clean            remove what the others made"
 
 demo: $(VENV)/.demo
@@ -63,6 +64,9 @@ bench-bars: $(VENV)/.bench
 bench-guard: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks.guard
 
+bench-web: $(VENV)/.test
+	$(VENV)/bin/python -m benchmarks.web $(ARGS)
+
 clean:
 	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -82,7 +86,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[bench,lint]"
+	$(VENV)/$(INSTALL) --editable ".[test,lint]"
 	@touch $@
 
 $(OLDEST)/.test: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
