@@ -6,7 +6,7 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["emulator"], *extras["cli"]]:
+for requirement in [*project["dependencies"], *extras["emulator"], *extras["cli"], *extras["test"]]:
     found = re.match(r"([A-Za-z0-9-]+)>=([0-9.]+)", requirement)
     if found:  # the others name this package itself
         print(f"{found[1]}=={found[2]}")

@@ -4,37 +4,37 @@ It reads like memory and writes like a ledger: repeated reads cost no request,
 and an append happens exactly once even when the network loses the answer.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from cached_session.cache import ConversationCache
-from cached_session.errors import (
-    AppendOutcomeUnknown,
-    CachedSessionError,
-    DeadlineExceeded,
-    OutboxError,
-    OutboxFull,
-    OutboxPaused,
-    SessionClosed,
-    TurnLost,
-    UnexpectedAnswer,
-)
-from cached_session.events import (
-    AbandonedWriteFailed,
-    BacklogChanged,
-    Event,
-    LateCopyRemoved,
-    Observer,
-    Reconciled,
-    RequestFinished,
-    RetryScheduled,
-    Sending,
-    Stats,
-)
-from cached_session.retrying import RetryBudget, RetryPolicy
-from cached_session.session import CachedSession
-
 if TYPE_CHECKING:
+    from cached_session.cache import ConversationCache
+    from cached_session.errors import (
+        AppendOutcomeUnknown,
+        CachedSessionError,
+        DeadlineExceeded,
+        OutboxError,
+        OutboxFull,
+        OutboxPaused,
+        SessionClosed,
+        TurnLost,
+        UnexpectedAnswer,
+    )
+    from cached_session.events import (
+        AbandonedWriteFailed,
+        BacklogChanged,
+        Event,
+        LateCopyRemoved,
+        Observer,
+        Reconciled,
+        RequestFinished,
+        RetryScheduled,
+        Sending,
+        Stats,
+    )
     from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
+    from cached_session.retrying import RetryBudget, RetryPolicy
+    from cached_session.session import CachedSession
 
 __all__ = [
     "AbandonedWriteFailed",
@@ -65,17 +65,48 @@ __all__ = [
     "UnexpectedAnswer",
 ]
 
-_OUTBOXES = ("MemoryOutbox", "Outbox", "SQLiteOutbox")
+# Where each name is defined. Imported when it is asked for: the command line's
+# `--version` and `outbox list` need none of the SDK, whose import takes a second.
+_HOMES = {
+    "ConversationCache": "cached_session.cache",
+    "AppendOutcomeUnknown": "cached_session.errors",
+    "CachedSessionError": "cached_session.errors",
+    "DeadlineExceeded": "cached_session.errors",
+    "OutboxError": "cached_session.errors",
+    "OutboxFull": "cached_session.errors",
+    "OutboxPaused": "cached_session.errors",
+    "SessionClosed": "cached_session.errors",
+    "TurnLost": "cached_session.errors",
+    "UnexpectedAnswer": "cached_session.errors",
+    "AbandonedWriteFailed": "cached_session.events",
+    "BacklogChanged": "cached_session.events",
+    "Event": "cached_session.events",
+    "LateCopyRemoved": "cached_session.events",
+    "Observer": "cached_session.events",
+    "Reconciled": "cached_session.events",
+    "RequestFinished": "cached_session.events",
+    "RetryScheduled": "cached_session.events",
+    "Sending": "cached_session.events",
+    "Stats": "cached_session.events",
+    "MemoryOutbox": "cached_session.outbox",
+    "Outbox": "cached_session.outbox",
+    "SQLiteOutbox": "cached_session.outbox",
+    "RetryBudget": "cached_session.retrying",
+    "RetryPolicy": "cached_session.retrying",
+    "CachedSession": "cached_session.session",
+}
 
+# Not where a checker looks: it would take every misspelt name for one that is there.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> object:
-    """Imports an outbox when it is asked for: most processes use none."""
-    if name not in _OUTBOXES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cached_session import outbox
-
-    return getattr(outbox, name)
+    def __getattr__(name: str) -> object:
+        """Imports a public name when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_OUTBOXES})
+    return sorted({*globals(), *_HOMES})

@@ -10,7 +10,8 @@ from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
 from cached_session.core.items import Held, Outgoing
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.errors import AppendOutcomeUnknown, TurnLost
+from cached_session.core.unsettled import Untold
+from cached_session.errors import AppendOutcomeUnknown, TurnLost, rewritten_or_not
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
 from cached_session.retrying import too_late
@@ -22,6 +23,8 @@ class Append:
 
     A batch is sent; if no answer comes, what stands behind its anchor says how
     much of it landed, and only the rest is sent again.
+
+    It may be told to stop, between its batches: what was sent is whole batches.
     """
 
     def __init__(
@@ -52,12 +55,20 @@ class Append:
         self._in_doubt = False
         self._resent = self._resent_before = resent
         self._reopened = False
+        self._stopped = False
 
     async def run(self) -> None:
-        """Appends all items, or raises what stopped it."""
+        """Appends all items, or raises what stopped it; see `stop`."""
         for batch in batches(self._items):
+            if self._stopped:
+                return
             self._rest, self._resent, self._reopened = batch, self._resent_before, False
+            self._operation.allow(sum(map(len, batch)))
             await self._send_batch()
+
+    def stop(self) -> None:
+        """Has it end with the batch that it is at: its caller has left, and wants no more of it."""
+        self._stopped = True
 
     async def anchor(self) -> None:
         """Makes sure that it is known what stands before the next batch.
@@ -74,6 +85,8 @@ class Append:
 
     async def _send_batch(self) -> None:
         await self.anchor()
+        if self._stopped:
+            return
         outcome = await self._operation.run(self._attempt)
         if isinstance(outcome, Applied):
             await self._look_for_late_commits()
@@ -135,7 +148,8 @@ class Append:
         history = self._window.history
         assert history is not None  # the anchor was read before the first send
         history.append(held)
-        self._window.unsettled.acknowledged(item.id for item in held)
+        rewriting = self._operation.remote.server.rewriting
+        self._window.unsettled.acknowledged(self._rest, held, rewriting)
         self._landed += len(held)
         self._rest = ()
         self._progress(len(held))
@@ -155,10 +169,9 @@ class Append:
         """Asks the server how much of the batch landed."""
         operation, sent = self._operation, len(self._rest)
         landed = await self._window.relist(operation, 1)
-        if landed is None:
-            # Another writer removed every item that stood before the batch.
+        if isinstance(landed, Untold):
             self._window.forget()
-            raise self._unknown()
+            raise self._unknown(landed.item_ids)
         self._in_doubt = False
         self._landed += landed
         self._rest = self._rest[landed:]
@@ -166,14 +179,16 @@ class Append:
         operation.meter.reconciliations += 1
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
 
-    def _unknown(self) -> AppendOutcomeUnknown:
+    def _unknown(self, item_ids: tuple[str, ...] = ()) -> AppendOutcomeUnknown:
         conversation_id, total = self._operation.conversation_id, len(self._items)
+        why = f"{rewritten_or_not(len(item_ids))}. " if item_ids else ""
         return AppendOutcomeUnknown(
             f"append to {conversation_id}: the first {self._landed} of {total} items are on the "
-            "server; whether more are could not be found out. The next read shows it.",
+            f"server; whether more are could not be found out. {why}The next read shows it.",
             conversation_id=conversation_id,
             landed=self._landed,
             total=total,
+            item_ids=item_ids,
         )
 
     async def _look_for_late_commits(self) -> None:

@@ -8,7 +8,6 @@ import operator
 from typing import Any
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI
 
 from cached_session.core.local import LOCAL
 
@@ -21,9 +20,12 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         settings: `SessionSettings`, a dict like them (which the SDK takes,
             too, when it is set later), or None.
 
+    Returns:
+        The limit, None for all. A negative one counts as 1: the SDK's session
+        stops at the first item that reaches it (measured).
+
     Raises:
         TypeError: The limit is no int.
-        ValueError: The limit is negative.
     """
     name = "limit"
     if limit is None:
@@ -41,19 +43,7 @@ def resolve_limit(limit: int | None, settings: Any) -> int | None:
         limit = operator.index(limit)
     except TypeError:
         raise TypeError(f"{name} must be an int or None, not {type(limit).__name__}") from None
-    if limit < 0:
-        raise ValueError(f"{name} must not be negative")
-    return limit
-
-
-def client_of(session: OpenAIConversationsSession) -> AsyncOpenAI:
-    """The client that a session of the SDK uses."""
-    # The SDK has no public way to ask a session for its client. Looking for
-    # it by type relies on no name that a release may change.
-    for value in vars(session).values():
-        if isinstance(value, AsyncOpenAI):
-            return value
-    raise TypeError(f"underlying_session, a {type(session).__name__}, holds no AsyncOpenAI client")
+    return 1 if limit < 0 else limit
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
@@ -61,6 +51,16 @@ def check_type(name: str, value: object, *kinds: type) -> None:
     if value is not None and not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"{name} must be {expected} or None, not {type(value).__name__}")
+
+
+def check_underlying(value: object) -> None:
+    """Refuses what cannot be wrapped; an id in its place is an easy mistake."""
+    if isinstance(value, str):
+        raise TypeError(
+            "underlying_session must be a session, not a str; to open a conversation, pass its "
+            "id as conversation_id="
+        )
+    check_type("underlying_session", value, OpenAIConversationsSession)
 
 
 def check_id(name: str, value: object) -> None:

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from urllib.parse import urlsplit, urlunsplit
-
+from cached_session.addresses import address_of
 from cached_session.backlog import Backlog
 from cached_session.connections import Account
 from cached_session.outbox import Outbox
-from cached_session.outbox.records import Address
 from cached_session.replica import Replica
-
-
-def address_of(owner: Account, conversation: str) -> Address:
-    """Under which name an outbox has a conversation of an account.
-
-    A base URL may carry a password, or a key in its query. What an outbox
-    records holds neither; they go into the digest.
-    """
-    parts = urlsplit(owner.base_url)
-    host = parts.netloc.rpartition("@")[2]
-    base_url = urlunsplit((parts.scheme, host, parts.path, "", ""))
-    credentials = owner.credentials if owner.fixed else ""
-    if credentials and base_url != owner.base_url:
-        told = f"{credentials} {owner.base_url}".encode()
-        credentials = hashlib.blake2b(told, digest_size=16).hexdigest()
-    return Address(
-        base_url, owner.organization or "", owner.project or "", credentials, conversation
-    )
 
 
 def made_of(outbox: Outbox, owner: Account, local: str) -> str | None:

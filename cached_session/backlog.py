@@ -76,6 +76,11 @@ class Backlog:
         doubt = self.replica.window.unsettled.active
         return bool(self.journal.waiting) or self.journal.local or doubt
 
+    @property
+    def accepting(self) -> bool:
+        """Whether items are being recorded at this moment."""
+        return self._room.given
+
     async def append(
         self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
     ) -> None:
@@ -124,6 +129,7 @@ class Backlog:
     ) -> list[dict[str, Any]]:
         """Answers a read, with as few requests as it takes; arguments as in `served`."""
         journal, window = self.journal, self.replica.window
+        await self._room.used(operation)
         while True:
             async with self.replica.turn(operation):
                 if journal.waiting:
@@ -175,6 +181,7 @@ class Backlog:
         self, operation: Operation, *, listing: int, since: float
     ) -> dict[str, Any] | None:
         """Removes the newest item, from the outbox if it was not sent, and returns it."""
+        await self._room.used(operation)
         return await self._popping.run(operation, listing=listing, since=since)
 
     async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
@@ -188,6 +195,7 @@ class Backlog:
             OutboxPaused: The server refused a batch.
             DeadlineExceeded: It took too long; all is kept.
         """
+        await self._room.used(operation)
         waiting, through = self.journal.waiting, None
         while True:
             await self.barrier.drained(operation, context)

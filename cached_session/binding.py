@@ -12,7 +12,7 @@ from agents import OpenAIConversationsSession
 from openai import AsyncOpenAI
 
 from cached_session.cache import ConversationCache
-from cached_session.connections import account, connections, settings
+from cached_session.connections import account, settings
 from cached_session.core.items import Outgoing
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
@@ -88,6 +88,7 @@ class Binding:
         if (
             replica is None
             or replica.conversation_id != self.conversation_id
+            or replica.replaced
             or self._settings != settings(self._client)
         ):
             return None
@@ -98,12 +99,16 @@ class Binding:
         replica = self.bound()
         if replica is None:
             self._settings = settings(self._client)
-            owner = account(self._client)
-            replica = self._cache.replica(owner, conversation_id)
-            if self.outbox is not None:
+            client = account(self._client)
+            if self.outbox is None:
+                replica = self._cache.replica(client, conversation_id)
+            else:
                 # Only now: most processes use no outbox, and need not load it.
+                from cached_session.addresses import owner_of
                 from cached_session.attaching import attach
 
+                owner = owner_of(self.outbox, client)
+                replica = self._cache.replica(owner, conversation_id, client=client)
                 attach(self.outbox, owner, replica).users.add(self._identity)
             self.replica = replica
             self._staleness.begin()
@@ -111,14 +116,22 @@ class Binding:
                 self._identity.wait_as(replica)
         return replica
 
-    def served(self, limit: int | None) -> list[dict[str, Any]] | None:
-        """Answers a read without waiting, or returns None; see `Replica.served`."""
+    def served(self, limit: int | None, *, waited: bool = False) -> list[dict[str, Any]] | None:
+        """Answers a read without waiting, or returns None; see `Replica.served`.
+
+        Args:
+            limit: How many of the newest items; None: all.
+            waited: Whether the caller has waited for whoever makes the conversation.
+        """
         replica = self.bound()
-        if replica is None:
+        if replica is None or not (waited or self._creation.idle):
             return None
         backlog = replica.backlog
         if backlog is not None and (
-            backlog.journal.missed or backlog.journal.outdated or backlog.errands.left
+            backlog.journal.missed
+            or backlog.journal.outdated
+            or backlog.errands.left
+            or backlog.accepting
         ):
             return None
         self._cache.touch(replica)
@@ -158,12 +171,12 @@ class Binding:
         if seconds is not None:
             deadline = Operation.now() + seconds
         while True:
-            if self.conversation_id is None and not create:
-                return None
-            if self.conversation_id is None or not self._creation.idle:
+            if not self._creation.idle or (create and self.conversation_id is None):
                 # Whoever comes while others wait for it waits behind them.
-                await self._creation.ensure(deadline)
+                await self._creation.ensure(deadline, create=create)
             conversation_id = self.conversation_id
+            if conversation_id is None and not create:
+                return None
             if conversation_id is None:
                 continue  # cleared meanwhile
             made = self._made_of(conversation_id)
@@ -200,9 +213,11 @@ class Binding:
         """The id that a conversation with a local name has got in this process, or None."""
         if self.outbox is None or not conversation_id.startswith(LOCAL):
             return None
+        from cached_session.addresses import owner_of
         from cached_session.attaching import made_of
 
-        return made_of(self.outbox, account(self._client), conversation_id)
+        owner = owner_of(self.outbox, account(self._client))
+        return made_of(self.outbox, owner, conversation_id)
 
     def _operation(
         self, conversation_id: str, deadline: float, superseded: Callable[[], bool]
@@ -280,13 +295,12 @@ class Binding:
         await self._identity.settled(deadline)
 
     def open(self, session: object) -> None:
-        """Notes that `session` uses the client's connections, and the outbox."""
-        connections(self._client).users.add(session)
+        """Notes that `session` uses the outbox."""
         if self.outbox is not None:
             self.outbox.users.add(session)
 
     async def close(self, session: object, *, wait: bool) -> None:
-        """Lets go of the copy, the outbox, and the connections if nobody else uses them.
+        """Lets go of the copy, and of the outbox if nobody else uses it.
 
         Args:
             session: Whose binding this is.
@@ -295,5 +309,5 @@ class Binding:
         replica, self.replica = self.replica, None
         if replica is not None and replica.backlog is not None:
             replica.backlog.users.discard(self._identity)
-        leaving = Leaving(session, self._client, replica, self.outbox, self.sending)
+        leaving = Leaving(session, replica, self.outbox, self.sending)
         await leaving.run(wait=wait)

@@ -75,13 +75,28 @@ class ConversationCache:
                 f"{int(self._copies.currsize)} of {int(self._copies.maxsize)} bytes)"
             )
 
-    def replica(self, account: Account, conversation_id: str) -> Replica:
-        """The one local copy of a conversation; made if there is none."""
-        key = (account, conversation_id)
+    def replica(
+        self, account: Account, conversation_id: str, *, client: Account | None = None
+    ) -> Replica:
+        """The one local copy of a conversation; made if there is none.
+
+        Args:
+            account: Whose it is.
+            conversation_id: The conversation.
+            client: What the client by itself speaks for, where that is another name of
+                `account`: the copy is then found by both.
+        """
+        keys = [(name, conversation_id) for name in (account, client or account)]
         with self._lock:
-            found = self._live.get(key)
+            found = self._live.get(keys[0]) or self._live.get(keys[1])
             if found is None:
-                found = Replica(conversation_id, key, self._keep, self._rename)
+                found = Replica(conversation_id, keys[0], self._keep, self._rename)
+            for key in keys:
+                other = self._live.get(key)
+                if other not in (None, found):
+                    # It was not known that these are one account.
+                    other.replaced = True
+                    self._copies.pop(other.key, None)
                 self._live[key] = found
             return found
 
@@ -100,6 +115,8 @@ class ConversationCache:
         """Takes a copy in, or measures it anew. Its caller has the copy's turn."""
         key = replica.key
         with self._lock:
+            if replica.replaced:
+                return
             self._doubt(key, replica)
             # A value is measured when it is set, and an old one is kept when
             # the new one is too large: take it out first.
@@ -114,10 +131,12 @@ class ConversationCache:
     def _rename(self, replica: Replica, conversation_id: str) -> None:
         """Knows a copy by its conversation's own id from now on."""
         with self._lock:
-            for copies in (self._copies, self._live, self._doubtful):
+            for copies in (self._copies, self._doubtful):
                 copies.pop(replica.key, None)
+            for key in [key for key, live in self._live.items() if live is replica]:
+                del self._live[key]
+                self._live[key[0], conversation_id] = replica
             replica.key = (replica.key[0], conversation_id)
-            self._live[replica.key] = replica
             self._keep(replica)
 
     def _doubt(self, key: Key, replica: Replica) -> None:

@@ -1,14 +1,16 @@
 """What a failed request means: refused for certain, or unknown.
 
-The table of this module in words. *Refused*: the connection was never made;
-any 4xx but 408 (a proxy may say 408 after it passed the request on).
-*Unknown*: everything else, from a timeout to an exception nobody expected.
+The table of this module in words. *Refused*: there was provably never a
+connection (see `transports`); any 4xx but 408 in the service's own envelope.
+*Unknown*: everything else, from a timeout to an exception nobody expected, and
+any 4xx of somebody in between, who may have passed the request on before.
 Whether repeating may help is a second question, with an answer of its own.
 """
 
 from __future__ import annotations
 
 import email.utils
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -21,15 +23,28 @@ from openai import (
     APIResponseValidationError,
     APIStatusError,
     APITimeoutError,
+    NotFoundError,
     OpenAIError,
 )
 
 from cached_session.core.outcomes import Refused, Unknown
+from cached_session.transports import Carrier, never_sent, of_http_layer
 
-# Failures before the first byte of a request could leave. By name, because a
-# client on the older httpx raises classes of the same names.
-_NEVER_SENT = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+# Codes and types of a 429 after which nothing gets better until the user acts:
+# the account has no credit, is at a limit that somebody has set, or is closed.
+# Sources: OpenAI's guide to error codes (the first is the type of the next four
+# there), the codes in public reports of its users (the last three).
+_USER_HAS_TO_ACT = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "account_deactivated",
+    }
 )
 
 # Statuses worth repeating, as the openai client has them (measured). 425 is
@@ -46,7 +61,9 @@ def as_openai_error(error: Exception, method: str, url: str) -> Exception:
     wrapped: Exception
     if isinstance(error, TimeoutError):
         wrapped = APITimeoutError(request=httpx2.Request(method, url))
-    elif isinstance(error, OSError | RuntimeError | httpx2.HTTPError):
+    elif isinstance(error, OpenAIError):
+        return error
+    elif isinstance(error, OSError | RuntimeError) or of_http_layer(error):
         wrapped = APIConnectionError(request=httpx2.Request(method, url))
     else:
         return error
@@ -54,11 +71,12 @@ def as_openai_error(error: Exception, method: str, url: str) -> Exception:
     return wrapped
 
 
-def classify(error: Exception) -> Refused | Unknown:
+def classify(error: Exception, by: Carrier = Carrier.UNKNOWN) -> Refused | Unknown:
     """The outcome that an exception of the client stands for.
 
     Args:
         error: What the openai client, its HTTP layer or a timeout raised.
+        by: Who carried the request.
 
     Returns:
         The outcome, with `error` as the caller is to see it.
@@ -72,7 +90,7 @@ def classify(error: Exception) -> Refused | Unknown:
         error.add_note("the request could not be written as HTTP; look at the API key and headers")
         return Refused(error, retryable=False)
     if isinstance(error, APIConnectionError):
-        if type(error.__cause__).__name__ in _NEVER_SENT:
+        if never_sent(error, by):
             return Refused(error, retryable=True)
         return Unknown(error, retryable=True)
     if isinstance(error, APIResponseValidationError):
@@ -91,13 +109,14 @@ def classify(error: Exception) -> Refused | Unknown:
 def _by_status(error: APIStatusError) -> Refused | Unknown:
     status, headers = error.status_code, error.response.headers
     delay = retry_delay(headers)
-    retryable = _retryable(error, delay)
-    if 400 <= status < 500 and status != 408:
+    retryable = _retryable(error)
+    # A proxy may say 408 after it passed the request on, in whatever words.
+    if 400 <= status < 500 and status != 408 and is_own(error):
         return Refused(error, retryable, delay)
     return Unknown(error, retryable, delay)
 
 
-def _retryable(error: APIStatusError, delay: float | None) -> bool:
+def _retryable(error: APIStatusError) -> bool:
     # The server's own word counts before everything (not a standard header;
     # measured on the openai client).
     asked = error.response.headers.get("x-should-retry")
@@ -106,10 +125,28 @@ def _retryable(error: APIStatusError, delay: float | None) -> bool:
     if is_locked(error):
         return True
     if error.status_code == 429:
-        # Left out where the user has to act (quota); repeating those helps
-        # nobody and counts against the limit. Source: OpenAI's help pages.
-        return delay is not None and error.code != "insufficient_quota"
+        return _USER_HAS_TO_ACT.isdisjoint((error.code, error.type))
     return error.status_code in _RETRYABLE or error.status_code >= 500
+
+
+def is_own(error: APIStatusError) -> bool:
+    """Whether an answer is the service's own: in the envelope that its errors have (recorded).
+
+    A firewall, a proxy or a wrong base URL answers in other words, and may have
+    passed the request on before. One that writes the same envelope cannot be
+    told from the service.
+    """
+    try:
+        body = json.loads(error.response.content)
+    except (ValueError, RecursionError, httpx2.StreamError):
+        return False
+    inner = _field(body, "error")
+    return isinstance(_field(inner, "message"), str) and isinstance(_field(inner, "type"), str)
+
+
+def says_gone(error: Exception) -> bool:
+    """Whether the service says that what was asked for is not there."""
+    return isinstance(error, NotFoundError) and is_own(error)
 
 
 def is_locked(error: Exception) -> bool:

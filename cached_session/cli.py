@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
+        print("cached-session: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has left, which is nothing to tell of.

@@ -14,13 +14,13 @@ import hashlib
 import itertools
 import ssl
 import threading
-import warnings
 import weakref
-from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import httpx2
 from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
+
+from cached_session.sockets import Sockets
 
 _OWN_CLASSES = (AsyncOpenAI, AsyncAzureOpenAI)
 
@@ -105,94 +105,105 @@ def connections(client: AsyncOpenAI) -> Connections:
     """The connection pools made for `client`, the same object at every call."""
     with _lock:
         found = _connections.get(client)
-        if found is None:
-            found = _connections[client] = Connections()
-        return found
+        if found is not None:
+            return found
+        found = _connections[client] = Connections()
+        # Nothing tells when an owner closes a client either, and it may not be
+        # collected for long. One at most is left open for that.
+        closed = [pools for other, pools in list(_connections.items()) if other.is_closed()]
+    for pools in closed:
+        pools.let_go()
+    return found
 
 
-class _Bound(NamedTuple):
-    """One event loop's pool, and the client that uses it."""
+class Pool:
+    """What one event loop sends a client's requests over.
 
-    client: AsyncOpenAI
-    http: httpx2.AsyncClient
-    settings: tuple[object, ...]
-    closer: AsyncGenerator[None, None]
+    Attributes:
+        client: The client to send them with.
+    """
+
+    def __init__(self, client: AsyncOpenAI, http: httpx2.AsyncClient | None = None) -> None:
+        """Makes one.
+
+        Args:
+            client: The user's.
+            http: The pool's own, on whose connections the requests go; None: the client's own.
+        """
+        self._http = http
+        self._settings = settings(client)
+        self._sockets = Sockets()
+        self.client = client
+        if http is not None:
+            self.client = client.with_options(http_client=http)
+            self._sockets.serve(http)
+            # Nothing else refers to the pool than who sends over it. So its
+            # sockets are closed when the last one lets go of it.
+            weakref.finalize(self, self._sockets.close)
+
+    def close(self) -> None:
+        """Closes what is open; its loop must not run any more."""
+        self._sockets.close()
+
+    def follow(self, client: AsyncOpenAI) -> None:
+        """Takes over what was changed on the user's client."""
+        if self._http is not None and self._settings != settings(client):
+            self._settings = settings(client)
+            self.client = client.with_options(http_client=self._http)
 
 
 class Connections:
     """The pools of one openai client, one an event loop.
 
-    Holds no reference to the client: it is looked up by the client, weakly.
+    They live as long as the client and the loop, whatever sessions come and go.
+    Holds no reference to the client, which it is looked up by, weakly, nor to a
+    loop. Nothing tells when a loop is closed by hand. So the pool of a closed
+    one goes when the loop is collected, or when another loop needs one. That
+    takes no loop: see `Sockets`.
     """
 
     def __init__(self) -> None:
-        self._bound: dict[asyncio.AbstractEventLoop, _Bound] = {}
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = (
+            weakref.WeakKeyDictionary()
+        )
         self._lock = threading.Lock()
-        self.users: weakref.WeakSet[object] = weakref.WeakSet()
-        """The open sessions that use these pools."""
 
-    async def client(self, client: AsyncOpenAI) -> AsyncOpenAI:
-        """`client`, on the running loop's own connections.
+    def pool(self, client: AsyncOpenAI) -> Pool:
+        """The running loop's pool. Whoever sends over it refers to it until the answer is there.
 
         A client that was given an `http_client`, or is of a class of its own,
         is used as it is: its transport and its making are the caller's, and so
         is keeping it on one loop.
+
+        Once its owner has closed the client, each request has a connection of
+        its own. So what an outbox accepted through it is still sent, and
+        nothing stays open.
         """
         if type(client) not in _OWN_CLASSES or not _has_default_http(client):
-            return client
+            return Pool(client)
         loop = asyncio.get_running_loop()
-        bound = self._bound.get(loop)
-        if bound is None:
-            http = DefaultAsyncHttpxClient(verify=_ssl_context())
-            closer = _close_with(weakref.ref(self), loop, http)
-            # An async generator that has started is closed by its loop when
-            # the loop shuts down. Nothing else runs at that moment in every
-            # kind of program, and a pool that stays open then can never be
-            # closed: its loop is gone.
-            with warnings.catch_warnings():
-                # `Runner.run_sync` shuts the generators of its loop down after
-                # every run and goes on with the loop. The loop then warns of
-                # each new one, and closes it at the end of the next run.
-                warnings.filterwarnings("ignore", "asynchronous generator", ResourceWarning)
-                await anext(closer)
-            bound = _Bound(client.with_options(http_client=http), http, settings(client), closer)
-            with self._lock:
-                for other in [other for other in self._bound if other.is_closed()]:
-                    del self._bound[other]
-                self._bound[loop] = bound
-        elif bound.settings != settings(client):
-            bound = bound._replace(
-                client=client.with_options(http_client=bound.http), settings=settings(client)
-            )
-            with self._lock:
-                self._bound[loop] = bound
-        return bound.client
-
-    def drop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Forgets a loop's pool, which is being closed."""
         with self._lock:
-            self._bound.pop(loop, None)
+            pool = self._pools.get(loop)
+        if pool is None or client.is_closed():
+            pool = Pool(client, DefaultAsyncHttpxClient(verify=_ssl_context()))
+            self._bury()
+            if not client.is_closed():
+                with self._lock:
+                    self._pools[loop] = pool
+        pool.follow(client)
+        return pool
 
-    async def close(self) -> None:
-        """Closes the running loop's pool; a later request opens a new one."""
+    def let_go(self) -> None:
+        """Forgets all pools; each is closed when nobody sends over it any more."""
         with self._lock:
-            bound = self._bound.pop(asyncio.get_running_loop(), None)
-        if bound is not None:
-            await bound.closer.aclose()
+            self._pools.clear()
 
-
-async def _close_with(
-    owner: weakref.ref[Connections], loop: asyncio.AbstractEventLoop, http: httpx2.AsyncClient
-) -> AsyncGenerator[None, None]:
-    # Refers to its owner weakly: a cycle would leave the pool to the garbage
-    # collector, which does not close it first.
-    try:
-        yield
-    finally:
-        connections = owner()
-        if connections is not None:
-            connections.drop(loop)
-        await http.aclose()
+    def _bury(self) -> None:
+        """Closes the pools of closed loops, where a request that hangs there may refer to one."""
+        with self._lock:
+            dead = [self._pools.pop(loop) for loop in list(self._pools) if loop.is_closed()]
+        for pool in dead:
+            pool.close()
 
 
 def _has_default_http(client: AsyncOpenAI) -> bool:

@@ -31,11 +31,20 @@ class Creation:
         """Whether nobody makes one, or waits for it."""
         return self._turns.idle
 
-    async def ensure(self, deadline: float) -> None:
-        """Makes the conversation, or waits for whoever does."""
+    async def ensure(self, deadline: float, *, create: bool) -> None:
+        """Makes the conversation, or waits for whoever does.
+
+        Args:
+            deadline: Until when, on the running loop's clock.
+            create: Whether to make it; otherwise whoever came before is waited for, no more.
+        """
         turn = await self._turns.enter(deadline, NEW)
         if self._exists() or not turn.current:
             turn.end_for_all()
+            return
+        if not create:
+            # Whoever comes next may want to make it.
+            turn.end()
             return
         # To its end: a caller who is cancelled must not leave behind a
         # conversation that the next caller does not know.

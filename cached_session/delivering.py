@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
+from cached_session.addresses import speaks_for
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
-from cached_session.core.unsettled import ANCHORS
-from cached_session.errors import AppendOutcomeUnknown
+from cached_session.core.unsettled import ANCHORS, Untold
+from cached_session.core.wording import counted
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, rewritten_or_not
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
@@ -21,12 +23,14 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     Raises:
         Elsewhere: Another process sends this backlog.
         Changed: Another process did.
+        OutboxError: The client speaks for another account by now.
         AppendOutcomeUnknown: What became of the batch is still in doubt; or it
             cannot be found out any more, and then nothing is undecided.
         Exception: As from `Append.run`.
     """
     window = journal.replica.window
     once = operation.without_retries()
+    _check_account(journal, once)
     if journal.local:
         # Or two processes that share the name would make a conversation each.
         if not await journal.alone(once):
@@ -52,10 +56,27 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     if not journal.waiting:
         return
     batch = await journal.seal()
+    _check_account(journal, once)
     if batch:
         # While an earlier send of anything may be alive, it may be one of these.
         resent = window.unsettled.active
         await Append(window, once, batch, journal.landed, resent=resent).run()
+
+
+def _check_account(journal: Journal, operation: Operation) -> None:
+    """Refuses to send what was accepted under another account than the client speaks for now.
+
+    Raises:
+        OutboxError: So it is. Nothing was sent.
+    """
+    if not speaks_for(operation.remote.account, journal.outbox, journal.address):
+        raise OutboxError(
+            f"{operation.conversation_id}: {counted(len(journal.waiting))} accepted under "
+            "the client's former API key, organization or project are not known to be on the "
+            "server. They are kept, and not sent under the new one. Use the conversation with the "
+            "former one, or give the outbox an account= if both are one account's",
+            conversation_id=operation.conversation_id,
+        )
 
 
 async def _create(journal: Journal, operation: Operation) -> None:
@@ -83,17 +104,26 @@ async def settle(journal: Journal, operation: Operation) -> None:
     if not journal.batch or not window.unsettled.undecided:
         return
     sent = len(journal.batch)
+    # The listing that looks for it carries it back. What is sealed waits in front.
+    operation.allow(sum(len(item.data) for item in journal.waiting.items[:sent]))
     landed = await window.relist(operation, 1)
-    if landed is None:
+    if isinstance(landed, Untold):
         window.forget()
+        why = (
+            rewritten_or_not(len(landed.item_ids))
+            if landed.item_ids
+            else "other writers removed what stood before it"
+        )
         error = AppendOutcomeUnknown(
-            f"append to {operation.conversation_id}: other writers removed what stood before a "
-            f"recorded batch of {sent} items; whether it is on the server could not be found out",
+            f"append to {operation.conversation_id}: whether a recorded batch of {sent} items is "
+            f"on the server could not be found out: {why}",
             conversation_id=operation.conversation_id,
             total=sent,
+            item_ids=landed.item_ids,
         )
+        journal.show_nothing()
         # No other listing will tell. Whoever asked, nothing may be sent again.
-        await journal.pause(type(error).__name__, error)
+        await journal.pause(error.reason, error)
         raise error
     journal.landed(landed)
     operation.meter.reconciliations += 1
@@ -116,6 +146,8 @@ async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bo
     window = journal.replica.window
     history = window.history
     if history is None or journal.local or journal.waiting or window.unsettled.active:
+        return False
+    if not speaks_for(operation.remote.account, journal.outbox, journal.address):
         return False
     unverified = len(history) - history.verified
     if not journal.keeps_windows or not PAGE - SLACK <= unverified < pages * PAGE:

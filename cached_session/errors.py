@@ -33,9 +33,16 @@ class AppendOutcomeUnknown(CachedSessionError):
     next read asks the server and shows the truth, and what it shows stays.
     Read before appending the same items again.
 
+    A server that lists a text otherwise than it was sent cannot tell either,
+    unless the answers to earlier appends have shown how it rewrites. Where
+    items turn up that may be a late copy of an append that had ended, and may
+    be another writer's, the next read, pop, flush or close raises this once.
+
     Attributes:
         landed: How many of the items are on the server for certain, from the first on.
         total: How many items the append was given.
+        item_ids: Items on the server that may be of this append, with texts that the server has
+            rewritten, or another writer's; () where nothing of the kind stands there.
     """
 
     def __init__(
@@ -45,10 +52,27 @@ class AppendOutcomeUnknown(CachedSessionError):
         conversation_id: str | None = None,
         landed: int = 0,
         total: int = 0,
+        item_ids: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, conversation_id=conversation_id)
         self.landed = landed
         self.total = total
+        self.item_ids = item_ids
+
+    @property
+    def reason(self) -> str:
+        """In a few words, as an outbox records it where it pauses."""
+        name = type(self).__name__
+        return f"{name}, other texts" if self.item_ids else name
+
+
+def rewritten_or_not(count: int) -> str:
+    """Says what stands on the server where a lost batch would."""
+    items = "1 item" if count == 1 else f"{count} items"
+    return (
+        f"{items} of the same types and roles with other texts stand where it would: this append, "
+        "rewritten by the server, or another writer's"
+    )
 
 
 class DeadlineExceeded(CachedSessionError, TimeoutError):

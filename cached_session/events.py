@@ -106,7 +106,8 @@ class Sending(StrEnum):
     ELSEWHERE = "elsewhere"
     """Another living process that uses the same file sends them."""
     FAILED = "failed"
-    """The outbox could not be written; the next use of the session tries again."""
+    """The outbox could not be written, or the client has another key than the one that
+    accepted them; the next use of the session tries again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,10 @@
-"""What a session lets go of when it is closed: its backlog, the outbox, the connections."""
+"""What a session lets go of when it is closed: its backlog, and the outbox."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from openai import AsyncOpenAI
-
-from cached_session.connections import connections
 from cached_session.errands import Errands
 from cached_session.operation import Operation
 from cached_session.replica import Replica
@@ -25,7 +22,6 @@ class Leaving:
 
     Args:
         session: The session.
-        client: Its client.
         replica: The copy that it used last, or None.
         outbox: Its outbox, or None.
         sending: Makes an operation that sends what the outbox holds for a copy.
@@ -34,13 +30,11 @@ class Leaving:
     def __init__(
         self,
         session: object,
-        client: AsyncOpenAI,
         replica: Replica | None,
         outbox: Outbox | None,
         sending: Callable[[Replica], Operation],
     ) -> None:
         self._session = session
-        self._client = client
         self._replica = replica
         self._outbox = outbox
         self._sending = sending
@@ -65,17 +59,10 @@ class Leaving:
         return self._replica is None or self._replica.turns.idle
 
     async def _let_go(self, backlog: Backlog | None, *, look: bool) -> None:
-        try:
-            if self._outbox is not None:
-                await self._leave(self._outbox, backlog, look=look)
-            elif self._replica is not None and not look:
-                await self._replica.written()
-        finally:
-            pools = connections(self._client)
-            pools.users.discard(self._session)
-            # A write that its caller has left may still be on its way.
-            if not pools.users and self._idle:
-                await pools.close()
+        if self._outbox is not None:
+            await self._leave(self._outbox, backlog, look=look)
+        elif self._replica is not None and not look:
+            await self._replica.written()
 
     async def _leave(self, outbox: Outbox, backlog: Backlog | None, *, look: bool) -> None:
         """Lets go of a backlog and an outbox that no other session uses."""

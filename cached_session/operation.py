@@ -42,6 +42,7 @@ class Operation:
         deadline: When the operation ends, on the running loop's clock.
         superseded: Says whether the session has gone to another conversation.
         turn: The turn that it works in, once it has one.
+        transfer: Seconds that each of its requests gets on top, for a large batch.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Operation:
         self.deadline = deadline
         self.superseded = superseded
         self.turn: Turn | None = None
+        self.transfer = 0.0
 
     @staticmethod
     def now() -> float:
@@ -78,8 +80,16 @@ class Operation:
             self.deadline,
             self.superseded,
         )
-        hurried.turn = self.turn
+        hurried.turn, hurried.transfer = self.turn, self.transfer
         return hurried
+
+    def allow(self, size: int) -> None:
+        """Gives the time that a batch of so many bytes may take, for its way there or back.
+
+        The listing that looks for the batch after a lost answer gets it, too.
+        """
+        self.transfer = size / self.policy.slowest_rate
+        self.deadline += self.transfer
 
     def renewed(self, conversation_id: str) -> Operation:
         """One that begins now, for the same caller, whatever its session does meanwhile."""
@@ -98,7 +108,10 @@ class Operation:
             return outcome
 
         return await self._retrier.run(
-            in_turn, deadline=self.deadline, conversation_id=self.conversation_id
+            in_turn,
+            deadline=self.deadline,
+            conversation_id=self.conversation_id,
+            transfer=self.transfer,
         )
 
     def check_turn(self) -> None:
@@ -126,7 +139,11 @@ class Operation:
         raise outcome.error
 
     async def delete_item(self, item_id: str) -> Outcome[None]:
-        """Deletes an item. Refused with a 404: somebody else had removed it before."""
+        """Deletes an item. Refused with a 404: somebody else had removed it before.
+
+        Where the transport may have sent the delete twice by itself, a 404 is
+        the answer to the second one, and what was wanted is so.
+        """
         return await self._delete(
             lambda seconds: self.remote.delete_item(self.conversation_id, item_id, timeout=seconds)
         )
@@ -143,8 +160,9 @@ class Operation:
         async def attempt(seconds: float) -> Outcome[None]:
             nonlocal lost_answer
             outcome = await send(seconds)
-            if lost_answer and is_gone(outcome):
-                # After a lost answer it was this operation that removed it.
+            if is_gone(outcome) and (lost_answer or not self.remote.sends_once):
+                # After a lost answer it was this operation that removed it. Of one
+                # that its transport has lost, nothing was seen here.
                 return Applied(None)
             lost_answer = lost_answer or isinstance(outcome, Unknown)
             if lost_answer and isinstance(outcome, Refused):

@@ -12,13 +12,24 @@ from collections.abc import Awaitable
 from typing import NamedTuple, TypeVar
 
 from cached_session.core.unsettled import Unsettled
+from cached_session.core.wording import counted
 from cached_session.errors import OutboxError
+from cached_session.events import logger
 from cached_session.keeping import Newest
 from cached_session.mirror import Mirror, plain
 from cached_session.operation import Operation
 from cached_session.outbox import Outbox
-from cached_session.outbox.records import Address, Claim, Mailbox, Mark, StoredWindow
+from cached_session.outbox.records import (
+    Address,
+    Claim,
+    Mailbox,
+    Mark,
+    Namesake,
+    StoredWindow,
+    whose,
+)
 from cached_session.outbox.store import Store
+from cached_session.outbox.told import Trouble
 from cached_session.replica import Replica
 from cached_session.turns import Turns
 
@@ -90,6 +101,9 @@ class Reading(Mirror):
             self._stale = True
         if claimed is None:
             return None
+        # In the thread that lets go of what is abandoned: the loop that claims may
+        # stand still, and then hears neither of this nor of a release before it.
+        self.holds = True
         return Claim.TAKEN if self._stale else Claim.KEPT
 
     async def _load(self, operation: Operation, *, using: bool = False) -> None:
@@ -122,10 +136,13 @@ class Reading(Mirror):
                 window=store.window(address),
                 newest=store.window_newest(address),
                 last=store.last(),
+                # Only those who come to it anew are told.
+                namesakes=[] if self._opened else store.namesakes(address),
             )
 
         read = await self._claiming(self.outbox.transact(work))
         self.holds = read.holds
+        self._tell_of(read.namesakes)
         # A conversation that was used here before may have had nothing recorded.
         if self.local and not read.mark.number and not self._opened and window.history is None:
             name = self.replica.conversation_id
@@ -169,6 +186,23 @@ class Reading(Mirror):
             self.waiting.show_behind(self._shown())
         self.paused = mailbox.paused
         self.changed.fire()
+
+    def _tell_of(self, namesakes: list[Namesake]) -> None:
+        """Warns once of what waits under another key: it is not sent from here."""
+        if not namesakes or not self.outbox.told.news(self.address, Trouble.ANOTHER_ACCOUNTS):
+            return
+        for number, address, items in namesakes:
+            logger.warning(
+                "%s: backlog %d of %r holds %s that another account (%s) accepted. None of that "
+                "is known to be on the server; it is not shown here, and not sent under this "
+                "account. %s.",
+                self.replica.conversation_id,
+                number,
+                self.outbox,
+                counted(items),
+                whose(address),
+                self.outbox.how_to_move(number),
+            )
 
     async def _claiming(self, transaction: Awaitable[T]) -> T:
         """Waits for a transaction that may claim; a caller who is cancelled does not hear of it."""
@@ -236,6 +270,7 @@ class _Read(NamedTuple):
         window: What is kept of the conversation, or None.
         newest: The newest item of that.
         last: The last place that was given out.
+        namesakes: Backlogs of the conversation that another account has.
     """
 
     token: str
@@ -248,3 +283,4 @@ class _Read(NamedTuple):
     window: StoredWindow | None
     newest: Newest
     last: int
+    namesakes: list[Namesake]

@@ -23,10 +23,12 @@ import httpx2
 from openai import APIResponseValidationError, AsyncOpenAI
 
 from cached_session.classify import as_openai_error, classify
-from cached_session.connections import Connections, connections
+from cached_session.connections import Account, Connections, account, connections, settings
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
+from cached_session.servers import Server, server_of
+from cached_session.transports import Carrier, carrier
 
 # "A limit on the number of objects to be returned, between 1 and 100"; above
 # is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
@@ -54,6 +56,26 @@ class Remote:
         self._client = client
         self._meter = meter
         self._connections: Connections = connections(client)
+        self._settings: tuple[object, ...] = ()
+        self._server = Server()
+
+    @property
+    def server(self) -> Server:
+        """What is known of the server that the client's requests go to."""
+        # A client's key and base URL may be changed at any time.
+        if self._settings != (now := settings(self._client)):
+            self._settings, self._server = now, server_of(account(self._client))
+        return self._server
+
+    @property
+    def sends_once(self) -> bool:
+        """Whether no request is sent twice behind our back."""
+        return carrier(self._client) is Carrier.HTTPX
+
+    @property
+    def account(self) -> Account:
+        """The account for which the next request will speak."""
+        return account(self._client)
 
     async def create(self, *, timeout: float) -> Outcome[str]:
         """Makes a conversation, without items: some servers drop initial ones silently."""
@@ -88,9 +110,12 @@ class Remote:
                 raise ValueError
             return held
 
-        return await self._request(
+        outcome = await self._request(
             "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
         )
+        if isinstance(outcome, Applied):
+            self.server.answered(items, outcome.value)
+        return outcome
 
     async def delete_item(
         self, conversation_id: str, item_id: str, *, timeout: float
@@ -125,15 +150,18 @@ class Remote:
             root = f"{root}/{_segment(conversation_id)}"
         outcome: Outcome[Any]
         # Outside of what may have sent something: a failure here sent nothing.
-        client = await self._connections.client(self._client)
+        pool = self._connections.pool(self._client)
         try:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
             async with asyncio.timeout(timeout):
-                response = await self._send(client, method, root + path, timeout, query, content)
+                response = await self._send(
+                    pool.client, method, root + path, timeout, query, content
+                )
         except Exception as error:
             outcome = classify(
-                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
+                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}"),
+                carrier(pool.client),
             )
         else:
             outcome = _understand(response, method, parse)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from openai import NotFoundError
 
 from cached_session.appending import Append
+from cached_session.classify import says_gone
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
@@ -67,6 +68,7 @@ class Replica:
         turns: Who may work on it.
         window: What is held of it.
         backlog: What an outbox holds for it, if a session uses one.
+        replaced: Whether another copy is the conversation's own by now.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Replica:
         self._resized = resized
         self._renamed = renamed
         self.backlog: Backlog | None = None
+        self.replaced = False
         self.turns = Turns()
         self.window = Window(conversation_id)
         self._writes: set[asyncio.Task[Any]] = set()
@@ -156,9 +159,9 @@ class Replica:
         if self.window.unsettled.active:
             try:
                 await self.window.fresh(operation, 1, 0, -math.inf)
-            except NotFoundError:
+            except NotFoundError as error:
                 # A clear that was given up on came through: nothing is left in doubt.
-                if not self.window.unsettled.may_be_cleared:
+                if not (self.window.unsettled.may_be_cleared and says_gone(error)):
                     raise
 
     async def pop(
@@ -223,7 +226,11 @@ class Replica:
         except BaseException:
             self.leave(turn)
             raise
-        await self._write(operation, turn, append.run)
+        try:
+            await self._write(operation, turn, append.run)
+        except asyncio.CancelledError:
+            append.stop()
+            raise
 
     async def written(self) -> None:
         """Waits for the writes of this event loop that are under way."""

@@ -91,9 +91,13 @@ class RetryPolicy:
         deadline: What a whole operation may take, waiting for its turn
             included. Also for how long a request that was given up is watched
             for. What waits in an outbox has no deadline; there this bounds one
-            attempt at a batch.
-        attempt_timeout: What one request may take. The client's own timeout
-            counts where it is shorter.
+            attempt at a batch. An append gets more, as `slowest_rate` says.
+        attempt_timeout: What one request may take, but for the time that
+            `slowest_rate` gives its body. The client's own timeout counts where
+            it is shorter.
+        slowest_rate: Bytes a second that a line is taken to carry at least. For
+            each batch that an append sends, its requests and its deadline get
+            the batch's size divided by this on top: 10 s for each MB by default.
         initial_delay: The longest wait before the first repeat. It doubles
             from repeat to repeat; the wait is drawn between half of it and
             all of it.
@@ -111,6 +115,7 @@ class RetryPolicy:
     max_attempts: int = 8
     deadline: float = 60.0
     attempt_timeout: float = 20.0
+    slowest_rate: float = 100_000.0
     initial_delay: float = 0.25
     max_delay: float = 8.0
     budget: RetryBudget = field(default=PROCESS_BUDGET, repr=False, compare=False)
@@ -121,7 +126,8 @@ class RetryPolicy:
             raise TypeError("max_attempts must be an int")
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
-        for name in ("deadline", "attempt_timeout", "initial_delay", "max_delay"):
+        numbers = ("deadline", "attempt_timeout", "slowest_rate", "initial_delay", "max_delay")
+        for name in numbers:
             _check_positive(name, getattr(self, name))
         if not isinstance(self.budget, RetryBudget):
             raise TypeError("budget must be a RetryBudget")
@@ -152,6 +158,7 @@ class Retrier:
         *,
         deadline: float,
         conversation_id: str | None,
+        transfer: float = 0.0,
     ) -> Outcome[T]:
         """Repeats an attempt until it is applied, or repeating cannot help any more.
 
@@ -159,6 +166,7 @@ class Retrier:
             attempt: Makes one attempt; is given the seconds it may take.
             deadline: When the operation ends, on the running loop's clock.
             conversation_id: Named in events and notes.
+            transfer: Seconds that an attempt gets on top, for a large body.
 
         Returns:
             The last attempt's outcome. The error of one that was repeated
@@ -171,7 +179,7 @@ class Retrier:
             left = deadline - clock()
             if left <= 0:
                 return Refused(too_late(conversation_id), retryable=False)
-            outcome = await attempt(min(policy.attempt_timeout, left))
+            outcome = await attempt(min(policy.attempt_timeout + transfer, left))
             if isinstance(outcome, Applied):
                 policy.budget.give_back()
             return outcome

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from cached_session.core.items import Outgoing
 from cached_session.errors import DeadlineExceeded, OutboxFull
 from cached_session.journal import Journal
+from cached_session.operation import Operation
 from cached_session.turns import Turns
 
 
@@ -91,8 +92,36 @@ class Room:
         """Notes that a place was used, or is not going to be."""
         with self._lock:
             self._forget(place)
-        if not self._turns.idle:
-            self._journal.changed.fire()
+        self._journal.changed.fire()
+
+    @property
+    def given(self) -> bool:
+        """Whether somebody was given room for what is being recorded at this moment."""
+        with self._lock:
+            return any(not place.lost for place in self._given)
+
+    async def used(self, operation: Operation) -> None:
+        """Waits until what was given room before this call is recorded, or is not going to be.
+
+        Raises:
+            DeadlineExceeded: It took too long.
+        """
+        with self._lock:
+            before = [*self._given]
+
+        def none_left() -> bool:
+            with self._lock:
+                return not any(place in self._given and not place.lost for place in before)
+
+        if not before or await self._journal.changed.until(
+            none_left, operation.deadline, lambda: None
+        ):
+            return
+        raise DeadlineExceeded(
+            f"{operation.conversation_id}: the outbox took until the deadline to record what was "
+            "appended before this call; nothing was sent by it",
+            conversation_id=operation.conversation_id,
+        )
 
     def _forget(self, place: Place) -> None:
         if place in self._given:

@@ -9,9 +9,9 @@ import os
 import threading
 from collections.abc import Callable
 
-from openai import APIStatusError, NotFoundError, OpenAIError
+from openai import APIStatusError, OpenAIError
 
-from cached_session.classify import classify
+from cached_session.classify import classify, says_gone
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.delivering import deliver, look_back
 from cached_session.errands import forsake
@@ -233,8 +233,11 @@ class Sender:
             # Without its message, which may quote an item.
             details = {"status": error.status_code, "code": error.code, "param": error.param}
             reason += "".join(f", {name} {value}" for name, value in details.items() if value)
-        if isinstance(error, NotFoundError):
-            # The conversation is gone. Nothing of it may be shown any more.
+        if isinstance(error, AppendOutcomeUnknown):
+            reason = error.reason
+        if says_gone(error) or isinstance(error, AppendOutcomeUnknown):
+            # The conversation is gone, or what it holds has to be looked at. What is held of
+            # it may not be shown any more.
             self._journal.show_nothing()
         await self._journal.pause(reason, error)
         self._change(Sending.PAUSED, error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, NotGiven, Omit
 
 from cached_session.arguments import (
     check_absent,
@@ -19,11 +19,12 @@ from cached_session.arguments import (
     check_staleness,
     check_timeout,
     check_type,
-    client_of,
+    check_underlying,
     resolve_limit,
 )
 from cached_session.binding import Binding
 from cached_session.cache import PROCESS_CACHE, ConversationCache
+from cached_session.clients import Chosen, choose, told
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
 from cached_session.creating import NEW
@@ -52,8 +53,8 @@ class CachedSession(OpenAIConversationsSession):
             settings are taken over, and both agree on the conversation's id
             from then on, whichever creates it.
         conversation_id: An existing conversation; None: one is made on first use.
-        openai_client: The client to use; None: the SDK's default client. It is
-            never closed here.
+        openai_client: The client to use; None: the wrapped session's, or the
+            SDK's default client. It is never closed here.
         session_settings: The SDK's settings, as an object or a dict. `limit`
             is what `get_items()` returns at most.
         cache: Where the local copy is kept; None: the process's own.
@@ -75,7 +76,10 @@ class CachedSession(OpenAIConversationsSession):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has an impossible value, or contradicts another;
-            or `conversation_id` is a local name of an outbox, and there is none.
+            or `conversation_id` is a local name of an outbox, and there is none;
+            or no `openai_client` is given, and which one the wrapped session
+            uses cannot be told for certain. Every call raises it, too, once
+            somebody has replaced a client that was not given here.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class CachedSession(OpenAIConversationsSession):
         outbox: Outbox | None = None,
         observer: Observer | None = None,
     ) -> None:
-        check_type("underlying_session", underlying_session, OpenAIConversationsSession)
+        check_underlying(underlying_session)
         check_type("openai_client", openai_client, AsyncOpenAI)
         check_type("cache", cache, ConversationCache)
         check_type("retry", retry, RetryPolicy)
@@ -102,21 +106,29 @@ class CachedSession(OpenAIConversationsSession):
         check_staleness(max_staleness)
         check_outbox(outbox, conversation_id)
         if underlying_session is not None:
-            check_absent(conversation_id=conversation_id, openai_client=openai_client)
-            openai_client = client_of(underlying_session)
+            check_absent(conversation_id=conversation_id)
             if session_settings is None:
                 session_settings = underlying_session.session_settings
+        chosen = None if openai_client is None else Chosen(openai_client)
+        if underlying_session is not None:
+            found = (
+                underlying_session.__chosen
+                if isinstance(underlying_session, CachedSession)
+                else told(underlying_session)
+            )
+            chosen = choose(openai_client, found, underlying_session)
         super().__init__(
             conversation_id=conversation_id,
-            openai_client=openai_client,
+            openai_client=None if chosen is None else chosen.client,
             session_settings=session_settings,
         )
         # Double underscores, so that no attribute of the base class, in this
         # release or another, can be the same as one of these.
+        self.__chosen: Chosen = choose(None, told(self), self) if chosen is None else chosen
         self.__meter = Meter(observer)
         self.__closed = False
         self.__binding = Binding(
-            client_of(self),
+            self.__chosen.client,
             underlying_session,
             conversation_id,
             PROCESS_CACHE if cache is None else cache,
@@ -203,7 +215,7 @@ class CachedSession(OpenAIConversationsSession):
 
         Args:
             limit: How many of the newest items; None: `session_settings.limit`,
-                or all of them.
+                or all of them. A negative one counts as 1, as in the SDK's session.
 
         Returns:
             The items, oldest first, in the shape in which the server lists
@@ -213,8 +225,8 @@ class CachedSession(OpenAIConversationsSession):
 
         Raises:
             TypeError: `limit` is no int.
-            ValueError: `limit` is negative; or another session has the
-                conversation with another outbox or cache.
+            ValueError: Another session has the conversation with another
+                outbox or cache.
             openai.OpenAIError: The server refused, or stayed out of reach.
             DeadlineExceeded: The operations before this one, or another process
                 that sends what waits, took too long; or the time was over
@@ -237,7 +249,7 @@ class CachedSession(OpenAIConversationsSession):
                 # The conversation may have been made, or changed, just now.
                 if limit == 0:
                     return []
-                held = binding.served(limit)
+                held = binding.served(limit, waited=True)
                 if held is not None:
                     return held
                 self.__meter.misses += 1
@@ -256,13 +268,16 @@ class CachedSession(OpenAIConversationsSession):
         piece on the server.
 
         Without an outbox all of them are on the server when the call returns.
-        With one they are recorded, and are sent in the background; if the call
-        raises, none of them is recorded. If it is cancelled, they may be.
+        If it is cancelled, the batch that is being sent settles and no later
+        one is sent: the first batches are there, and the next read shows them.
+        With an outbox they are recorded, and are sent in the background; if the
+        call raises, none of them is recorded. If it is cancelled, all may be.
 
         Args:
             items: The items, dicts or pydantic models. They are copied before
-                the call first waits, so they may be changed at once. No items:
-                nothing is sent.
+                the call first waits, so they may be changed at once. A field
+                whose value is the client's `omit` or `NOT_GIVEN` is left out.
+                No items: nothing is sent.
 
         Raises:
             TypeError: `items` is no list of objects that JSON can carry.
@@ -288,7 +303,7 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-        outgoing = accept(items)
+        outgoing = accept(items, omitted=(Omit, NotGiven))
         if outgoing:
             await self.__binding.perform(
                 lambda operation, replica: self.__binding.append(operation, replica, outgoing)
@@ -487,3 +502,4 @@ class CachedSession(OpenAIConversationsSession):
                 "the session is closed; make a new one",
                 conversation_id=self.__binding.conversation_id,
             )
+        self.__chosen.check()

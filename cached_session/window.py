@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from openai import NotFoundError
 
+from cached_session.classify import says_gone
 from cached_session.core.history import History
 from cached_session.core.outcomes import Applied
-from cached_session.core.unsettled import Unsettled
-from cached_session.errors import UnexpectedAnswer
+from cached_session.core.unsettled import Unsettled, Untold
+from cached_session.errors import AppendOutcomeUnknown, UnexpectedAnswer
 from cached_session.events import LateCopyRemoved
 from cached_session.listing import CursorLost, Newest, extend, newest, rest
 from cached_session.operation import Operation, is_gone
@@ -185,6 +186,7 @@ class Window:
             history = self.history
             assert history is not None  # relist has set it
             if history.covers(limit):
+                self._tell()
                 return history
             try:
                 if limit is None:
@@ -201,7 +203,7 @@ class Window:
 
     async def relist(
         self, operation: Operation, limit: int | None, *, anew: bool = False
-    ) -> int | None:
+    ) -> int | Untold:
         """Lists the newest part and puts it in the place of what is not verified.
 
         Args:
@@ -210,18 +212,19 @@ class Window:
             anew: Whether it is put in the place of all that is held.
 
         Returns:
-            How many items of an undecided append the listing showed; None if
+            How many items of an undecided append the listing showed; or that
             it cannot tell.
         """
         try:
             return await self._relist(operation, limit, anew=anew)
-        except NotFoundError:
-            # The conversation is gone. Nothing of it may be served again.
+        except NotFoundError as error:
+            # Nothing of it may be served again.
             self.forget()
-            self.unsettled.decided_lost()
+            if says_gone(error):
+                self.unsettled.decided_lost()
             raise
 
-    async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | None:
+    async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | Untold:
         unsettled = self.unsettled
         for _ in range(RESTARTS):
             history = None if anew else self.history
@@ -252,7 +255,10 @@ class Window:
             if not unsettled.active:
                 return 0
             return unsettled.settle(
-                listed.items, reached_start=listed.reached_start, listed_at=listed_at
+                listed.items,
+                reached_start=listed.reached_start,
+                listed_at=listed_at,
+                rewriting=operation.remote.server.rewriting,
             )
         raise self._no_cursors()
 
@@ -270,6 +276,19 @@ class Window:
             # Another writer removed something further back. How far back its
             # changes go is not known: keep only what was just listed.
             self.history = History(items, complete=listed.reached_start)
+
+    def _tell(self) -> None:
+        """Tells a caller, once, of what may have come late."""
+        unclear = self.unsettled.tell()
+        if unclear:
+            items = "1 item" if len(unclear) == 1 else f"{len(unclear)} items"
+            raise AppendOutcomeUnknown(
+                f"{self.conversation_id}: {items} on the server may be a late copy of an append "
+                "that got no answer, with texts that the server has rewritten, or another "
+                "writer's. It stays there, and the next read shows it.",
+                conversation_id=self.conversation_id,
+                item_ids=unclear,
+            )
 
     async def remove_late_copies(self, operation: Operation) -> None:
         """Deletes the items that a late commit stored a second time."""

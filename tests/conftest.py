@@ -1,11 +1,10 @@
-"""Fixtures that several test packages share, and a runner for tests that are coroutines."""
+"""Fixtures that several test packages share; pytest-asyncio runs the tests that are coroutines."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from openai import AsyncOpenAI
@@ -44,25 +43,26 @@ def client(emulator: Emulator) -> AsyncOpenAI:
     return new_client(emulator)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test that is a coroutine function in an event loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    asyncio.run(_run(pyfuncitem.obj, arguments))
-    return True
+@pytest.fixture(autouse=True)
+def _coroutine_tests_end(request: pytest.FixtureRequest) -> None:
+    """Looks at what each test that is a coroutine leaves in its loop."""
+    if inspect.iscoroutinefunction(request.function):
+        # What is set up last is torn down first: a fixture that closes something,
+        # an outbox say, would end the tasks that the test forgot.
+        for name in request.fixturenames:
+            if name != "_coroutine_tests_end":
+                request.getfixturevalue(name)
+        request.getfixturevalue("nothing_left")
 
 
-async def _run(test: Callable[..., Awaitable[None]], arguments: dict[str, Any]) -> None:
-    """Runs a test, closes the openai clients that it was given, and looks for leftover tasks."""
-    try:
-        await test(**arguments)
-    finally:
-        for value in arguments.values():
-            if isinstance(value, AsyncOpenAI):
-                await value.close()
+@pytest.fixture
+async def nothing_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Closes the openai clients that a test was given; no task may be left in its loop then."""
+    yield
+    for name in request.fixturenames:
+        value = request.node.funcargs.get(name)
+        if isinstance(value, AsyncOpenAI):
+            await value.close()
     # What the SDK's session and clients without owner leave behind ends by itself.
     for _ in range(10):
         await asyncio.sleep(0)

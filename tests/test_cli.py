@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -16,13 +17,14 @@ import httpx2
 import pytest
 from agents import TResponseInputItem
 
-from cached_session import CachedSession
+from cached_session import CachedSession, SQLiteOutbox
 from cached_session.cli import COMMANDS, main
 from cached_session.demo import command
 from cached_session.demo.comparison import histories_differ, inputs_differ
 from cached_session.demo.loop import LoopResult
 from cached_session.emulator import Emulator
 from tests.answers import answer_as_model
+from tests.servers import eventually
 
 # A demo that takes milliseconds, still over real HTTP.
 QUICK = ("demo", "--runs", "7", "--latency", "0")
@@ -280,14 +282,94 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert entry.summary in output
 
 
-def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends with the status that shells know, without a traceback."""
+def test_interrupt_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C ends with the status that shells know and one line, without a traceback."""
 
     def interrupt(_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "main", interrupt)
     assert main(("demo",)) == 130
+    assert capsys.readouterr().err == "cached-session: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--version",), ("--help",), ("outbox", "--help"), ("outbox", "list", "FILE")]
+)
+def test_what_needs_no_sdk_does_not_load_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The version, the help and the list of an outbox are there without a second of imports."""
+    file = tmp_path / "agent.db"
+    outbox = SQLiteOutbox(file)
+    asyncio.run(opened(outbox))
+    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    code = (
+        "import sys\n"
+        "from cached_session.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print('loaded:', 'agents' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: False"
+
+
+async def opened(outbox: SQLiteOutbox) -> None:
+    """Makes the outbox's file."""
+    await outbox.transact(lambda store: None)
+    await outbox.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench", "loop", "--runs", "0"),
+        ("bench", "flaky", "--runs", "0"),
+        ("bench", "memory", "--conversations", "0"),
+        ("bench", "cold", "--times", "0"),
+        ("serve", "--latency", "nan"),
+        ("serve", "--latency", "inf"),
+        ("demo", "--latency", "nan"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that leaves nothing to do, or is none, is refused by the option's name."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[-2].lstrip("-") in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
+def test_interrupted_benchmark() -> None:
+    """Ctrl-C reaches a benchmark and not its emulator: one line, and the status of interrupts."""
+    command = [sys.executable, "-m", "cached_session", "bench", "loop", "--runs", "300"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            eventually(lambda: bool(_children(process.pid)))
+            # As a terminal does: to all of the foreground's group.
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert error == "cached-session: interrupted\n"
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be asked to terminate")

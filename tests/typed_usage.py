@@ -69,8 +69,9 @@ def outboxes(path: Path) -> list[Outbox]:
             max_age=60,
             max_wait=0.5,
             max_window_bytes=0,
+            account="prod",
         ),
-        MemoryOutbox(max_items=1000, max_bytes=1_000_000, max_age=None, max_wait=0.5),
+        MemoryOutbox(max_items=1000, max_bytes=1_000_000, max_age=None, max_wait=0.5, account=None),
     ]
 
 

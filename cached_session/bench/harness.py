@@ -75,11 +75,27 @@ def count(number: int, noun: str) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    """Reads `100,1000`."""
+    """Reads `0,100,1000`."""
     values = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
     if min(values) < 0:
         raise argparse.ArgumentTypeError("must be whole numbers, with commas between them")
     return values
+
+
+def amounts(text: str) -> list[int]:
+    """Reads `100,1000`: whole numbers from 1 on."""
+    values = numbers(text)
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more: there would be nothing to measure")
+    return values
+
+
+def amount(text: str) -> int:
+    """Reads one whole number from 1 on."""
+    values = amounts(text)
+    if len(values) > 1:
+        raise argparse.ArgumentTypeError("must be one whole number")
+    return values[0]
 
 
 def shares(text: str) -> list[float]:

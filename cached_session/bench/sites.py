@@ -138,7 +138,9 @@ class Sites:
 
 def _start(options: tuple[str, ...]) -> tuple[subprocess.Popen[str], Site]:
     command = [sys.executable, "-m", "cached_session.emulator", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # In a session of its own: an interrupt at the terminal is this program's, which
+    # then stops the emulator. One that met both would be told of as a failed start.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     base_url = process.stdout.readline().strip()
     if not base_url:

@@ -101,7 +101,9 @@ def decode(item: Outgoing) -> dict[str, Any]:
     return decoded
 
 
-def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
+def accept(
+    items: object, *, argument: str = "items", omitted: tuple[type, ...] = ()
+) -> list[Outgoing]:
     """Takes an own copy of what a caller wants to append.
 
     Args:
@@ -109,6 +111,9 @@ def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
             openai client dumps them: JSON mode, fields that were set, wire
             names).
         argument: The name that errors use for `items`.
+        omitted: Types whose instances, as the value of a field, stand for a
+            field that is not there. In a list they have no meaning, and no
+            JSON form.
 
     Returns:
         One entry an item, in order, independent of `items`.
@@ -121,21 +126,21 @@ def accept(items: object, *, argument: str = "items") -> list[Outgoing]:
     """
     if not isinstance(items, list | tuple):
         raise TypeError(f"{argument} must be a list of items, not {type(items).__name__}")
-    return [_encode(item, f"{argument}[{index}]") for index, item in enumerate(items)]
+    return [_encode(item, f"{argument}[{index}]", omitted) for index, item in enumerate(items)]
 
 
-def _encode(item: object, name: str) -> Outgoing:
+def _encode(item: object, name: str, omitted: tuple[type, ...]) -> Outgoing:
     if not isinstance(item, Mapping | Model):
         raise TypeError(f"{name} must be a dict, not {type(item).__name__}")
     plain = dict(item) if isinstance(item, Mapping) and not isinstance(item, dict) else item
     try:
-        text = json.dumps(
-            plain,
-            default=_plain,
-            ensure_ascii=False,
-            separators=(",", ":"),
-            allow_nan=False,
-        ).encode()
+        try:
+            text = _dump(plain)
+        except _NoJSONForm as error:
+            # Only now: nearly every item is without, and looking costs as much as the dump.
+            if not isinstance(error.value, omitted):
+                raise
+            text = _dump(_without(plain, omitted))
     except (TypeError, ValueError, RecursionError) as error:
         # The cause is left out: its text may quote the item's content.
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -143,6 +148,25 @@ def _encode(item: object, name: str) -> Outgoing:
     if not text.startswith(b"{"):
         raise TypeError(f"{name} must be an object, and its model dumps to something else")
     return text
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(
+        value, default=_plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def _without(value: object, omitted: tuple[type, ...]) -> object:
+    """A value without the fields, at any depth, whose value is of one of these types."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without(inner, omitted)
+            for key, inner in value.items()
+            if not isinstance(inner, omitted)
+        }
+    if isinstance(value, list | tuple):
+        return [_without(inner, omitted) for inner in value]
+    return value
 
 
 def _plain(value: object) -> object:
@@ -154,11 +178,15 @@ def _plain(value: object) -> object:
     isoformat = getattr(value, "isoformat", None)
     if callable(isoformat):
         return isoformat()
-    raise _NoJSONForm(f"a value of type {type(value).__name__} has no JSON form")
+    raise _NoJSONForm(value)
 
 
 class _NoJSONForm(TypeError):
-    """Marks an error text that was written here and names a type only."""
+    """A value cannot be sent; the text names its type only."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(f"a value of type {type(value).__name__} has no JSON form")
+        self.value = value
 
 
 def _reason(error: Exception) -> str:

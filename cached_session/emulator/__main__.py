@@ -14,6 +14,8 @@ from typing import NoReturn
 
 from . import Emulator, Faults, Habits
 from .faults import FaultKind, parse_rates
+from .port import LOOPBACK
+from .rewriting import REWRITES
 
 __all__ = ["main", "serve"]
 
@@ -69,8 +71,9 @@ def _run(prog: str, arguments: Sequence[str] | None) -> int:
         emulator = Emulator(
             latency=options.latency,
             faults=faults,
-            habits=Habits(**dict.fromkeys(options.habit, True)),
+            habits=Habits.parse(options.habit),
             port=options.port,
+            host=options.host,
             on_request=output.say if options.trace else None,
         )
     except ValueError as error:
@@ -105,9 +108,15 @@ def _serve(emulator: Emulator, output: _Output) -> int:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="A Conversations API server for offline work and tests, on 127.0.0.1. It "
-        "prints its base URL, to be used as base_url of an openai client with any API key.",
+        description="A Conversations API server for offline work and tests. It prints its base "
+        "URL, to be used as base_url of an openai client with any API key. GET /health answers "
+        "without a key.",
         epilog=f"kinds of faults: {', '.join(FaultKind)}",
+    )
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help=f"interface to listen on ({LOOPBACK}; 0.0.0.0: all, so that others can use it, too)",
     )
     parser.add_argument("--port", type=int, default=0, help="TCP port (0, the default: a free one)")
     parser.add_argument(
@@ -124,8 +133,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--habit",
         action="append",
         default=[],
-        choices=Habits.names(),
-        help="a way in which to differ from the real service; may be given more than once",
+        metavar="NAME[=VALUE]",
+        help="a way in which to differ from the real service; may be given more than once: "
+        f"{', '.join(Habits.names())}, largest_page=NUMBER, rewrites=KIND,... "
+        f"({', '.join(REWRITES)})",
     )
     parser.add_argument(
         "--trace", action="store_true", help="print each request with its answer and its fault"

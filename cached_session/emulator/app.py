@@ -14,15 +14,17 @@ from typing import Any, Final, Protocol
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
+from starlette.responses import JSONResponse
 from starlette.responses import Response as StarletteResponse
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from .faults import FaultPlan
 from .log import LoggedRequest, RequestLog
 from .outcomes import Outcome, Sight, carry_out
+from .params import MAX_BODY
 from .service import Service
-from .wire import Request, Response
+from .wire import ApiError, Request, Response, error_response
 
 __all__ = ["CONNECTION", "Connection", "Sleep", "create_app"]
 
@@ -30,6 +32,8 @@ CONNECTION: Final = "cached_session.connection"
 """Where the scope's state holds the connection, if the server offers one."""
 
 Sleep = Callable[[float], Awaitable[None]]
+
+_TOO_LARGE: Final = f"The body of your request is larger than {MAX_BODY} bytes."
 
 
 class Connection(Protocol):
@@ -53,7 +57,7 @@ def create_app(
     sleep: Sleep = asyncio.sleep,
     log: RequestLog | None = None,
 ) -> Starlette:
-    """Builds the ASGI app.
+    """Builds the ASGI app: the API, and ``GET /health``, which needs no key and meets no fault.
 
     Args:
         service: Answers the requests; by default a new one.
@@ -69,7 +73,12 @@ def create_app(
         ``ConnectionResetError`` and a refusal ``ConnectionRefusedError`` out of the app.
     """
     endpoint = _Endpoint(service or Service(), latency, faults, sleep, log or RequestLog())
-    return Starlette(routes=[Mount("/", app=endpoint)], lifespan=endpoint.lifespan)
+    routes = [Route("/health", _health, methods=["GET"]), Mount("/", app=endpoint)]
+    return Starlette(routes=routes, lifespan=endpoint.lifespan)
+
+
+async def _health(_request: StarletteRequest) -> StarletteResponse:
+    return JSONResponse({"status": "ok"})
 
 
 class _Endpoint:
@@ -111,7 +120,7 @@ class _Endpoint:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = StarletteRequest(scope, receive)
         try:
-            body = await incoming.body()
+            body = await _body(incoming)
         except ClientDisconnect:
             return
         request = Request(
@@ -119,12 +128,16 @@ class _Endpoint:
             path=scope["path"],
             query=tuple(incoming.query_params.multi_items()),
             headers=dict(incoming.headers),
-            body=body,
+            body=body or b"",
         )
         if self._latency:
             await self._sleep(self._latency / 2)
-        fault = None if self._faults is None else self._faults(request)
-        outcome = carry_out(self._service, request, fault)
+        fault = None
+        if body is None:
+            outcome = Outcome(Sight.ANSWER, error_response(ApiError(413, _TOO_LARGE)))
+        else:
+            fault = None if self._faults is None else self._faults(request)
+            outcome = carry_out(self._service, request, fault)
         self._log.add(LoggedRequest.of(request, fault, outcome))
         if outcome.late is not None:
             self._commit_later(request, outcome.late)
@@ -141,6 +154,23 @@ class _Endpoint:
         task = asyncio.create_task(commit())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+
+async def _body(incoming: StarletteRequest) -> bytes | None:
+    """Reads a body; None if it is larger than what is read.
+
+    All of it is taken in all the same: a client that still writes would see a
+    reset in place of the answer.
+    """
+    body = bytearray()
+    size = 0
+    async for chunk in incoming.stream():
+        size += len(chunk)
+        if size <= MAX_BODY:
+            body += chunk
+        else:
+            body.clear()
+    return bytes(body) if size <= MAX_BODY else None
 
 
 async def _perform(outcome: Outcome, scope: Scope, receive: Receive, send: Send) -> None:

@@ -44,7 +44,7 @@ class FaultKind(StrEnum):
     RATE_LIMITED = "rate_limited"
     """Answer 429 that says when to come back; nothing was done."""
     RATE_LIMITED_QUOTA = "rate_limited_quota"
-    """Answer 429 that says nothing of the kind: the user has to act; nothing was done."""
+    """Answer 429 with the code ``insufficient_quota``: the user has to act; nothing was done."""
     LOCKED = "locked"
     """Answer 400 ``conversation_locked``; nothing was done."""
     SLOW = "slow"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .habits import Habits
 from .item_types import CONTENT_PARTS, ITEM_TYPES, MESSAGE, ROLES
+from .rewriting import rewritten
 from .wire import ApiError
 
 __all__ = ["Draft", "draft_item"]
@@ -83,6 +84,10 @@ def draft_item(value: object, where: str, habits: Habits) -> Draft:
     content = copy.deepcopy(head | fields)
     if kind == MESSAGE:
         _normalise_message(content, where, habits)
+    if habits.rewriting:
+        for name in ("content", "summary"):
+            if name in content:
+                content[name] = rewritten(content[name], habits.rewriting)
     return Draft(known.prefix, identifier, content)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .habits import Habits
+from .habits import LARGEST_PAGE, Habits
 from .items import Draft, draft_item
 from .visibility import INCLUDABLE
 from .wire import ApiError, Request
 
 __all__ = [
+    "MAX_BODY",
+    "MAX_DEPTH",
     "MAX_ITEMS",
     "Listing",
     "read_body",
@@ -24,7 +27,12 @@ __all__ = [
 MAX_ITEMS: Final = 20
 """Items that one request may carry (spec, recorded)."""
 
-_MAX_LIMIT: Final = 100
+MAX_BODY: Final = 64 * 1024 * 1024
+"""Bytes of a request body that are read (what the service reads at most is not known)."""
+
+MAX_DEPTH: Final = 100
+"""How deep the values of a body may be nested; what handles them is recursive."""
+
 _DEFAULT_LIMIT: Final = 20
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
@@ -46,8 +54,12 @@ class Listing:
     include: frozenset[str]
 
 
-def read_listing(request: Request) -> Listing:
+def read_listing(request: Request, largest: int = LARGEST_PAGE) -> Listing:
     """Reads the parameters of a listing.
+
+    Args:
+        request: The request.
+        largest: The largest page that is allowed.
 
     Raises:
         ApiError: 400, a parameter has a value that is not allowed.
@@ -56,16 +68,16 @@ def read_listing(request: Request) -> Listing:
     if order not in (None, "asc", "desc"):
         raise _invalid_value(order, "'asc' and 'desc'", "order")
     return Listing(
-        limit=_read_limit(request.parameter("limit")),
+        limit=_read_limit(request.parameter("limit"), largest),
         descending=order != "asc",
         after=request.parameter("after"),
         include=read_include(request),
     )
 
 
-def _read_limit(text: str | None) -> int:
+def _read_limit(text: str | None, largest: int) -> int:
     if text is None:
-        return _DEFAULT_LIMIT
+        return min(_DEFAULT_LIMIT, largest)
     try:
         limit = int(text)
     except ValueError:
@@ -83,10 +95,10 @@ def _read_limit(text: str | None) -> int:
             param="limit",
             code="integer_below_min_value",
         )
-    if limit > _MAX_LIMIT:
+    if limit > largest:
         raise ApiError(
             400,
-            f"Invalid 'limit': integer above maximum value. Expected a value <= {_MAX_LIMIT}, "
+            f"Invalid 'limit': integer above maximum value. Expected a value <= {largest}, "
             f"but got {limit} instead.",
             param="limit",
             code="integer_above_max_value",
@@ -111,17 +123,66 @@ def read_body(request: Request) -> dict[str, Any]:
     """Reads the JSON object of a request; no body at all reads as an empty object.
 
     Raises:
-        ApiError: 400, the body is not JSON, or not an object.
+        ApiError: 400, the body is not JSON, is nested too deeply, or is not an object.
     """
     if not request.body.strip():
         return {}
     try:
-        value = json.loads(request.body)
-    except ValueError:
-        raise ApiError(400, "We could not parse the JSON body of your request.") from None
+        value = json.loads(request.body, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise _not_json() from None
     if not isinstance(value, dict):
         raise ApiError(400, "The JSON body of your request has to be an object.")
+    _check_depth(value)
+    _check_text(request.body, value)
     return value
+
+
+def _no_number(name: str) -> float:
+    """Refuses NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number that is too large would be listed as one that is none")
+    return number
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ApiError(
+        400, f"The JSON body of your request is nested more than {MAX_DEPTH} levels deep."
+    )
+
+
+def _check_text(body: bytes, value: object) -> None:
+    r"""Refuses half of a surrogate pair.
+
+    An escape such as ``"\ud83d"`` is JSON by its grammar, and no Unicode text: an
+    answer that holds it could not be written as UTF-8, nor could any later listing.
+    """
+    # Nothing else brings one in, and most bodies hold no such escape.
+    if b"\\ud" not in body.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _not_json() from None
+
+
+def _not_json() -> ApiError:
+    return ApiError(400, "We could not parse the JSON body of your request.")
 
 
 def read_items(body: dict[str, Any], habits: Habits, *, required: bool) -> tuple[Draft, ...]:

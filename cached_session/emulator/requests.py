@@ -74,7 +74,7 @@ def first_items(request: Request, count: int) -> Request:
 def _entries(body: bytes, key: str) -> list[Any] | None:
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     entries = value.get(key) if isinstance(value, dict) else None
     return entries if isinstance(entries, list) else None

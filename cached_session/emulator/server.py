@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
@@ -25,7 +26,7 @@ __all__ = ["Emulator"]
 
 
 class Emulator:
-    """A Conversations API server on the loopback interface.
+    """A Conversations API server, on the loopback interface unless told otherwise.
 
     Use it as ``async with Emulator() as emulator`` or ``with Emulator() as emulator``. It serves
     from a thread with an event loop of its own, so clients in any loop, in any thread and without
@@ -49,6 +50,7 @@ class Emulator:
         service: Service | None = None,
         sleep: Sleep = asyncio.sleep,
         on_request: Callable[[LoggedRequest], None] | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         """Creates an emulator that does not serve yet.
 
@@ -63,15 +65,21 @@ class Emulator:
                 own matter.
             sleep: Waits some seconds, in the server's event loop.
             on_request: Called with each new log entry, in the server's thread.
+            host: IPv4 address of the interface to listen on, or a name of it; ``0.0.0.0`` for
+                all of them. Anybody who reaches the port can use the server with any key.
 
         Raises:
-            ValueError: ``latency`` is negative, ``port`` is not a TCP port, or ``service`` is
-                given with ``habits`` or ``seed``.
+            ValueError: ``latency`` is negative or not finite, ``port`` is not a TCP port, ``host``
+                is empty, or ``service`` is given with ``habits`` or ``seed``.
         """
         if not 0 <= port <= 65535:
             raise ValueError("port is not between 0 and 65535")
         if latency < 0:
             raise ValueError("latency is negative")
+        if not math.isfinite(latency):
+            raise ValueError("latency is not a finite number of seconds")
+        if not host:
+            raise ValueError("host is empty; 0.0.0.0 stands for all interfaces")
         if service is not None and (habits is not None or seed is not None):
             raise ValueError("habits and seed belong to the service that was given")
         if service is None:
@@ -85,6 +93,7 @@ class Emulator:
         self.app = create_app(
             service, latency=latency, faults=self._decide, sleep=sleep, log=self._log
         )
+        self._host = host
         self._wanted_port = port
         self._running: _Running | None = None
 
@@ -102,7 +111,9 @@ class Emulator:
         """
         if self._wanted_port == 0:
             raise RuntimeError("the emulator has no port before it is started")
-        return f"http://{LOOPBACK}:{self._wanted_port}{API_ROOT}"
+        # All interfaces are no place to connect to; the loopback is one of them.
+        host = LOOPBACK if self._host == "0.0.0.0" else self._host
+        return f"http://{host}:{self._wanted_port}{API_ROOT}"
 
     @property
     def requests(self) -> list[LoggedRequest]:
@@ -131,12 +142,12 @@ class Emulator:
         """Starts to serve; returns when connections are accepted.
 
         Raises:
-            OSError: The port is taken.
+            OSError: The port is taken, or the host is no interface of this machine.
             RuntimeError: It is serving already.
         """
         if self._running is not None:
             raise RuntimeError("the emulator is serving already")
-        port = ReservedPort(self._wanted_port)
+        port = ReservedPort(self._wanted_port, self._host)
         self._wanted_port = port.number
         self._running = _Running(self, port)
 

@@ -162,7 +162,7 @@ class Service:
 
     def _list(self, request: Request, conversation_id: str) -> dict[str, Any]:
         self.store.conversation(conversation_id)
-        listing = read_listing(request)
+        listing = read_listing(request, self.habits.largest_page)
         limit, descending, after = listing.limit, listing.descending, listing.after
         try:
             page = self.store.page(conversation_id, limit=limit, descending=descending, after=after)
@@ -170,10 +170,13 @@ class Service:
             if not self.habits.unknown_cursor_ignored:
                 raise _no_item(error, "after") from None
             page = self.store.page(conversation_id, limit=limit, descending=descending, after=None)
-        full_last = self.habits.has_more_on_full_last_page and len(page.items) == limit
+        full, habits = len(page.items) == limit, self.habits
+        has_more = page.has_more or (full and habits.has_more_on_full_last_page)
+        if full and habits.has_more_false_on_full_page:
+            has_more = False
         return self._envelope(
             (as_listed(item, listing.include) for item in page.items),
-            has_more=page.has_more or full_last,
+            has_more=has_more,
         )
 
     def _retrieve_item(

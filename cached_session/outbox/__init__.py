@@ -25,6 +25,7 @@ from cached_session.outbox.records import (
 )
 from cached_session.outbox.sqlite import SQLiteOutbox
 from cached_session.outbox.store import Store
+from cached_session.outbox.told import Told
 
 T = TypeVar("T")
 
@@ -84,8 +85,19 @@ class Outbox(Protocol):
         """Those of them that others are kept from sending."""
 
     @property
+    def account(self) -> str | None:
+        """The account that all who use the outbox belong to, whatever their keys, or None."""
+
+    @property
+    def told(self) -> Told:
+        """What somebody was warned of."""
+
+    @property
     def advice(self) -> str:
         """What somebody can do about a backlog that is paused, as a sentence."""
+
+    def how_to_move(self, number: int) -> str:
+        """What somebody can do about a backlog of another account, as a sentence."""
 
     async def transact(self, work: Callable[[Store], T]) -> T:
         """Runs `work` in a transaction; when it returns, what the work did is recorded.

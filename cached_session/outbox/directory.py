@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cached_session.core.local import LOCAL
 from cached_session.outbox import statements as sql
-from cached_session.outbox.records import Address, Summary
+from cached_session.outbox.records import Address, Namesake, Summary
 
 
 class Directory:
@@ -72,6 +72,11 @@ class Directory:
             number = other
         self._connection.execute(sql.RENAME, (conversation, address.conversation, number))
         return new
+
+    def namesakes(self, address: Address) -> list[Namesake]:
+        """The backlogs of the same conversation under other credentials, if something waits."""
+        found = self._connection.execute(sql.NAMESAKES, address)
+        return [Namesake(number, Address(*of), items) for number, *of, items in found]
 
     def relocate(self, number: int, to: Address) -> None:
         """Gives a record another account's address, which no record has.

@@ -32,6 +32,9 @@ class MemoryOutbox(Shared):
         max_bytes: How many bytes of JSON may wait in one backlog.
         max_age: Seconds after which an item counts as waiting too long; None: never.
         max_wait: Seconds that a call waits for room at most.
+        account: A name for the account that all who use the outbox belong to.
+            Clients with different keys then have one backlog, and one copy, of
+            a conversation. None: each key has its own.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -48,8 +51,11 @@ class MemoryOutbox(Shared):
         max_bytes: int = 256 * MIB,
         max_age: float | None = None,
         max_wait: float = 10.0,
+        account: str | None = None,
     ) -> None:
-        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes=0)
+        super().__init__(
+            max_items, max_bytes, max_age, max_wait, max_window_bytes=0, account=account
+        )
         self.holdings = Holdings(shared=False)
         self._pid = os.getpid()
         self._statements = threading.Lock()

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+# What stands before the name of an account in the place of a digest, which has no colon.
+NAMED = "account:"
+
 
 class Address(NamedTuple):
     """Which conversation a backlog is for, and whose it is.
@@ -14,8 +17,9 @@ class Address(NamedTuple):
         base_url: The API's base URL.
         organization: The organisation's id, or "".
         project: The project's id, or "".
-        credentials: A digest of the API key and headers; "" for a client whose
-            key is not fixed. Never the key itself.
+        credentials: `NAMED` and the account's name, where the outbox has one;
+            otherwise a digest of the API key and headers, or "" for a client
+            whose key is not fixed. Never the key itself.
         conversation: The conversation's id; before it could be created, a
             local name that begins with `LOCAL`.
     """
@@ -25,6 +29,20 @@ class Address(NamedTuple):
     project: str
     credentials: str
     conversation: str
+
+    @property
+    def account(self) -> str | None:
+        """The name of the account, if the outbox gave it one."""
+        named = self.credentials.startswith(NAMED)
+        return self.credentials.removeprefix(NAMED) if named else None
+
+
+def whose(address: Address) -> str:
+    """Whose a backlog is, in words: enough to tell a few of them apart, and no key."""
+    if address.account is not None:
+        return f"account {address.account!r}"
+    digest = address.credentials
+    return f"a key with digest {digest[:8]}..." if digest else "a client without a fixed key"
 
 
 class Claim(Enum):
@@ -67,6 +85,20 @@ class Row(NamedTuple):
     data: bytes
     sealed: bool
     accepted_at: float
+
+
+class Namesake(NamedTuple):
+    """A backlog of the same conversation, under another account.
+
+    Attributes:
+        number: Its number in the file.
+        address: Whose it is.
+        items: How many items wait.
+    """
+
+    number: int
+    address: Address
+    items: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,12 @@ _TABLES = (
         window_unverified INTEGER NOT NULL DEFAULT 0,
         window_size INTEGER NOT NULL DEFAULT 0,
         window_written INTEGER,
-        UNIQUE (base_url, organization, project, credentials, conversation)
+        UNIQUE (base_url, organization, project, conversation, credentials)
     )
     """,
     """
     CREATE UNIQUE INDEX conversations_by_local
-    ON conversations (base_url, organization, project, credentials, local)
+    ON conversations (base_url, organization, project, local, credentials)
     WHERE local IS NOT NULL
     """,
     """

@@ -9,8 +9,12 @@ from typing import Any
 
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.records import Address
+from cached_session.outbox.told import Told
 
 MIB = 1024 * 1024
+
+# The characters of an account's name, at most.
+_LONGEST = 100
 
 
 class Shared:
@@ -22,6 +26,8 @@ class Shared:
         max_age: Seconds after which an item counts as waiting too long, or None.
         max_wait: Seconds that a call waits for room at most.
         max_window_bytes: Bytes for the stored windows of all conversations together.
+        account: The account that all who use the outbox belong to, whatever their keys, or None.
+        told: What somebody was warned of.
         users: The open sessions that use the outbox.
         lock: Guards `backlogs`.
         backlogs: The backlogs in use, one a conversation.
@@ -35,6 +41,13 @@ class Shared:
     advice = "See `cached-session outbox --help`"
     """What somebody can do about a backlog that is paused, as a sentence."""
 
+    def how_to_move(self, number: int) -> str:
+        """What somebody can do about a backlog of another account, as a sentence."""
+        return (
+            "It is sent when a session whose client has that key uses the conversation. Give the "
+            "outbox an account= for keys that are one account's"
+        )
+
     def __init__(
         self,
         max_items: int,
@@ -42,6 +55,7 @@ class Shared:
         max_age: float | None,
         max_wait: float,
         max_window_bytes: int,
+        account: str | None = None,
     ) -> None:
         _check_count("max_items", max_items, 1)
         _check_count("max_bytes", max_bytes, 1)
@@ -56,10 +70,30 @@ class Shared:
         self.max_age = max_age
         self.max_wait = max_wait
         self.max_window_bytes = max_window_bytes
+        if account is not None:
+            check_account(account)
+        self.account = account
+        self.told = Told()
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
         self.holdings = Holdings()
+
+
+def check_account(value: object) -> None:
+    """Refuses what cannot name an account.
+
+    Raises:
+        TypeError: It is no str.
+        ValueError: It is empty, too long, or has something in it that cannot be seen.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"account must be a str or None, not {type(value).__name__}")
+    if not 0 < len(value) <= _LONGEST or value != value.strip() or not value.isprintable():
+        raise ValueError(
+            f"account must be a printable text of 1 to {_LONGEST} characters, without spaces "
+            "around it"
+        )
 
 
 def _check_count(name: str, value: object, least: int) -> None:

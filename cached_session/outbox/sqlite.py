@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import shlex
 import threading
 import weakref
 from collections.abc import Callable
@@ -39,6 +40,9 @@ class SQLiteOutbox(Shared):
         max_window_bytes: Bytes for the stored windows of all conversations
             together; those written least recently go first. 0: none is written;
             those that the file holds stay, and are not kept up to date.
+        account: A name for the account that all who use the outbox belong to,
+            such as "prod". Clients with different keys then have one backlog,
+            and one copy, of a conversation. None: each key has its own.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -58,8 +62,9 @@ class SQLiteOutbox(Shared):
         max_age: float | None = None,
         max_wait: float = 10.0,
         max_window_bytes: int = 64 * MIB,
+        account: str | None = None,
     ) -> None:
-        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes)
+        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
         self._path = _absolute(path)
         self._opening = functools.partial(
             OpenFile,
@@ -83,6 +88,21 @@ class SQLiteOutbox(Shared):
         finally:
             # As in `transact`.
             del opened
+
+    def how_to_move(self, number: int) -> str:
+        """What somebody can do about a backlog of another account, as a sentence."""
+        command = f"`cached-session outbox move {shlex.quote(self._path)} {number}"
+        if self.account is not None:
+            how = f"{command} --account {shlex.quote(self.account)}`"
+        else:
+            how = (
+                f"{command}` with the present key in OPENAI_API_KEY; or give the outbox an "
+                "account=, for keys that are one account's"
+            )
+        return (
+            "To have it sent before what is appended from now on, close the programs that use "
+            f"that one, and move it: {how}"
+        )
 
     @property
     def path(self) -> Path:

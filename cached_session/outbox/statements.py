@@ -37,6 +37,13 @@ UPDATE conversations SET base_url = ?, organization = ?, project = ?, credential
     conversation = ?, local = ?
 WHERE number = ?
 """
+NAMESAKES = """
+SELECT number, base_url, organization, project, credentials, conversations.conversation, COUNT(seq)
+FROM conversations JOIN items ON items.conversation = number
+WHERE base_url = ?1 AND organization = ?2 AND project = ?3 AND credentials <> ?4
+    AND (conversations.conversation = ?5 OR local = ?5)
+GROUP BY number ORDER BY number
+"""
 LOCAL_NAME = "SELECT local FROM conversations WHERE number = ?"
 DELETE = "DELETE FROM conversations WHERE number = ?"
 # A local name stays as long as the file: whoever still has it must find the conversation.

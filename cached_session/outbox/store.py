@@ -13,6 +13,7 @@ from cached_session.outbox.records import (
     Claim,
     Mailbox,
     Mark,
+    Namesake,
     Row,
     StoredItem,
     StoredWindow,
@@ -247,6 +248,10 @@ class Store:
                 "Send or discard that one first."
             )
         self._directory.merge(number, other)
+
+    def namesakes(self, address: Address) -> list[Namesake]:
+        """The backlogs of the same conversation under other credentials, if something waits."""
+        return self._directory.namesakes(address)
 
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""

@@ -146,7 +146,10 @@ class Writer:
                     return self._jobs.get(timeout=left)
             self._look_at = time.monotonic() + LOOK_AFTER
             if self._holdings.abandoned:
-                return Job(self._holdings.release, self._released)
+                # Behind what waits: of a loop that was stopped just now, that
+                # may be what claims.
+                self.put(Job(self._holdings.release, self._released))
+                break
         job = self._jobs.get()
         self._look_at = time.monotonic() + LOOK_AFTER
         return job

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,13 +18,17 @@ from openai import OpenAIError
 
 from cached_session.errors import CachedSessionError
 from cached_session.outbox import Address, SQLiteOutbox, Store
+from cached_session.outbox.shared import check_account
 from cached_session.outbox_command.checks import check
 from cached_session.outbox_command.export import export
+from cached_session.outbox_command.move import move
 from cached_session.outbox_command.records import (
     Stop,
     age,
     conversation,
     count,
+    facts,
+    fitting,
     key,
     moment,
     overview,
@@ -35,9 +40,8 @@ from cached_session.outbox_command.records import (
     visible,
     word,
 )
-from cached_session.outbox_command.retry import fits, retry
 
-_HEAD = ("number", "conversation", "items", "bytes", "oldest", "state", "window bytes")
+_HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
 
 _PAUSES = """\
 A backlog is paused when the server refused a batch, or when it cannot be found
@@ -45,6 +49,7 @@ out whether a batch is on the server. All of it is kept, in order, and nothing
 of it is sent until somebody decides:
 
   retry    when the reason is gone: clears the pause, and sends what waits
+  move     when another key is to send it: changes whose it is, and sends nothing
   discard  when it is not wanted: clears the pause, and removes what waits
   export   first, to keep it: writes what waits to a file, and changes nothing
 
@@ -82,7 +87,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> None:
-    outbox = SQLiteOutbox(options.file)
+    # Those that decide for an account have the option.
+    outbox = SQLiteOutbox(options.file, account=getattr(options, "account", None))
     try:
         await options.run(outbox, options)
     finally:
@@ -91,14 +97,30 @@ async def _run(options: argparse.Namespace) -> None:
 
 async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     found = await outbox.transact(lambda store: store.summaries())
-    if not found:
-        print("Nothing waits, and no window is stored.")
+    chosen = [one for one in found if options.all or one.items or one.paused is not None]
+    if options.json:
+        print(json.dumps([facts(one) for one in chosen], indent=2))
         return
-    lines = [_HEAD, *map(overview, found)]
+    idle = count(len(found) - len(chosen), "idle conversation")
+    if not chosen:
+        print(f"Nothing waits. --all lists {idle}, too." if found else "Nothing waits.")
+        return
+    lines = [_HEAD, *map(overview, chosen)]
+    if sys.stdout.isatty():
+        lines = fitting(lines, shutil.get_terminal_size().columns)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
+    if len(chosen) < len(found):
+        print(f"--all lists {idle}, too.")
+
+
+async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    # Only now: it brings the SDK, which the other commands do without.
+    from cached_session.outbox_command.retry import retry
+
+    await retry(outbox, options)
 
 
 async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -134,6 +156,8 @@ async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
 
 async def _key(address: Address) -> str:
+    from cached_session.outbox_command.retry import fits  # only now: see `_retry`
+
     same = await fits(address)
     if same is None:
         return key(address)
@@ -205,10 +229,12 @@ def _parser() -> argparse.ArgumentParser:
             )
         return command
 
-    add("list", _list, "lists the backlogs, one a line, without content")
+    table = add("list", _list, "lists the backlogs, one a line, without content")
+    table.add_argument("--all", action="store_true", help="those in which nothing waits, too")
+    table.add_argument("--json", action="store_true", help="as JSON, for programs")
     show = add("show", _show, "shows one backlog and its items, one a line")
     show.add_argument("--content", action="store_true", help="show each item's JSON, too")
-    again = add("retry", retry, "clears what a backlog was paused for, and sends it")
+    again = add("retry", _retry, "clears what a backlog was paused for, and sends it")
     again.add_argument("--base-url", metavar="URL", help="the API's base URL (the recorded one)")
     again.add_argument(
         "--any-account",
@@ -218,11 +244,32 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--timeout", type=_seconds, default=60.0, help="seconds that it may take (60)"
     )
+    again.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=; the present key is one of that account",
+    )
+    moving = add("move", move, "moves a backlog to another account, and sends nothing")
+    moving.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=, such as prod (the account of the present key)",
+    )
     discard = add("discard", _discard, "removes what waits in a backlog")
     discard.add_argument("--yes", action="store_true", help="really remove it")
     out = add("export", export, "writes the waiting items as JSON lines, unchanged")
     out.add_argument("--output", metavar="PATH", help="a new file (-, the standard output)")
     return parser
+
+
+def _account(text: str) -> str:
+    try:
+        check_account(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _seconds(text: str) -> float:

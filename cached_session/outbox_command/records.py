@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,8 +47,43 @@ def overview(summary: Summary) -> tuple[str, ...]:
         str(summary.size),
         "-" if summary.oldest is None else age(summary.oldest),
         state(summary),
-        str(summary.window),
     )
+
+
+def facts(summary: Summary) -> dict[str, Any]:
+    """The same for a program; times are seconds since the epoch."""
+    address = summary.address
+    return {
+        "number": summary.number,
+        "conversation": address.conversation,
+        "created": not address.conversation.startswith(LOCAL),
+        "base_url": server(address.base_url),
+        "organization": address.organization or None,
+        "project": address.project or None,
+        "items": summary.items,
+        "bytes": summary.size,
+        "sealed": summary.sealed,
+        "oldest": summary.oldest,
+        "paused": summary.paused,
+        "sent_by_a_living_process": summary.owned,
+        "window_bytes": summary.window,
+    }
+
+
+def fitting(lines: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """A table's lines, its conversations and then its states cut so that no line is wider."""
+    kept = [list(line) for line in lines]
+    for column, least in ((1, 16), (5, 8)):
+        widths = [max(map(len, cells)) for cells in zip(*kept, strict=True)]
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        room = max(least, widths[column] - max(0, over))
+        for line in kept:
+            cell = line[column]
+            if len(cell) > room:
+                # Both ends of an id tell it apart, and can be searched for.
+                half = (room - 3) // 2
+                line[column] = f"{cell[: room - 3 - half]}...{cell[-half:]}"
+    return [tuple(line) for line in kept]
 
 
 def conversation(address: Address) -> str:
@@ -58,6 +94,8 @@ def conversation(address: Address) -> str:
 
 def key(address: Address) -> str:
     """With which key a backlog was recorded: enough to tell a few of them apart."""
+    if address.account is not None:
+        return f"any of the account {address.account!r}"
     return f"digest {address.credentials[:8]}..." if address.credentials else "not fixed"
 
 

@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shlex
 from collections.abc import AsyncIterator
 
 from openai import AsyncOpenAI
 
-from cached_session.attaching import address_of
+from cached_session.addresses import address_of, owner_of
 from cached_session.cache import ConversationCache
 from cached_session.connections import account
 from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
@@ -43,17 +44,16 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     if summary.owned:
         print(f"A living process has backlog {summary.number}. It goes on at its next use.")
         return
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise Stop("retry needs an API key in the environment variable OPENAI_API_KEY.")
+    need_key("retry")
     recorded = summary.address
     async with AsyncOpenAI(base_url=options.base_url or recorded.base_url) as client:
         theirs = client.organization, client.project
-        own = _as_recorded(client, recorded)
+        own = as_recorded(client, outbox, recorded)
         if own.credentials != recorded.credentials:
             if not options.any_account:
                 raise Stop(_another_account(summary))
             client.organization, client.project = theirs
-            own = address_of(account(client), recorded.conversation)
+            own = address_of(owner_of(outbox, account(client)), recorded.conversation)
 
         def prepare(store: Store) -> None:
             if own != recorded:
@@ -66,20 +66,36 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
 async def fits(recorded: Address) -> bool | None:
     """Whether a backlog was recorded with the key in OPENAI_API_KEY; None: it cannot be told."""
-    if not recorded.credentials or not os.environ.get("OPENAI_API_KEY"):
+    unknown = not recorded.credentials or recorded.account is not None
+    if unknown or not os.environ.get("OPENAI_API_KEY"):
         return None
     async with AsyncOpenAI(base_url=recorded.base_url) as client:
-        return _as_recorded(client, recorded).credentials == recorded.credentials
+        return as_recorded(client, None, recorded).credentials == recorded.credentials
 
 
-def _as_recorded(client: AsyncOpenAI, recorded: Address) -> Address:
+def need_key(what: str) -> None:
+    """Raises `Stop` if there is no key to use."""
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise Stop(f"{what} needs an API key in the environment variable OPENAI_API_KEY.")
+
+
+def as_recorded(client: AsyncOpenAI, outbox: SQLiteOutbox | None, recorded: Address) -> Address:
     """Gives a client the recorded organisation and project; where it finds the backlog then."""
     client.organization = recorded.organization or None
     client.project = recorded.project or None
-    return address_of(account(client), recorded.conversation)
+    own = account(client)
+    return address_of(own if outbox is None else owner_of(outbox, own), recorded.conversation)
 
 
 def _another_account(summary: Summary) -> str:
+    name = summary.address.account
+    if name is not None:
+        return (
+            f"backlog {summary.number} was recorded for the account {name!r}. Nothing was changed. "
+            f"Give --account {shlex.quote(name)} if the key in OPENAI_API_KEY is one of that "
+            "account, or --any-account to move the backlog to the present account and send it "
+            "there."
+        )
     if not summary.address.credentials:
         what = (
             "was recorded by a client without a fixed key, and nothing tells whether the key in "

@@ -18,6 +18,7 @@ from cached_session.emulator import ConversationStore, Service, random_ids
 from tests.campaigns.setting import Kind, Setting
 from tests.campaigns.witness import Forwarding, Handler
 from tests.campaigns.world import World
+from tests.clients import HTTP_KINDS
 from tests.servers import agentic_server
 
 AT_ONCE = 4
@@ -33,6 +34,8 @@ class Failure(AssertionError):
         option = " --agentic" if forwarded else ""
         if setting == Setting.compared(seed, setting.kind):
             option += f" --compared {setting.kind}"
+        if setting.http != "default":
+            option += f" --http {setting.http}"
         super().__init__(
             f"seed {seed}: {error!r}\nreplay (the same plan and operations, other timing): "
             f"python -m tests.campaigns.campaign --start {seed} --seeds 1{option}"
@@ -99,11 +102,14 @@ def main() -> int:
     parser.add_argument(
         "--compared", choices=get_args(Kind), help="the runs of the comparison, with this session"
     )
+    parser.add_argument("--http", choices=HTTP_KINDS, default="default", help="the HTTP client")
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     arguments = parser.parse_args()
     seeds = range(arguments.start, arguments.start + arguments.seeds)
     settings = [
-        Setting.compared(seed, arguments.compared) if arguments.compared else Setting.draw(seed)
+        Setting.compared(seed, arguments.compared)
+        if arguments.compared
+        else Setting.draw(seed, arguments.http)
         for seed in seeds
     ]
     with ExitStack() as stack:

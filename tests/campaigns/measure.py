@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI, OpenAIError
+from openai import OpenAIError
 
 from cached_session import CachedSession, ConversationCache, RetryBudget, RetryPolicy
 from cached_session.emulator import (
@@ -27,6 +27,7 @@ from cached_session.emulator import (
 )
 from tests.campaigns.setting import Kind
 from tests.campaigns.witness import KEY, Witness
+from tests.clients import HttpKind, openai_client
 from tests.servers import eventually
 from tests.simulation.ledger import text_of
 
@@ -68,12 +69,14 @@ class Case:
         throughout: Whether it befalls every request until the call has ended;
             otherwise the operation's own request, once.
         kind: Which session is used.
+        http: Which HTTP client the openai client has.
     """
 
     operation: Operation
     fault: FaultKind
     throughout: bool
     kind: Kind
+    http: HttpKind = "default"
 
     @property
     def possible(self) -> bool:
@@ -162,9 +165,7 @@ async def _open(
 ) -> AsyncIterator[tuple[Emulator, Any]]:
     with Emulator(service=witness) as emulator:  # type: ignore[arg-type]
         attempt = ATTEMPT if case.long else AMPLE
-        async with AsyncOpenAI(
-            base_url=emulator.base_url, api_key="key", timeout=attempt
-        ) as client:
+        async with openai_client(case.http, emulator.base_url, attempt) as client:
             if case.kind == "sdk":
                 yield (
                     emulator,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cached_session.emulator import FaultKind
+from tests.clients import HttpKind
 
 ATTEMPT = 0.3
 """Seconds that one request may take, with either kind of session."""
@@ -41,6 +42,7 @@ class Setting:
         history: How many items the conversation holds at the beginning.
         kind: Which session is used.
         repeats: Whether the workers say the same words more than once.
+        http: Which HTTP client the openai client has.
     """
 
     seed: int
@@ -51,9 +53,10 @@ class Setting:
     history: int = 0
     kind: Kind = "cached"
     repeats: bool = True
+    http: HttpKind = "default"
 
     @classmethod
-    def draw(cls, seed: int) -> Setting:
+    def draw(cls, seed: int, http: HttpKind = "default") -> Setting:
         """The setting that belongs to a seed."""
         rng = random.Random(f"{seed}:setting")
         return cls(
@@ -63,6 +66,7 @@ class Setting:
             workers=rng.randint(1, 4),
             foreign=rng.random() < 0.4,
             history=rng.choice((0, 0, 130)),
+            http=http,
         )
 
     @classmethod

@@ -11,15 +11,17 @@ import pytest
 from tests.campaigns.campaign import run, total
 from tests.campaigns.counting import Count, count
 from tests.campaigns.setting import Kind, Setting
+from tests.clients import HTTP_KINDS, HttpKind
 
 EMULATED_SEEDS = 12
+HTTP_SEEDS = 4
 FORWARDED_SEEDS = 8
 COMPARED_SEEDS = 8
 
 
-def _fresh(seeds: int) -> list[Setting]:
+def _fresh(seeds: int, http: HttpKind = "default") -> list[Setting]:
     start = secrets.randbelow(1 << 40)
-    return [Setting.draw(seed) for seed in range(start, start + seeds)]
+    return [Setting.draw(seed, http) for seed in range(start, start + seeds)]
 
 
 def _show(
@@ -43,6 +45,15 @@ async def test_emulator(capsys: pytest.CaptureFixture[str]) -> None:
     _show(capsys, "campaign", settings, _summary(tally))
     assert tally["append applied"] > 0.2 * tally["operations"]
     assert tally["read answered"] > 0.2 * tally["operations"]
+
+
+@pytest.mark.parametrize("http", [kind for kind in HTTP_KINDS if kind != "default"])
+async def test_http_clients(http: HttpKind, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same holds over every HTTP client that the openai client takes."""
+    settings = _fresh(HTTP_SEEDS, http)
+    tally = total(await run(settings))
+    _show(capsys, f"campaign on the HTTP client {http!r}", settings, _summary(tally))
+    assert tally["append applied"] > 0.2 * tally["operations"]
 
 
 async def test_agentic_api(agentic_server: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from pathlib import Path
 
 import pytest
+from openai import APIConnectionError
 
-from cached_session.emulator import FaultKind
+from cached_session import CachedSession, ConversationCache, RetryPolicy
+from cached_session.emulator import Emulator, FaultKind
 from tests.campaigns.guarantees import (
+    AT_ONCE,
     ELSEWHERE,
     PAGE,
     Row,
@@ -19,7 +23,8 @@ from tests.campaigns.guarantees import (
     render,
     rows,
 )
-from tests.campaigns.measure import Operation
+from tests.campaigns.measure import Case, Operation, measure
+from tests.clients import HTTP_KINDS, HttpKind, openai_client
 
 Found = dict[tuple[Operation, FaultKind], Row]
 
@@ -56,6 +61,48 @@ def test_row(operation: Operation, fault: FaultKind, found: Found) -> None:
     # The SDK's session may do otherwise in another release than the page names.
     same = None if here[0] == expected[0] else 3
     assert row.split(" | ")[:same] == line.split(" | ")[:same]
+
+
+@pytest.mark.parametrize("http", [kind for kind in HTTP_KINDS if kind != "default"])
+async def test_http_clients(http: HttpKind) -> None:
+    """Every fault, once, over every HTTP client: what the page promises is kept there, too."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(operation: Operation, fault: FaultKind) -> str:
+        async with slots:
+            case = Case(operation, fault, throughout=False, kind="cached", http=http)
+            seen = await measure(case)
+            kept = re.fullmatch(KEPT[operation], seen)
+            return "" if kept else f"{name(operation, fault)}: {seen}"
+
+    # A create that is lost leaves an empty conversation behind, over any client.
+    said = await asyncio.gather(*(one(*row) for row in rows() if row[0] != "create"))
+    assert [row for row in said if row] == []
+
+
+async def test_no_connection_over_any_http_client() -> None:
+    """Where nobody listens, an append over a client that is known raises that, without doubt."""
+    with Emulator() as emulator:
+        for http in ("default", "aiohttp", "own", "legacy"):
+            async with openai_client(http, emulator.base_url, 5.0) as client:
+                session = CachedSession(
+                    openai_client=client,
+                    cache=ConversationCache(),
+                    retry=RetryPolicy(max_attempts=2, initial_delay=0.01),
+                )
+                await session.get_items()
+                # Only the address: a connection that is kept would be reset.
+                client.base_url = _nowhere()
+                with pytest.raises(APIConnectionError) as caught:
+                    await session.add_items([{"role": "user", "content": "one"}])
+                assert "the first 0 of 1 items are on the server" in str(caught.value.__notes__)
+
+
+def _nowhere() -> str:
+    """A base URL at which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
 
 
 def test_page(found: Found) -> None:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI, OpenAIError
+from openai import OpenAIError
 
 from cached_session import (
     AbandonedWriteFailed,
@@ -28,6 +28,7 @@ from cached_session import (
 from cached_session.emulator import Emulator, FaultKind, Faults, Request
 from tests.campaigns.setting import ATTEMPT, DEADLINE, SLACK, SPANS, Setting
 from tests.campaigns.witness import KEY, Handler, Witness
+from tests.clients import openai_client
 from tests.servers import eventually
 from tests.simulation.ledger import Appended, Ledger, Violation, text_of
 
@@ -77,9 +78,8 @@ class World:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.emulator)
-            # The SDK's session gets the client's own retries, as a user's would.
             self._client = await stack.enter_async_context(
-                AsyncOpenAI(base_url=self.emulator.base_url, api_key="key", timeout=ATTEMPT)
+                openai_client(self.setting.http, self.emulator.base_url, ATTEMPT)
             )
             self._stack = stack
             self._begin()

@@ -94,9 +94,14 @@ def test_command_line_serves_until_it_is_stopped(number: signal.Signals) -> None
     [
         (["--faults", "nonsense=1"], "nonsense"),
         (["--faults", "locked=2"], "more than 1"),
-        (["--habit", "nonsense"], "invalid choice"),
+        (["--habit", "nonsense"], "not one of the habits"),
+        (["--habit", "rewrites=loudly"], "not one of nul, crlf"),
+        (["--habit", "largest_page=0"], "between 1 and 100"),
         (["--port", "70000"], "65535"),
         (["--latency", "-1"], "negative"),
+        (["--latency", "nan"], "finite"),
+        (["--latency", "inf"], "finite"),
+        (["--host", ""], "empty"),
     ],
 )
 def test_command_line_refuses_what_cannot_be(

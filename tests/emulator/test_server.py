@@ -296,3 +296,74 @@ def test_create_app_alone() -> None:
             return (await client.post("/conversations", headers=KEY)).status_code
 
     assert asyncio.run(run()) == 200
+
+
+def posted(emulator: Emulator, body: bytes) -> httpx2.Response:
+    url = f"{emulator.base_url}/conversations"
+    return httpx2.post(url, content=body, headers=KEY, trust_env=False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"items":[{"role":"user","content":"\\ud83d"}]}',
+        b'{"items":[{"role":"user","content":"\\uDE00 and \\uD83D\\uDE00"}]}',
+        b'{"items":[{"role":"user","content":"a","\\ud83d":1}]}',
+        b'{"metadata":{"a":"\\ud83d"}}',
+        b'{"items":[{"role":"user","content":"a","x":NaN}]}',
+        b'{"items":[{"role":"user","content":"a","x":-Infinity}]}',
+        b'{"items":[{"role":"user","content":"a","x":1e999}]}',
+        b'{"items":[{"role":"user","content":"a","x":' + b"9" * 5000 + b"}]}",
+        b'{"items":[{"role":"user","content":"a","x":' + b"[" * 120 + b"]" * 120 + b"}]}",
+        b"[" * 100_000,
+    ],
+    ids=[
+        "half a pair",
+        "second half",
+        "in a key",
+        "in metadata",
+        "nan",
+        "infinite",
+        "overflow",
+        "digits",
+        "deep",
+        "deeper",
+    ],
+)
+def test_what_cannot_be_listed_is_refused(emulator: Emulator, body: bytes) -> None:
+    """A body with what no answer could hold is a 400 of the API, and later requests go well."""
+    refused = posted(emulator, body)
+    assert refused.status_code == 400
+    assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+    whole = posted(emulator, b'{"items":[{"role":"user","content":"\\ud83d\\ude00 \\\\ud83d"}]}')
+    assert whole.status_code == 200
+    listed = emulator.items(whole.json()["id"])
+    assert [item["content"][0]["text"] for item in listed] == ["\U0001f600 \\ud83d"]
+
+
+def test_body_that_is_too_large_is_refused(emulator: Emulator) -> None:
+    """More than 64 MiB are a 413 of the API, which the client gets to see."""
+    refused = posted(emulator, b" " * (64 * 1024 * 1024 + 1))
+    assert refused.status_code == 413
+    assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+    assert posted(emulator, b"{}").status_code == 200
+
+
+def test_health_needs_no_key_and_meets_no_fault() -> None:
+    """`GET /health` answers without a key, is in no log, and no fault befalls it."""
+    with Emulator(faults=lambda _: Fault(FaultKind.LOCKED)) as emulator:
+        url = emulator.base_url.removesuffix("/v1") + "/health"
+        answer = httpx2.get(url, trust_env=False)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert emulator.requests == []
+
+
+def test_other_interfaces() -> None:
+    """An emulator on another address is reached there and nowhere else; on all, on the loopback."""
+    with Emulator(host="127.0.0.2") as emulator:
+        assert emulator.base_url.startswith("http://127.0.0.2:")
+        assert posted(emulator, b"{}").status_code == 200
+        assert not accepts(port_of(emulator))
+    with Emulator(host="0.0.0.0") as emulator:
+        assert accepts(port_of(emulator))
+        assert posted(emulator, b"{}").status_code == 200

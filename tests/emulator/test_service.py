@@ -241,6 +241,54 @@ def test_ids_rewritten() -> None:
     assert "msg_mine" not in ids
 
 
+@pytest.mark.parametrize(
+    ("kind", "sent", "stored"),
+    [
+        ("nul", "a\0b", "ab"),
+        ("crlf", "a\r\nb\rc", "a\nb\nc"),
+        ("nfc", "e\u0301", "\u00e9"),
+        ("trim", " a b\n", "a b"),
+        ("redact", "to ann@example.com now", "to [redacted] now"),
+        ("cut", "x" * 101, "x" * 100),
+        ("nest", "a", {"value": "a"}),
+        ("trim,nul", " a\0 ", "a"),
+    ],
+)
+def test_rewriting_servers(kind: str, sent: str, stored: object) -> None:
+    """With this habit texts are stored, answered and listed otherwise than they were sent."""
+    service = Service(habits=Habits(rewrites=kind))
+    identifier = conversation(service)
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": sent}]}
+    answered = append(service, identifier, user(sent), thought).json()["data"]
+    assert answered[0]["content"][0]["text"] == stored
+    assert answered[1]["summary"][0]["text"] == stored
+    assert listing(service, identifier)["data"] == answered
+
+
+def test_smaller_pages() -> None:
+    """With this habit a larger page is refused, in the words that the service has for its own."""
+    service = Service(habits=Habits(largest_page=5))
+    identifier = conversation(service, *"abcdef")
+    refused = ask(service, "GET", f"/conversations/{identifier}/items?limit=6")
+    assert refused.status == 400
+    assert refused.json()["error"]["param"] == "limit"
+    assert "<= 5" in refused.json()["error"]["message"]
+    for query in ("", "limit=5"):
+        page = listing(service, identifier, query)
+        assert [item["content"][0]["text"] for item in page["data"]] == list("fedcb")
+        assert page["has_more"]
+
+
+def test_full_pages_that_deny_the_next() -> None:
+    """With this habit a full page says that nothing follows, and a cursor shows that it does."""
+    service = Service(habits=Habits(has_more_false_on_full_page=True))
+    identifier = conversation(service, *"abc")
+    page = listing(service, identifier, "order=asc&limit=2")
+    assert (len(page["data"]), page["has_more"]) == (2, False)
+    page = listing(service, identifier, f"order=asc&limit=2&after={page['last_id']}")
+    assert [item["content"][0]["text"] for item in page["data"]] == ["c"]
+
+
 def test_every_habit_is_off_by_default() -> None:
     """No habit is on unless it is asked for, and each can be asked for by name."""
     assert not any(getattr(Habits(), name) for name in Habits.names())

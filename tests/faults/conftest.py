@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults import virtual
+from tests.faults.virtual import VirtualLoop
 from tests.session.support import clean_environment
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test that is a coroutine function on a loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    virtual.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Each test has a loop of its own, whose clock jumps."""
+    return {"virtual": VirtualLoop}
+
+
+@pytest.fixture
+async def virtual_loop() -> VirtualLoop:
+    """The test's loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+@pytest.fixture
+def nothing_left(virtual_loop: VirtualLoop) -> Iterator[None]:
+    """No task may be left when the test ends, and no exception that nobody heard of."""
+    yield
+    virtual_loop.assert_clean()
 
 
 @pytest.fixture(scope="session", autouse=True)

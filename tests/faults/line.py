@@ -168,8 +168,9 @@ class Line(Network):
         return sent
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        body = await request.aread()  # of a request that was redirected, nothing is read yet
         plain = Request.parse(
-            request.method, request.url.raw_path.decode(), dict(request.headers), request.content
+            request.method, request.url.raw_path.decode(), dict(request.headers), body
         )
         self.sent.append(next(name for name, kind in _NAMES.items() if kind(plain)))
         self.times.append(now())
@@ -182,8 +183,8 @@ class Line(Network):
         except TimeoutError as over:
             raise httpx2.ReadTimeout("no answer in time") from over
         except _Said as said:
-            body = said.answer.body
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            answer = said.answer.body
+            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             return httpx2.Response(
                 said.answer.status, headers=said.answer.headers, content=content, request=request
             )

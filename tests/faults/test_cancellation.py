@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from cached_session import AbandonedWriteFailed, AppendOutcomeUnknown, Event
+from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append
-from tests.faults.line import LOST, any_request, label, words
+from tests.faults.line import CUT, LOST, Do, Line, agrees, any_request, label, policy, words
 from tests.faults.trial import (
     BEFORE,
     FAULTS,
@@ -18,13 +20,14 @@ from tests.faults.trial import (
     Trial,
     add_long,
     add_two,
+    close,
     flush,
     get_all,
     get_one,
     pop,
     refresh,
 )
-from tests.faults.virtual import at_every_step
+from tests.faults.virtual import at_every_step, now
 from tests.session.support import users
 
 AFTER: dict[Operation, list[str]] = {
@@ -37,6 +40,9 @@ AFTER: dict[Operation, list[str]] = {
     flush: BEFORE,
 }
 """What the server holds when an operation was carried out."""
+
+PARTS: dict[Operation, list[str]] = {add_long: [*BEFORE, *LONG[:20]]}
+"""What it may hold when one was cancelled between its requests: whole batches."""
 
 
 def under_faults(*operations: Operation) -> Any:
@@ -54,7 +60,7 @@ def under_faults(*operations: Operation) -> Any:
 @under_faults(*AFTER)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 def test_nothing_is_half_applied(operation: Operation, warm: bool, fault: Any) -> None:
-    """A cancelled operation is applied whole or not at all, and the next read shows which."""
+    """A cancelled operation leaves no half of a request, and the next read shows what it did."""
 
     async def trial(steps: int) -> bool:
         here = Trial()
@@ -62,10 +68,74 @@ def test_nothing_is_half_applied(operation: Operation, warm: bool, fault: Any) -
             await here.session.get_items()
         here.line.on(any_request, fault)
         await here.act(operation, steps)
-        await here.ends_well(BEFORE, AFTER[operation])
+        await here.ends_well(BEFORE, AFTER[operation], PARTS.get(operation, BEFORE))
         return here.cancelled
 
     at_every_step(trial)
+
+
+# The second of ten requests: 20 items are on the server, 20 are on their way.
+TEN_REQUESTS = [str(number) for number in range(200)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [None, CUT, LOST, FaultKind.LOCKED, Fault(FaultKind.PARTIAL_BATCH, items=7)],
+    ids=label,
+)
+async def test_a_cancelled_append_ends_with_the_request_in_flight(fault: Any) -> None:
+    """Of ten requests, cancelled during the second: it settles, and no later one is ever sent."""
+    here = Trial()
+    events: list[Event] = []
+    session = here.line.session(
+        here.conversation, cache=here.cache, retry=here.retry, observer=events.append
+    )
+    await session.get_items()
+    second = asyncio.Event()
+    here.line.on(is_append, None, Do(second.set, fault))
+    adding = asyncio.create_task(session.add_items(users(*TEN_REQUESTS)))
+    await second.wait()
+    started = now()
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert now() == started
+    await here.ends_well([*BEFORE, *TEN_REQUESTS[:40]])
+    # Whoever was cancelled is owed no more than that, and so nothing has failed.
+    assert not [event for event in events if isinstance(event, AbandonedWriteFailed)]
+    await session.add_items(users("next"))
+    assert here.texts() == [*BEFORE, *TEN_REQUESTS[:40], "next"]
+
+
+@pytest.mark.parametrize("barrier", [flush, close], ids=label)
+async def test_who_closes_waits_for_all_requests_of_an_append(barrier: Operation) -> None:
+    """A flush or close in the middle of an append that nobody cancelled comes after all of it."""
+    here = Trial()
+    await here.session.get_items()
+    second = asyncio.Event()
+    here.line.on(is_append, None, Do(second.set))
+    async with asyncio.TaskGroup() as group:
+        adding = group.create_task(here.session.add_items(users(*TEN_REQUESTS)))
+        await second.wait()
+        await barrier(here.session)
+        assert here.texts() == [*BEFORE, *TEN_REQUESTS]
+        await asyncio.wait({adding})
+
+
+async def test_an_append_ends_with_the_request_at_its_deadline() -> None:
+    """An append whose deadline passes has sent whole requests, says how many, and sends no more."""
+    line = Line(latency=0.01)
+    conversation = line.conversation()
+    session = line.session(conversation, retry=policy(deadline=2.0))
+    await session.get_items()
+    line.on(is_append, None, None, *[Fault(FaultKind.SLOW, delay=1.0)] * 8)
+    with pytest.raises(AppendOutcomeUnknown) as stopped:
+        await session.add_items(users(*TEN_REQUESTS))
+    assert (stopped.value.landed, stopped.value.total) == (60, 200)
+    assert line.texts(conversation) == TEN_REQUESTS[:80]
+    await asyncio.sleep(200)
+    await agrees(session, line, conversation)
+    assert line.texts(conversation) == TEN_REQUESTS[:80]
 
 
 @under_faults(add_two, add_long, pop)
@@ -79,7 +149,7 @@ def test_the_next_write_comes_after(operation: Operation, fault: Any) -> None:
         await here.act(operation, steps)
         await here.session.add_items(users("next"))
         first = here.texts()
-        allowed = [BEFORE, AFTER[operation]]
+        allowed = [BEFORE, AFTER[operation], PARTS.get(operation, BEFORE)]
         assert first in [[*texts, "next"] for texts in allowed]
         popped = await here.session.pop_item()
         assert popped is not None

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import httpcore2
 import httpx2
 import openai
 import pytest
@@ -54,10 +55,28 @@ def unknown(status: int, raised: type[Exception], *, again: bool = True, **more:
     return Row(name, before, False, again, raised, after)
 
 
+def unknown_page(status: int, raised: type[Exception], *, again: bool) -> Row:
+    """A refusal that is not the service's own."""
+    return Row(
+        f"{status} page",
+        Say(status, b"<html>"),
+        False,
+        again,
+        raised,
+        Say(status, b"<html>", commit=True),
+    )
+
+
 def raises(name: str, *, sent: bool, raised: type[Exception] = openai.APIConnectionError) -> Row:
-    make = getattr(httpx2, name)
-    after = Fail(make("x"), commit=True) if sent else None
-    return Row(name, Fail(make("x")), not sent, True, raised, after)
+    after = Fail(broken(name), commit=True) if sent else None
+    return Row(name, Fail(broken(name)), not sent, True, raised, after)
+
+
+def broken(name: str) -> Exception:
+    """An exception as httpx's own transport raises it, with its reason."""
+    error: Exception = getattr(httpx2, name)("x")
+    error.__cause__ = getattr(httpcore2, name, OSError)("x")
+    return error
 
 
 def odd(name: str, body: object, **more: Any) -> Row:
@@ -83,7 +102,11 @@ REFUSALS = [
     refused(413, openai.APIStatusError),
     refused(422, openai.UnprocessableEntityError),
     refused(425, openai.APIStatusError, again=True),
-    refused(429, openai.RateLimitError),
+    refused(429, openai.RateLimitError, again=True),
+    refused(429, openai.RateLimitError, code="rate_limit_exceeded", again=True),
+    refused(429, openai.RateLimitError, headers={"x-should-retry": "false"}),
+    refused(429, openai.RateLimitError, code="billing_hard_limit_reached"),
+    refused(429, openai.RateLimitError, code="project_spend_limit_exceeded"),
     refused(429, openai.RateLimitError, code="insufficient_quota"),
     refused(429, openai.RateLimitError, code="insufficient_quota", headers=QUOTA),
     refused(429, openai.RateLimitError, code="rate_limit_exceeded", headers=SOON, again=True),
@@ -100,6 +123,8 @@ UNKNOWN = [
     unknown(408, openai.APIStatusError),
     *(unknown(status, openai.InternalServerError) for status in (500, 501, 502, 503, 504, 529)),
     unknown(500, openai.InternalServerError, headers={"x-should-retry": "false"}, again=False),
+    unknown_page(429, openai.RateLimitError, again=True),
+    unknown_page(409, openai.ConflictError, again=True),
     Row("503 page", Say(503, b"<html>"), False, True, openai.InternalServerError),
     raises("ReadTimeout", sent=True, raised=openai.APITimeoutError),
     raises("WriteTimeout", sent=True, raised=openai.APITimeoutError),

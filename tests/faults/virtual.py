@@ -36,6 +36,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.iterations = 0
         self._interruption = (iterations, action)
 
+    def assert_clean(self) -> None:
+        """No task is left, and no exception that nobody heard of."""
+        left = asyncio.all_tasks(self)
+        assert not left, f"tasks that were left behind: {left}"
+        assert not self.problems, self.problems
+
     def _jump(self, timeout: float | None) -> None:
         self.iterations += 1
         if self._interruption is not None and self.iterations >= self._interruption[0]:
@@ -66,9 +72,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         loop = runner.get_loop()
         assert isinstance(loop, VirtualLoop)
         result = runner.run(main)
-        left = asyncio.all_tasks(loop)
-        assert not left, f"tasks that were left behind: {left}"
-        assert not loop.problems, loop.problems
+        loop.assert_clean()
     return result
 
 

@@ -18,7 +18,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from cached_session import SQLiteOutbox
-from cached_session.attaching import address_of
+from cached_session.addresses import address_of
 from cached_session.cli import main
 from cached_session.connections import account
 from cached_session.emulator import Emulator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from tests.session.support import users
 def test_list_has_a_line_for_each_backlog(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each backlog has one line, with what waits, since when, and why it is not sent."""
+    """Each backlog has one line, with what waits, since when, and why it is not sent; the idle
+    ones have one if they are asked for."""
     one, local, other = (address(emulator, name) for name in ("conv_1", f"{LOCAL}2", "conv_3"))
     record(file, one, SECRET, SECRET, at=time.time() - 7300)
     record(file, local, SECRET)
@@ -36,12 +38,18 @@ def test_list_has_a_line_for_each_backlog(
     do(file, lambda store: store.replace_window(other, window))
     do(file, lambda store: store.pause(one, "BadRequestError, status 400"))
     assert run("list", file) == 0
+    [*few, closing] = rows(capsys.readouterr().out)
+    assert ([row[0] for row in few], closing) == (
+        ["1", "2"],
+        ["--all lists 1 idle conversation, too."],
+    )
+    assert run("list", file, "--all") == 0
     output = capsys.readouterr().out
     size = len(json.dumps(users(SECRET)[0], separators=(",", ":")))
     assert rows(output) == [
-        ["1", "conv_1", "2", str(2 * size), "2 h", "paused: BadRequestError, status 400", "0"],
-        ["2", f"{LOCAL}2 (not created yet)", "1", str(size), "0 s", "waiting", "0"],
-        ["3", "conv_3", "0", "0", "-", "nothing waits", str(len(SECRET) + 5)],
+        ["1", "conv_1", "2", str(2 * size), "2 h", "paused: BadRequestError, status 400"],
+        ["2", f"{LOCAL}2 (not created yet)", "1", str(size), "0 s", "waiting"],
+        ["3", "conv_3", "0", "0", "-", "nothing waits"],
     ]
     assert SECRET not in output
     assert KEY not in output
@@ -65,7 +73,43 @@ def test_list_of_an_empty_outbox(file: Path, capsys: pytest.CaptureFixture[str])
     """An outbox that holds nothing is no error."""
     do(file, lambda store: None)
     assert run("list", file) == 0
-    assert capsys.readouterr().out == "Nothing waits, and no window is stored.\n"
+    assert capsys.readouterr().out == "Nothing waits.\n"
+    assert run("list", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_list_for_programs(
+    file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json` prints one array, with a backlog's facts, and no content and no key."""
+    at = address(emulator, "conv_1")
+    record(file, at, SECRET, at=86400.0)
+    assert run("list", file, "--json") == 0
+    output = capsys.readouterr().out
+    [found] = json.loads(output)
+    assert (found["number"], found["conversation"], found["created"]) == (1, "conv_1", True)
+    assert (found["items"], found["oldest"], found["paused"]) == (1, 86400.0, None)
+    assert SECRET not in output
+    assert at.credentials not in output
+
+
+def test_list_on_a_narrow_terminal(
+    file: Path,
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a terminal of 80 columns no line is longer: ids and reasons keep both of their ends."""
+    at = address(emulator, "conv_" + "0123456789abcdef" * 3)
+    record(file, at, SECRET)
+    do(file, lambda store: store.pause(at, "BadRequestError, status 400, code invalid_value"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("list", file) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert re.search(r"conv_01\w*\.\.\.\w*ef ", lines[1])
 
 
 def test_show_has_a_line_for_each_item(

@@ -56,7 +56,7 @@ def test_retry_sends_what_was_paused(
     output = capsys.readouterr().out
     assert f"45 items have landed in {name}" in output
     assert texts(emulator.items(name)) == list(map(str, range(45)))
-    assert run("list", file) == 0
+    assert run("list", file, "--all") == 0
     assert rows(capsys.readouterr().out)[0][2:6] == ["0", "0", "-", "nothing waits"]
 
 

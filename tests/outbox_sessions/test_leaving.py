@@ -7,25 +7,20 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox, SQLiteOutbox
-from cached_session.connections import connections
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT
 from tests.faults.virtual import at_every_step
 from tests.outbox_sessions.support import (
-    QUICK,
     Process,
-    held,
     in_virtual_time,
     left_by_an_exception,
     opened,
     until,
     words,
 )
-from tests.session.support import Elsewhere, Gate, new_client, numbered, texts, users
+from tests.session.support import Elsewhere, Gate, numbered, texts, users
 
 
 async def test_left_by_an_exception(new_outbox: Callable[[], SQLiteOutbox]) -> None:
@@ -125,21 +120,3 @@ async def test_dropped_unclosed(outbox: Outbox, emulator: Emulator) -> None:
         await session.flush()
         assert texts(emulator.items(conversation)) == ["a", "b", "c"]
         await session.aclose()
-
-
-async def test_a_cancelled_close_closes_the_connections(path: Path) -> None:
-    """Behind a close that was cancelled, what was opened for the session is closed, too."""
-    with held() as (emulator, gate):
-        client = new_client(emulator)
-        session = CachedSession(openai_client=client, outbox=SQLiteOutbox(path), retry=QUICK)
-        await session.get_items()
-        gate.hold()
-        await session.add_items(users("b"))
-        await gate.arrived()
-        closing = asyncio.create_task(session.aclose())
-        await asyncio.sleep(0)
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        gate.open()
-        await until(lambda: not connections(client)._bound)

@@ -7,10 +7,13 @@ import contextlib
 import gc
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +33,7 @@ from cached_session.emulator import Emulator
 from cached_session.outbox import Store, writer
 from tests.outbox_sessions.support import held, session_on, until, words
 from tests.runner.stage import add
-from tests.session.support import Elsewhere, Gate, new_client, numbered, texts, users
+from tests.session.support import PATIENCE, Elsewhere, Gate, new_client, numbered, texts, users
 
 CONNECTING = "coroutine 'connect_tcp"
 """What anyio has to say where a loop ends in the one step in which a connection is begun.
@@ -326,6 +329,48 @@ def test_a_stopped_loop_keeps_nobody_from_sending(
     loop.run_until_complete(one.aclose())
     loop.close()
     assert texts(emulator.items(conversation)) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_loop_that_stops_as_its_claim_is_made(
+    path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where the loop stands still before the file says that this process sends."""
+    monkeypatch.setattr(writer, "LOOK_AFTER", 0.01)
+    late = 0.0
+    monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    conversation = Elsewhere(emulator).conversation("a")
+    outbox = SQLiteOutbox(path)
+    one = session_on(emulator, outbox, conversation_id=conversation)
+    two = session_on(emulator, SQLiteOutbox(path), conversation_id=conversation)
+    loop = asyncio.new_event_loop()
+    busy, go = threading.Event(), threading.Event()
+
+    def wait(store: Store) -> None:
+        busy.set()
+        assert go.wait(PATIENCE)
+
+    async def leave() -> None:
+        await one.add_items(users("b"))
+        waiting = asyncio.ensure_future(outbox.transact(wait))
+        await asyncio.to_thread(busy.wait)
+        # The claim is put behind that, and so its outcome is not heard of here.
+        while not outbox.holdings:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0)
+        assert not waiting.done()
+
+    loop.run_until_complete(leave())
+    late = 1.0  # the file's thread looks for what is abandoned before it goes on
+    go.set()
+
+    async def go_on() -> None:
+        await two.flush(timeout=PATIENCE)
+        await two.aclose()
+
+    asyncio.run(go_on())
+    assert texts(emulator.items(conversation)) == ["a", "b"]
+    loop.run_until_complete(one.aclose())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
 
 
 def test_reading_fails_what_a_loop_had_recorded(

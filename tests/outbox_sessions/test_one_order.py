@@ -151,7 +151,9 @@ async def test_two_caches(emulator: Emulator, client: AsyncOpenAI, outbox: Outbo
     await second.aclose()
 
 
-@pytest.mark.parametrize("value", ["agent.db", 1, object(), MemoryOutbox], ids=str)
+@pytest.mark.parametrize(
+    "value", ["agent.db", 1, object(), MemoryOutbox], ids=["path", "number", "object", "class"]
+)
 def test_what_is_no_outbox(value: Any) -> None:
     """What is no outbox is refused when the session is made, by the argument's name."""
     with pytest.raises(TypeError, match="outbox must be an Outbox"):

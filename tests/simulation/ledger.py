@@ -9,6 +9,9 @@ from typing import Any
 
 Listing = tuple[str, ...]
 
+BATCH = 20
+"""Items that one request may append."""
+
 
 class Violation(AssertionError):
     """An invariant does not hold."""
@@ -106,14 +109,20 @@ class Ledger:
             self._check_halves(found, asked)
 
     def _check_halves(self, found: Counter[str], asked: Counter[str]) -> None:
-        """An append whose caller was cancelled is there whole or not at all."""
+        """Of an append whose caller was cancelled there are the first requests, each whole."""
         for append in self.appended:
-            if append.landed is None:
+            if append.landed is not None:
+                continue
+            before = True
+            for start in range(0, len(append.texts), BATCH):
                 there = [
-                    found[text] + self.popped[text] for text in append.texts if asked[text] == 1
+                    bool(found[text] + self.popped[text])
+                    for text in append.texts[start : start + BATCH]
+                    if asked[text] == 1
                 ]
-                if any(there) and not all(there):
+                if any(there) and not (before and all(there)):
                     raise Violation(f"a cancelled append is half applied: {append.texts}")
+                before = before and all(there)
 
     def _check_order(self, texts: list[str], split: set[str]) -> None:
         place = {text: index for index, text in enumerate(texts)}
@@ -126,7 +135,7 @@ class Ledger:
             if places != sorted(places):
                 raise Violation(f"the items of an append are out of order: {append.texts}")
             whole = not append.unknown and len(places) == len(append.texts)
-            if whole and len(places) <= 20 and not split.intersection(append.texts):
+            if whole and len(places) <= BATCH and not split.intersection(append.texts):
                 span = places[-1] - places[0] + 1
                 if span != len(places):
                     raise Violation(f"another item stands inside a batch: {append.texts}")

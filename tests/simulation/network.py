@@ -7,11 +7,13 @@ a fault are performed here, in virtual time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Callable
 from typing import Any
 
+import httpcore2
 import httpx2
 from openai import AsyncOpenAI
 
@@ -28,6 +30,22 @@ from cached_session.emulator import (
 from cached_session.emulator.visibility import as_listed
 
 Plan = Callable[[Request], Fault | None]
+
+_numbers = itertools.count()
+
+
+def connect_error() -> httpx2.ConnectError:
+    """What httpx's own transport raises where no connection comes about."""
+    error = httpx2.ConnectError("connection refused")
+    error.__cause__ = httpcore2.ConnectError("connection refused")
+    return error
+
+
+def as_httpx_own(transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncHTTPTransport:
+    """A transport in the shape of httpx's own, of which is known that it sends once."""
+    own = httpx2.AsyncHTTPTransport(verify=False, trust_env=False)
+    own.handle_async_request = transport.handle_async_request  # type: ignore[method-assign]
+    return own
 
 
 class Network(httpx2.AsyncBaseTransport):
@@ -51,6 +69,8 @@ class Network(httpx2.AsyncBaseTransport):
         self._latency = latency
         self._random = random.Random(f"{seed}:network")
         self._away_until = 0.0
+        # What one run has learned of its server is nothing to another.
+        self._key = f"simulated {next(_numbers)}"
         self._shown: dict[str, str] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -70,7 +90,7 @@ class Network(httpx2.AsyncBaseTransport):
                 raise
             if loop.time() < self._away_until:
                 self._note(plain, "away", "refused")
-                raise httpx2.ConnectError("connection refused")
+                raise connect_error()
             fault = self.plan(plain)
             outcome = carry_out(self.service, plain, fault)
             self.committed()
@@ -85,7 +105,7 @@ class Network(httpx2.AsyncBaseTransport):
                     raise httpx2.RemoteProtocolError("peer closed connection")
                 case Sight.REFUSED:
                     self._away_until = loop.time() + outcome.delay
-                    raise httpx2.ConnectError("connection refused")
+                    raise connect_error()
                 case Sight.SILENCE:
                     await asyncio.get_running_loop().create_future()
                 case Sight.ANSWER:
@@ -138,10 +158,14 @@ class Network(httpx2.AsyncBaseTransport):
 
     def client(self, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncOpenAI:
         """An openai client on this network, over a transport that leads to it, or directly."""
+        return self.client_over(as_httpx_own(transport or self))
+
+    def client_over(self, transport: httpx2.AsyncBaseTransport) -> AsyncOpenAI:
+        """An openai client over a transport as it is: nobody knows what that one does."""
         client = AsyncOpenAI(
-            api_key="simulated",
+            api_key=self._key,
             base_url="http://simulated/v1",
-            http_client=httpx2.AsyncClient(transport=transport or self, trust_env=False),
+            http_client=httpx2.AsyncClient(transport=transport, trust_env=False),
         )
         # The client asks for the platform in a thread, which a simulated loop has none of.
         client._platform = "Linux"

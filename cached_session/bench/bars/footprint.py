@@ -17,7 +17,7 @@ clocks = time.perf_counter, time.process_time
 began = [clock() for clock in clocks]
 import agents
 between = [clock() for clock in clocks]
-import cached_session
+from cached_session import CachedSession
 ended = [clock() for clock in clocks]
 print(*(b - a for a, b in zip(began, between)), *(b - a for a, b in zip(between, ended)))
 """

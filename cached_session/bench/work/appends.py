@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, count, numbers, shares
+from cached_session.bench.harness import Bench, Work, amount, count, numbers, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.payload import items
 from cached_session.bench.results import Figure
@@ -23,7 +23,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--latency", type=shares, default=[0.0], help="seconds between request and answer (0)"
     )
-    parser.add_argument("--times", type=int, default=10, help="calls of each session (10)")
+    parser.add_argument("--times", type=amount, default=10, help="calls of each session (10)")
 
 
 async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figure]:

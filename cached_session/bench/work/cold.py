@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, numbers, shares
+from cached_session.bench.harness import Bench, Work, amount, numbers, shares
 from cached_session.bench.kinds import Counter
 from cached_session.bench.payload import items
 from cached_session.bench.results import Figure
@@ -24,7 +24,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--latency", type=shares, default=[0.0, 0.05], help="seconds a request (0,0.05)"
     )
-    parser.add_argument("--times", type=int, default=3, help="reads of each kind (3)")
+    parser.add_argument("--times", type=amount, default=3, help="reads of each kind (3)")
 
 
 async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figure]:

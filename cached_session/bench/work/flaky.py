@@ -11,7 +11,7 @@ from agents.exceptions import AgentsException
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.harness import Bench, Work, count, shares
+from cached_session.bench.harness import Bench, Work, amount, count, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.loops import run_loop
 from cached_session.bench.results import Figure
@@ -39,7 +39,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=[0.0, 0.05, 0.1, 0.2, 0.3],
         help="share of requests that fail, 0 to 1 (0,0.05,0.1,0.2,0.3)",
     )
-    parser.add_argument("--runs", type=int, default=30, help="runs of the agent (30)")
+    parser.add_argument("--runs", type=amount, default=30, help="runs of the agent (30)")
     parser.add_argument("--tools", type=int, default=1, help="tool calls in each run (1)")
     parser.add_argument("--latency", type=float, default=0.005, help="seconds a request (0.005)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults (0)")

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, numbers, shares
+from cached_session.bench.harness import Bench, Work, amount, numbers, shares
 from cached_session.bench.kinds import FILE, Counter, Kind
 from cached_session.bench.payload import items
 from cached_session.bench.results import Figure
@@ -19,7 +19,7 @@ _TICK = 0.01
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sessions-at-once", type=numbers, default=[1000], help="(1000)")
-    parser.add_argument("--turns", type=int, default=5, help="turns of each session (5)")
+    parser.add_argument("--turns", type=amount, default=5, help="turns of each session (5)")
     parser.add_argument(
         "--latency", type=shares, default=[0.05], help="seconds between request and answer (0.05)"
     )

@@ -6,7 +6,7 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, count, numbers, shares
+from cached_session.bench.harness import Bench, Work, amounts, count, numbers, shares
 from cached_session.bench.kinds import Counter, Kind
 from cached_session.bench.loops import run_loop
 from cached_session.bench.results import Figure
@@ -18,7 +18,7 @@ _CASES = [*itertools.product([30], [0, 1, 5], [0.0, 0.005, 0.05, 0.2]), (400, 1,
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=numbers, help="runs of the agent, 1 to 400 (30, and 400)")
+    parser.add_argument("--runs", type=amounts, help="runs of the agent, 1 to 400 (30, and 400)")
     parser.add_argument("--tools", type=numbers, help="tool calls in each run (0,1,5)")
     parser.add_argument("--latency", type=shares, help="seconds a request (0,0.005,0.05,0.2)")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, numbers
+from cached_session.bench.harness import Bench, Work, amount, numbers
 from cached_session.bench.holding import hold_conversations
 from cached_session.bench.kinds import OURS
 from cached_session.bench.results import Figure
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--conversations", type=int, default=1000, help="how many (1000)")
+    parser.add_argument("--conversations", type=amount, default=1000, help="how many (1000)")
     parser.add_argument(
         "--sizes", type=numbers, default=[4, 20, 100], help="items of each (4,20,100)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.memory import Session
 
-from cached_session.bench.harness import Bench, Work, numbers
+from cached_session.bench.harness import Bench, Work, amount, numbers
 from cached_session.bench.kinds import SDK, Counter
 from cached_session.bench.payload import items, structural_copy
 from cached_session.bench.results import Figure
@@ -33,7 +33,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=[0, 20, 100],
         help="newest items to read, 0 for all of them (0,20,100)",
     )
-    parser.add_argument("--rounds", type=int, default=100, help="turns of each kind (100)")
+    parser.add_argument("--rounds", type=amount, default=100, help="turns of each kind (100)")
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="seconds for one size and limit (20)"
     )

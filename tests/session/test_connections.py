@@ -1,0 +1,260 @@
+"""Connections: they live as long as the client and the event loop, and nothing of them stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from agents import Agent, Runner
+from agents.testing import ScriptedModel, assistant_message
+from openai import AsyncOpenAI
+
+from cached_session import CachedSession, ConversationCache
+from cached_session.emulator import Emulator
+from tests.session.support import Elsewhere, in_threads, new_client, sent, texts, users
+from tests.session.wire import Wire, sockets_to, wire
+
+
+@pytest.fixture(name="line")
+def _line(emulator: Emulator) -> Iterator[Wire]:
+    with wire(emulator) as line:
+        yield line
+        gc.collect()
+
+
+def client_on(line: Wire) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=line.base_url, api_key="key", max_retries=0)
+
+
+@contextmanager
+def without_a_warning(*but: str) -> Iterator[None]:
+    """Nothing is warned of meanwhile, not even when the garbage is collected."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+        gc.collect()
+    said = [str(one.message) for one in caught]
+    assert [text for text in said if not any(part in text for part in but)] == []
+
+
+async def in_a_block(client: AsyncOpenAI, conversation: str) -> None:
+    async with CachedSession(conversation_id=conversation, openai_client=client) as session:
+        await session.add_items(users("x"))
+
+
+async def closed(client: AsyncOpenAI, conversation: str) -> None:
+    session = CachedSession(conversation_id=conversation, openai_client=client)
+    await session.add_items(users("x"))
+    await session.aclose()
+
+
+async def never_closed(client: AsyncOpenAI, conversation: str) -> None:
+    session = CachedSession(conversation_id=conversation, openai_client=client)
+    await session.add_items(users("x"))
+
+
+@pytest.mark.parametrize("use", [in_a_block, closed, never_closed])
+async def test_a_session_for_each_web_request(
+    use: Callable[[AsyncOpenAI, str], AsyncIterator[None]], emulator: Emulator
+) -> None:
+    """A hundred sessions, one after the other on one client, use one connection."""
+    with wire(emulator) as line:
+        async with client_on(line) as client:
+            conversation = Elsewhere(emulator).conversation("a")
+            for _ in range(100):
+                await use(client, conversation)  # type: ignore[misc]
+            assert line.opened == 1
+            # Those that are closed send what those send that are not.
+            assert sent(emulator) == ["GET items"] + ["POST items"] * 100
+        del client
+        gc.collect()
+
+
+def test_run_sync(line: Wire) -> None:
+    """Fifteen `run_sync` on one client use one connection, though each ends the generators."""
+
+    def program() -> None:
+        session = CachedSession(openai_client=client_on(line))
+        for number in range(15):
+            model = ScriptedModel([[assistant_message(f"answer {number}")]])
+            Runner.run_sync(Agent(name="assistant", model=model), "question", session=session)
+        assert len(asyncio.get_event_loop().run_until_complete(session.get_items())) == 30
+
+    # The generators that the loop warns of are those of the HTTP client.
+    with without_a_warning("was scheduled after loop.shutdown_asyncgens"):
+        with asyncio.Runner() as runner:
+            asyncio.set_event_loop(runner.get_loop())
+            program()
+            asyncio.set_event_loop(None)
+        del runner
+    assert line.opened == 1
+    assert sockets_to(line.base_url) == 0
+
+
+def by_hand(work: Callable[[], AsyncIterator[None]]) -> weakref.ref[asyncio.AbstractEventLoop]:
+    """As Celery's and Streamlit's users do: the generators are not shut down."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(work())  # type: ignore[arg-type]
+    loop.close()
+    return weakref.ref(loop)
+
+
+def with_run(work: Callable[[], AsyncIterator[None]]) -> weakref.ref[asyncio.AbstractEventLoop]:
+    with asyncio.Runner() as runner:
+        runner.run(work())  # type: ignore[arg-type]
+        return weakref.ref(runner.get_loop())
+
+
+def in_a_thread(work: Callable[[], AsyncIterator[None]]) -> weakref.ref[asyncio.AbstractEventLoop]:
+    found: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    in_threads(lambda: found.append(by_hand(work)))
+    return found[0]
+
+
+LOOPS = pytest.mark.parametrize("run", [by_hand, with_run, in_a_thread])
+Run = Callable[[Callable[[], object]], weakref.ref[asyncio.AbstractEventLoop]]
+
+
+@LOOPS
+def test_loops_that_end(run: Run, line: Wire) -> None:
+    """Of a loop that has ended nothing lives when another one has gone on, with no warning."""
+    loops = []
+    client = client_on(line)
+    session = CachedSession(openai_client=client)
+
+    async def work() -> None:
+        await session.add_items(users("x"))
+
+    with without_a_warning():
+        for _ in range(20):
+            loops.append(run(work))
+            assert sockets_to(line.base_url) <= 1
+    assert sum(loop() is not None for loop in loops) == 0
+    assert sockets_to(line.base_url) == 0
+    assert line.opened == 20
+
+
+async def test_a_client_that_its_owner_closes(emulator: Emulator) -> None:
+    """When its owner has closed the client, nothing stays open behind what is sent over it."""
+    with wire(emulator) as line:
+        sessions = []
+        for _ in range(5):
+            async with client_on(line) as client:
+                session = CachedSession(openai_client=client)
+                sessions.append(session)
+                await session.add_items(users("x"))
+            # One may be open until the next client comes: nothing tells of the close.
+            assert sockets_to(line.base_url) <= 1
+        await sessions[0].add_items(users("y"))
+        assert texts(await sessions[0].get_items()) == ["x", "y"]
+        assert sockets_to(line.base_url) <= 1
+        sessions[-1] = sessions[0]
+        del session, client
+        gc.collect()
+        assert sockets_to(line.base_url) == 0
+
+
+async def test_a_client_that_is_dropped(emulator: Emulator) -> None:
+    """With a client that nobody has any more its connections are closed, while the loop runs."""
+    with wire(emulator) as line:
+
+        async def use() -> None:
+            await CachedSession(openai_client=client_on(line)).add_items(users("x"))
+
+        with without_a_warning():
+            for _ in range(5):
+                await use()
+        assert line.opened == 5
+        assert sockets_to(line.base_url) == 0
+
+
+async def test_a_request_that_is_cancelled(emulator: Emulator) -> None:
+    """Requests that are cancelled at any moment, also while they connect, leave no socket."""
+    with wire(emulator) as line:
+        conversation = Elsewhere(emulator).conversation("x")
+        for steps in range(0, 40, 2):
+            async with client_on(line) as client:
+                session = CachedSession(
+                    conversation_id=conversation, openai_client=client, cache=ConversationCache()
+                )
+                reading = asyncio.create_task(session.get_items())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.wait({reading})
+                await session.aclose()
+        del session, client, reading
+        gc.collect()
+        assert sockets_to(line.base_url) == 0
+
+
+def test_warning_filters_are_left_alone(emulator: Emulator) -> None:
+    """What other threads do to the warning filters while a session connects is not undone."""
+    kept = warnings.filters[:]
+    copied = threading.Event()
+
+    class Watched(list):  # type: ignore[type-arg]
+        """Tells when the filters are copied, as a process-wide change of them begins."""
+
+        def __getitem__(self, index: object) -> object:
+            copied.set()
+            return super().__getitem__(index)  # type: ignore[index]
+
+    warnings.filters = Watched(kept)  # type: ignore[assignment]
+    try:
+        before = warnings.filters
+
+        async def use() -> None:
+            client = new_client(emulator)
+            await CachedSession(openai_client=client).get_items()
+            await client.close()
+
+        in_threads(lambda: asyncio.run(use()))
+        assert warnings.filters is before
+        assert not copied.is_set(), "the filters were put aside and back"
+    finally:
+        warnings.filters = kept  # type: ignore[assignment]
+
+
+NESTED = """
+import asyncio, gc, importlib, sys
+importlib.import_module(sys.argv[2]).apply()
+from openai import AsyncOpenAI
+from cached_session import CachedSession
+
+def program():
+    session = CachedSession(openai_client=AsyncOpenAI(base_url=sys.argv[1], api_key="any"))
+
+    async def main():
+        await session.add_items([{"role": "user", "content": "a"}])
+        asyncio.get_running_loop().run_until_complete(
+            session.add_items([{"role": "user", "content": "b"}])
+        )
+
+    asyncio.run(main())
+    print(len(asyncio.run(session.get_items())))
+
+program()
+gc.collect()
+"""
+
+
+@pytest.mark.parametrize("module", ["nest_asyncio", "nest_asyncio2"])
+def test_under_nest_asyncio(module: str, emulator: Emulator) -> None:
+    """Where loops run inside of loops, an unclosed session is collected without a word."""
+    program = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", NESTED, emulator.base_url, module],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (program.stderr, program.stdout, program.returncode) == ("", "2\n", 0)
