@@ -15,6 +15,7 @@ import httpx2
 import openai
 import pytest
 
+from benchmarks.line import LOOPBACK, Line
 from benchmarks.serving import EXAMPLE, Serving, serving
 from cached_session import (
     AppendOutcomeUnknown,
@@ -25,7 +26,7 @@ from cached_session import (
     TurnLost,
     UnexpectedAnswer,
 )
-from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator import Emulator, Fault, FaultKind, Request
 from cached_session.emulator.requests import is_append
 from tests.session.support import texts
 
@@ -143,11 +144,9 @@ async def test_three_workers(emulator: Emulator, outbox: bool, tmp_path: Path) -
     """Many conversations at once, one over all workers, a stream; then SIGTERM: nothing goes wrong.
 
     Each turn sees all before it, whichever worker has it. The server has everything once and in
-    order. Only runs at once on one conversation may mix, and all they say is there once. With a
-    file that all workers share, this is so also while none of them asks the server.
+    order. Only runs at once on one conversation may mix, and all they say is there once.
     """
-    file = str(tmp_path / "chat.db")
-    settings = {"CHAT_OUTBOX": file, "CHAT_MAX_STALENESS": "30"} if outbox else {}
+    settings = {"CHAT_OUTBOX": str(tmp_path / "chat.db")} if outbox else {}
     with serving(emulator.base_url, tmp_path / "log", workers=WORKERS, **settings) as web:
         async with browser(web) as http:
             *told, (mixed, asked, said) = await asyncio.gather(
@@ -194,6 +193,59 @@ async def test_clients_that_leave_or_err(emulator: Emulator, outbox: bool, tmp_p
     assert stored[:2] == dialogue(["one"])
     assert stored[-2:] == ["three", last["text"]]
     assert stored.count("two") <= 1
+
+
+async def test_the_rest_is_sent_after_the_next_start(emulator: Emulator, tmp_path: Path) -> None:
+    """A server that takes nothing until after a shutdown gets all of it later, once, in order.
+
+    The key is another one by then, and the account has a name.
+    """
+    settings = {
+        "CHAT_OUTBOX": str(tmp_path / "chat.db"),
+        "CHAT_ACCOUNT": "library",
+        "CHAT_DRAIN": "0.2",
+    }
+
+    def refuse(request: Request) -> Fault | None:
+        return Fault(FaultKind.ERROR_BEFORE_COMMIT) if request.method == "POST" else None
+
+    with serving(emulator.base_url, tmp_path / "log", **settings) as web:
+        async with browser(web) as http:
+            conversation = (await say(http, "one", None))["conversation_id"]
+            emulator.faults = refuse
+            await say(http, "two", conversation)
+            begun = (await say(http, "here", None))["conversation_id"]
+            assert begun.startswith("local-")
+        ends_well(web)
+        assert " wait in " in web.output
+    emulator.faults = None
+    settings["OPENAI_API_KEY"] = "another"
+    with serving(emulator.base_url, tmp_path / "again", **settings) as web:
+        async with browser(web) as http:
+            answer = await say(http, "three", conversation)
+            assert answer["text"] == "Question 3: three"
+            answer = await say(http, "there", begun)
+            assert answer["text"] == "Question 2: there"
+        ends_well(web)
+    assert texts(emulator.items(conversation)) == dialogue(["one", "two", "three"])
+    assert texts(emulator.items(answer["conversation_id"])) == dialogue(["here", "there"])
+
+
+async def test_one_connection_over_tls(emulator: Emulator, tmp_path: Path) -> None:
+    """Over TLS, twenty web requests with a session each open one connection to the API."""
+    port = httpx2.URL(emulator.base_url).port
+    assert port is not None
+    with Line(port) as line:
+        base_url = f"https://{LOOPBACK}:{line.port}/v1"
+        trust = {"SSL_CERT_FILE": str(line.trust(tmp_path))}
+        with serving(base_url, tmp_path / "log", **trust) as web:
+            async with browser(web) as http:
+                conversation = None
+                for number in range(20):
+                    answer = await say(http, f"message {number}", conversation)
+                    conversation = answer["conversation_id"]
+            ends_well(web)
+        assert line.connections == 1
 
 
 @pytest.fixture(name="example")

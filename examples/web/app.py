@@ -11,6 +11,8 @@ With `OPENAI_API_KEY` alone the same app uses the real service and a real model.
 
     CHAT_MODEL          the model's name; "scripted" needs none
     CHAT_OUTBOX         the file of an outbox, which all workers share; unset: no outbox
+    CHAT_ACCOUNT        a name for the account, the same before and after a key is rotated
+    CHAT_DRAIN          seconds that the outbox has at shutdown; 10, unless it is set
     CHAT_MAX_STALENESS  seconds; unset: each web request asks whether somebody else has written
 
 docs/web.md explains it piece by piece.
@@ -106,7 +108,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """One client and one outbox for the process; closed when no request is left."""
     get = os.environ.get
     file, staleness = get("CHAT_OUTBOX"), get("CHAT_MAX_STALENESS")
-    outbox = SQLiteOutbox(file) if file else None
+    outbox = SQLiteOutbox(file, account=get("CHAT_ACCOUNT")) if file else None
     async with AsyncOpenAI() as client:
         app.state.chat = Chat(
             client=client,
@@ -116,11 +118,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         yield
         if outbox is not None:
-            await outbox.close()
+            # Before the client, through which it sends.
+            left = await outbox.aclose(timeout=float(get("CHAT_DRAIN", "10")))
+            for one in left.conversations:
+                log.warning(
+                    "%s: %d wait in %s: %s", one.conversation_id, one.items, file, one.reason
+                )
 
 
 app = FastAPI(title="Chat", lifespan=lifespan)
-
 
 ConversationId = Annotated[str, Field(pattern="^(conv_|local-)[A-Za-z0-9]{1,100}$")]
 
