@@ -215,8 +215,13 @@ async def test_dropped(path: Path) -> None:
 
 
 def test_end_without_close(path: Path) -> None:
-    """A process that ends without closing has what it accepted recorded, and is not warned."""
+    """A process that ends without closing has what it accepted recorded, and Python does not warn.
+
+    The log says what a `MemoryOutbox` loses, and nothing of the file.
+    """
     script = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 async def main():
     outbox, memory = SQLiteOutbox(path), MemoryOutbox()
     await outbox.transact(lambda store: store.accept(address, [b"1"], 1.0))
@@ -227,7 +232,9 @@ async def main():
     return outbox, memory
 kept = asyncio.run(main())
 """
-    run(script, path, options=("-X", "dev", "-W", "error::ResourceWarning"))
+    [line] = run(script, path, options=("-X", "dev", "-W", "error::ResourceWarning")).splitlines()
+    assert line.startswith("WARNING ")
+    assert "1 item that waited in a MemoryOutbox" in line
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert _recorded(path) == 2
 

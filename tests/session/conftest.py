@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from agents import set_tracing_disabled
 
 from tests.session.support import clean_environment
 
@@ -13,4 +14,6 @@ from tests.session.support import clean_environment
 def _environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         clean_environment(patch)
+        # The Runner would send its traces to the service.
+        set_tracing_disabled(True)
         yield
