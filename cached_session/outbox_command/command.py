@@ -21,7 +21,6 @@ from cached_session.outbox import Address, SQLiteOutbox, Store
 from cached_session.outbox.shared import check_account
 from cached_session.outbox_command.checks import check
 from cached_session.outbox_command.export import export
-from cached_session.outbox_command.move import move
 from cached_session.outbox_command.records import (
     Stop,
     age,
@@ -121,6 +120,12 @@ async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     from cached_session.outbox_command.retry import retry
 
     await retry(outbox, options)
+
+
+async def _move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    from cached_session.outbox_command.move import move  # only now: see `_retry`
+
+    await move(outbox, options)
 
 
 async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -250,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_account,
         help="what the program passes as account=; the present key is one of that account",
     )
-    moving = add("move", move, "moves a backlog to another account, and sends nothing")
+    moving = add("move", _move, "moves a backlog to another account, and sends nothing")
     moving.add_argument(
         "--account",
         metavar="NAME",
