@@ -33,7 +33,11 @@ async def using(
             conversation_id=conversation, openai_client=client, outbox=outbox, **settings
         )
         yield session
+        before = asyncio.all_tasks()
         await left_by_an_exception(session)
+        # It lets go behind its caller.
+        if leaving := asyncio.all_tasks() - before:
+            await asyncio.wait(leaving)
 
 
 async def accepted_offline(

@@ -57,10 +57,13 @@ class Wire:
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with source, contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
+    with source:
+        # One that is reset has ended, too, and the other side is to hear of it.
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager
