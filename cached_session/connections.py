@@ -20,8 +20,6 @@ from typing import NamedTuple
 import httpx2
 from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from cached_session.sockets import Sockets
-
 _OWN_CLASSES = (AsyncOpenAI, AsyncAzureOpenAI)
 
 
@@ -143,6 +141,9 @@ class Pool:
             client: The user's.
             http: The pool's own, on whose connections the requests go; None: the client's own.
         """
+        # Only now: it builds on what httpx itself loads when a client first connects.
+        from cached_session.sockets import Sockets
+
         self._http = http
         self._settings = settings(client)
         self._sockets = Sockets()
