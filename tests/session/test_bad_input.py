@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from agents import OpenAIConversationsSession
-from agents.memory import SessionSettings
 from openai import NOT_GIVEN, AsyncOpenAI, omit
 
 from cached_session import CachedSession, RetryBudget, RetryPolicy
@@ -113,20 +112,6 @@ async def test_limit_of_a_wrong_type(limit: Any, emulator: Emulator, client: Asy
     with pytest.raises(TypeError, match="limit"):
         await session.get_items(limit)
     assert sent(emulator) == []
-
-
-@pytest.mark.parametrize("kind", [OpenAIConversationsSession, CachedSession])
-@pytest.mark.parametrize("limit", [-1, -100])
-async def test_negative_limit(
-    limit: int, kind: type[OpenAIConversationsSession], emulator: Emulator, client: AsyncOpenAI
-) -> None:
-    """A negative `limit`, given or from the settings, reads the newest item, as in the SDK."""
-    conversation = Elsewhere(emulator).conversation("a", "b", "c")
-    session = kind(conversation_id=conversation, openai_client=client)
-    assert texts(await session.get_items(limit)) == ["c"]
-    settings = SessionSettings(limit=limit)
-    session = kind(conversation_id=conversation, openai_client=client, session_settings=settings)
-    assert texts(await session.get_items()) == ["c"]
 
 
 @pytest.mark.parametrize("kind", [OpenAIConversationsSession, CachedSession])
