@@ -10,6 +10,7 @@ from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
 from cached_session.core.items import Held, Outgoing
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.wording import counted
 from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
@@ -104,10 +105,12 @@ class Append:
         raise outcome.error
 
     def _say_how_many(self, error: Exception) -> None:
-        error.add_note(
-            f"{self._operation.conversation_id}: the first {self._landed} of "
-            f"{len(self._items)} items are on the server, the others are not"
-        )
+        if self._landed:
+            total = counted(len(self._items))
+            said = f"the first {self._landed} of {total} are on the server, the others are not"
+        else:
+            said = "nothing was stored"
+        error.add_note(f"{self._operation.conversation_id}: {said}")
 
     async def _attempt(self, seconds: float) -> Outcome[None]:
         if self._in_doubt:
@@ -180,9 +183,14 @@ class Append:
 
     def _unknown(self) -> AppendOutcomeUnknown:
         conversation_id, total = self._operation.conversation_id, len(self._items)
+        if self._landed:
+            said = (
+                f"the first {self._landed} of {counted(total)} are on the server; whether more are"
+            )
+        else:
+            said = f"whether any of {counted(total)} is on the server"
         return AppendOutcomeUnknown(
-            f"append to {conversation_id}: the first {self._landed} of {total} items are on the "
-            "server; whether more are could not be found out. The next read shows it.",
+            f"append to {conversation_id}: {said} could not be found out. The next read shows it.",
             conversation_id=conversation_id,
             landed=self._landed,
             total=total,

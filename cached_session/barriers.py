@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
+from cached_session.core.wording import counted, verb
 from cached_session.errors import DeadlineExceeded, OutboxError, OutboxPaused
 from cached_session.journal import Journal
 from cached_session.operation import Operation
@@ -72,7 +73,7 @@ class Barrier:
         failure = sender.failure
         if failure is not None and not condition():
             raise OutboxError(
-                f"{operation.conversation_id}: {len(self._journal.waiting)} items are recorded and "
+                f"{operation.conversation_id}: {self._recorded} and "
                 f"not known to be on the server; sending them failed. {failure}",
                 conversation_id=operation.conversation_id,
             ) from failure
@@ -108,11 +109,16 @@ class Barrier:
         # Its name when it is sent: it may get its id in between.
         self._sender.start(lambda: operation.renewed(self._journal.replica.conversation_id))
 
+    @property
+    def _recorded(self) -> str:
+        waiting = len(self._journal.waiting)
+        return f"{counted(waiting)} {verb(waiting, 'is', 'are')} recorded"
+
     def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
         trouble = self._sender.trouble
         met = "" if trouble is None else f", {type(trouble).__name__}"
         return DeadlineExceeded(
-            f"{operation.conversation_id}: {why}. {len(self._journal.waiting)} items are recorded "
+            f"{operation.conversation_id}: {why}. {self._recorded} "
             f"in the outbox and not known to be on the server (sending: {self._sender.state}{met})",
             conversation_id=operation.conversation_id,
         )

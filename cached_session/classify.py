@@ -32,8 +32,9 @@ from cached_session.transports import Carrier, never_sent, of_http_layer
 
 # Codes and types of a 429 after which nothing gets better until the user acts:
 # the account has no credit, is at a limit that somebody has set, or is closed.
-# Sources: OpenAI's guide to error codes (the first is the type of the next four
-# there), the codes in public reports of its users (the last three).
+# Sources: OpenAI's help pages and answers quoted in public bug reports (quota,
+# billing, deactivated accounts); the credit and spend codes are known from others'
+# reports of OpenAI's guide to error codes only.
 _USER_HAS_TO_ACT = frozenset(
     {
         "insufficient_quota",

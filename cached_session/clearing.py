@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from cached_session.barriers import Barrier
+from cached_session.core.wording import counted, verb
 from cached_session.errands import Errands
 from cached_session.journal import Journal
 from cached_session.operation import Operation
@@ -61,8 +62,8 @@ class Clearing:
             lambda: self._barrier.open,
             operation,
             "a batch is being sent, and that took until the deadline; the "
-            f"{dropped} items that waited behind it were dropped, and the conversation was not "
-            "deleted",
+            f"{counted(dropped)} that waited behind it {verb(dropped, 'was', 'were')} dropped, and "
+            "the conversation was not deleted",
         )
         dropped += await self._errands.run(journal.drop(sealed=True), abandoned=operation.abandoned)
         if journal.local:
@@ -74,8 +75,8 @@ class Clearing:
             await replica.clear(operation, deleted)
         except Exception as error:
             error.add_note(
-                f"{operation.conversation_id}: {dropped} items that waited in the outbox were "
-                "dropped before the conversation was to be deleted"
+                f"{operation.conversation_id}: {counted(dropped)} that waited in the outbox "
+                f"{verb(dropped, 'was', 'were')} dropped before the conversation was to be deleted"
             )
             raise
         await journal.forget_window()

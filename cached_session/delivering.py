@@ -111,7 +111,8 @@ async def settle(journal: Journal, operation: Operation) -> None:
         window.forget()
         error = AppendOutcomeUnknown(
             f"append to {operation.conversation_id}: other writers removed what stood before a "
-            f"recorded batch of {sent} items; whether it is on the server could not be found out",
+            f"recorded batch of {counted(sent)}; whether it is on the server could not be found "
+            "out",
             conversation_id=operation.conversation_id,
             total=sent,
         )

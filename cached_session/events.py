@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from cached_session.core.wording import counted
+
 logger = logging.getLogger("cached_session")
 
 
@@ -181,7 +183,8 @@ def _said(event: Event) -> tuple[int, object]:
         case Reconciled():
             return logging.INFO, (
                 f"{event.conversation_id}: the answer to an append was lost; the server has "
-                f"{event.landed} of its {event.sent} items, and only the others are sent again"
+                f"{event.landed} of its {counted(event.sent)}, and only what is missing is sent "
+                "again"
             )
         case LateCopyRemoved():
             return logging.INFO, (

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cached_session.core.items import Outgoing
+from cached_session.core.wording import counted, verb
 from cached_session.errors import DeadlineExceeded, OutboxFull
 from cached_session.journal import Journal
 from cached_session.operation import Operation
@@ -63,9 +64,8 @@ class Room:
         name, waiting = journal.replica.conversation_id, journal.waiting
         if count > outbox.max_items or size > outbox.max_bytes:
             raise OutboxFull(
-                f"{name}: {count} items, {size} bytes, are more than the outbox takes of one "
-                f"conversation ({outbox.max_items} items, {outbox.max_bytes} bytes); nothing was "
-                "accepted",
+                f"{name}: {counted(count)}, {counted(size, 'byte')}, are more than the outbox "
+                f"takes of one conversation ({self._most()}); nothing was accepted",
                 conversation_id=name,
             )
         place = Place(self, count, size)
@@ -82,9 +82,10 @@ class Room:
         except DeadlineExceeded:
             pass  # whoever came before it waits for room, too
         raise OutboxFull(
-            f"{name}: {len(waiting)} items, {waiting.size} bytes, wait in the outbox, and it "
-            f"stayed at {self._limit()} for {outbox.max_wait:g} s; nothing was accepted by this "
-            "call, and nothing that waits was dropped",
+            f"{name}: {counted(len(waiting))}, {counted(waiting.size, 'byte')}, "
+            f"{verb(len(waiting), 'waits', 'wait')} in the outbox, and it stayed at "
+            f"{self._limit()} for {outbox.max_wait:g} s; nothing was accepted by this call, and "
+            "nothing that waits was dropped",
             conversation_id=name,
         )
 
@@ -153,7 +154,11 @@ class Room:
         outbox = self._journal.outbox
         if self._too_old():
             return f"its limit of age (the oldest has waited for more than {outbox.max_age:g} s)"
-        return f"its limit ({outbox.max_items} items, {outbox.max_bytes} bytes)"
+        return f"its limit ({self._most()})"
+
+    def _most(self) -> str:
+        outbox = self._journal.outbox
+        return f"{counted(outbox.max_items)}, {counted(outbox.max_bytes, 'byte')}"
 
     def _too_old(self) -> bool:
         # A clock that was set back makes an item young, never too old.

@@ -131,10 +131,10 @@ class Sender:
         lost = journal.waiting and not journal.outbox.durable and self._process == os.getpid()
         if lost and journal.outbox.told.news(journal.address, Trouble.LEFT):
             logger.warning(
-                "%s: the event loop ended before %s reached the server. They are in a MemoryOutbox "
-                "only: nothing sends them until this process uses the conversation again, and "
-                "they are lost when it ends. Await flush() before an event loop ends, or use an "
-                "SQLiteOutbox.",
+                "%s: the event loop ended before %s reached the server. What waits is in a "
+                "MemoryOutbox only: nothing sends it until this process uses the conversation "
+                "again, and it is lost when the process ends. Await flush() before an event loop "
+                "ends, or use an SQLiteOutbox.",
                 journal.replica.conversation_id,
                 counted(len(journal.waiting)),
             )

@@ -28,6 +28,7 @@ from cached_session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.clients import Chosen, choose, told
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
+from cached_session.core.wording import counted
 from cached_session.creating import NEW
 from cached_session.errors import CachedSessionError, SessionClosed
 from cached_session.events import Meter, Observer, Sending, Stats
@@ -239,7 +240,11 @@ class CachedSession(OpenAIConversationsSession):
 
     def __repr__(self) -> str:
         stats = self.stats
-        state = "closed" if self.__closed else f"{stats.items} items held, {stats.bytes} bytes"
+        state = (
+            "closed"
+            if self.__closed
+            else f"{counted(stats.items)} held, {counted(stats.bytes, 'byte')}"
+        )
         if stats.waiting:
             state += f", {stats.waiting} waiting"
         return f"CachedSession({self.__binding.conversation_id or NEW}, {state})"

@@ -121,8 +121,8 @@ def _end(connection: sqlite3.Connection, told: Told, pid: int) -> None:
     for summary in found:
         if summary.items and told.news(summary.address, Trouble.LEFT):
             logger.warning(
-                "%s: %s that waited in a MemoryOutbox are lost with it, and are not known to be "
-                "on the server. Read the conversation and append again what is missing. Await "
+                "%s: a MemoryOutbox ended with %s in it that the server is not known to have, and "
+                "that is lost. Read the conversation and append again what is missing. Await "
                 "flush() before the outbox or the process ends, or use an SQLiteOutbox.",
                 summary.address.conversation,
                 counted(summary.items),

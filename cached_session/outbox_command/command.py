@@ -16,6 +16,7 @@ from typing import Any
 
 from openai import OpenAIError
 
+from cached_session.core.wording import counted, verb
 from cached_session.errors import CachedSessionError
 from cached_session.outbox import Address, SQLiteOutbox, Store
 from cached_session.outbox.shared import check_account
@@ -25,7 +26,6 @@ from cached_session.outbox_command.records import (
     Stop,
     age,
     conversation,
-    count,
     facts,
     fitting,
     key,
@@ -35,7 +35,6 @@ from cached_session.outbox_command.records import (
     refused,
     server,
     state,
-    verb,
     visible,
     word,
 )
@@ -100,7 +99,7 @@ async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([facts(one) for one in chosen], indent=2))
         return
-    idle = count(len(found) - len(chosen), "idle conversation")
+    idle = counted(len(found) - len(chosen), "idle conversation")
     if not chosen:
         print(f"Nothing waits. --all lists {idle}, too." if found else "Nothing waits.")
         return
@@ -153,7 +152,7 @@ async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         kind = word(item.get("type") or ("message" if "role" in item else None))
         sent = f"sealed, {became}" if row.sealed else "not sent"
         print(
-            f"{row.seq}  {kind}  {word(item.get('role'))}  {count(len(row.data), 'byte')}  "
+            f"{row.seq}  {kind}  {word(item.get('role'))}  {counted(len(row.data), 'byte')}  "
             f"{moment(row.accepted_at)}  {sent}"
         )
         if options.content:
@@ -188,7 +187,7 @@ async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     if summary.owned:
         raise Stop(living)
     what = (
-        f"{count(summary.items, 'item')}, {count(summary.size, 'byte')}, that "
+        f"{counted(summary.items, 'item')}, {counted(summary.size, 'byte')}, that "
         f"{verb(summary.items, 'waits', 'wait')} for {conversation(summary.address)}"
     )
     if summary.sealed and not refused(mailbox):
@@ -206,7 +205,7 @@ async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         store.release(address)
         return removed
 
-    print(f"Removed {count(await outbox.transact(work), 'item')}.")
+    print(f"Removed {counted(await outbox.transact(work), 'item')}.")
 
 
 def _fail(message: str) -> int:

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from cached_session.core.wording import counted, verb
 from cached_session.outbox import SQLiteOutbox
-from cached_session.outbox_command.records import Stop, count, read, verb
+from cached_session.outbox_command.records import Stop, read
 
 
 async def export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -30,8 +31,8 @@ async def export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         raise Stop(f"{options.output} exists already, and was left as it is.") from None
     except OSError as error:
         raise Stop(f"{options.output}: {error.strerror}. Nothing was left there.") from error
-    items, are = count(len(mailbox.rows), "item"), verb(len(mailbox.rows), "is", "are")
-    print(f"{items}, {count(len(lines), 'byte')}, {are} in {options.output}.")
+    items, are = counted(len(mailbox.rows), "item"), verb(len(mailbox.rows), "is", "are")
+    print(f"{items}, {counted(len(lines), 'byte')}, {are} in {options.output}.")
 
 
 def _write(path: str, lines: bytes) -> None:

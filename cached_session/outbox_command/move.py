@@ -6,9 +6,10 @@ import argparse
 
 from openai import AsyncOpenAI
 
+from cached_session.core.wording import counted, verb
 from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
 from cached_session.outbox.records import NAMED, whose
-from cached_session.outbox_command.records import conversation, count, find, verb
+from cached_session.outbox_command.records import conversation, find
 from cached_session.outbox_command.retry import as_recorded, need_key
 
 
@@ -35,7 +36,7 @@ async def move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
     moved = await outbox.transact(work)
     print(
-        f"{count(moved.items, 'item')} for {conversation(moved.address)} "
+        f"{counted(moved.items, 'item')} for {conversation(moved.address)} "
         f"{verb(moved.items, 'waits', 'wait')} in backlog {moved.number} now, which is that of "
         f"{whose(moved.address)}."
     )

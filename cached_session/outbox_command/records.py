@@ -129,16 +129,6 @@ def server(base_url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def count(number: int, noun: str) -> str:
-    """So many of something."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def verb(number: int, one: str, more: str) -> str:
-    """The form of a verb that goes with so many."""
-    return one if number == 1 else more
-
-
 def age(moment: float) -> str:
     """How long ago a moment was. One that is still to come, by a clock set back, was just now."""
     seconds = max(0, int(time.time() - moment))

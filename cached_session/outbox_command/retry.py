@@ -14,8 +14,9 @@ from openai import AsyncOpenAI
 from cached_session.addresses import address_of, owner_of
 from cached_session.cache import ConversationCache
 from cached_session.connections import account
+from cached_session.core.wording import counted, verb
 from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
-from cached_session.outbox_command.records import Stop, count, find, key, server, verb, visible
+from cached_session.outbox_command.records import Stop, find, key, server, visible
 from cached_session.session import CachedSession
 
 
@@ -119,7 +120,7 @@ async def _send(
         conversation_id=name, openai_client=client, outbox=outbox, cache=ConversationCache()
     )
     to = visible(server(str(client.base_url)))
-    print(f"Sending {count(total, 'item')} to {to}", flush=True)
+    print(f"Sending {counted(total, 'item')} to {to}", flush=True)
     async with session, _progress(session):
         try:
             await session.flush(timeout)
@@ -132,7 +133,7 @@ async def _send(
 
 
 def _landed(number: int) -> str:
-    return f"{count(number, 'item')} {verb(number, 'has', 'have')} landed"
+    return f"{counted(number, 'item')} {verb(number, 'has', 'have')} landed"
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +148,7 @@ async def _progress(session: CachedSession) -> AsyncIterator[None]:
             if (now := (stats.waiting, stats.sending)) != shown:
                 shown = now
                 waits = verb(stats.waiting, "waits", "wait")
-                print(f"{count(stats.waiting, 'item')} {waits} ({stats.sending})", flush=True)
+                print(f"{counted(stats.waiting, 'item')} {waits} ({stats.sending})", flush=True)
 
     task = asyncio.create_task(report())
     try:

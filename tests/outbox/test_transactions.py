@@ -234,7 +234,7 @@ kept = asyncio.run(main())
 """
     [line] = run(script, path, options=("-X", "dev", "-W", "error::ResourceWarning")).splitlines()
     assert line.startswith("WARNING ")
-    assert "1 item that waited in a MemoryOutbox" in line
+    assert "a MemoryOutbox ended with 1 item in it" in line
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert _recorded(path) == 2
 

@@ -66,7 +66,7 @@ async def test_pop_of_what_stays_in_flight() -> None:
     error = await raised(session.pop_item())
     assert isinstance(error, DeadlineExceeded)
     assert "not removed" in str(error)
-    assert "1 items" in str(error)
+    assert "1 item " in str(error)
     line.heal()
     await session.flush()
     assert line.texts(conversation) == ["a", "b"]

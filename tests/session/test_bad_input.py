@@ -10,8 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from agents import OpenAIConversationsSession
-from openai import NOT_GIVEN, AsyncOpenAI, omit
+from openai import AsyncOpenAI
 
 from cached_session import CachedSession, RetryBudget, RetryPolicy
 from cached_session.emulator import Emulator
@@ -111,35 +110,6 @@ async def test_limit_of_a_wrong_type(limit: Any, emulator: Emulator, client: Asy
     session = CachedSession(openai_client=client)
     with pytest.raises(TypeError, match="limit"):
         await session.get_items(limit)
-    assert sent(emulator) == []
-
-
-@pytest.mark.parametrize("kind", [OpenAIConversationsSession, CachedSession])
-@pytest.mark.parametrize("nothing", [omit, NOT_GIVEN], ids=["omit", "NOT_GIVEN"])
-async def test_fields_that_are_not_given(
-    nothing: Any, kind: type[OpenAIConversationsSession], emulator: Emulator, client: AsyncOpenAI
-) -> None:
-    """A field whose value is a sentinel of the client is left out, in parts of content, too."""
-    items: list[Any] = [
-        {"role": "user", "content": "a", "status": nothing, "unknown": nothing},
-        {"role": "user", "content": [{"type": "input_text", "text": "b", "more": nothing}]},
-        OrderedDict(role="user", content="c", id=nothing),
-    ]
-    session = kind(openai_client=client)
-    await session.add_items(items)
-    read = await session.get_items()
-    assert texts(read) == ["a", "b", "c"]
-    assert read == emulator.items(session.session_id)
-    assert not [item for item in read if {"unknown", "more"} & {*item, *item["content"][0]}]
-
-
-@pytest.mark.parametrize("nothing", [omit, NOT_GIVEN], ids=["omit", "NOT_GIVEN"])
-async def test_sentinels_in_a_list(nothing: Any, emulator: Emulator, client: AsyncOpenAI) -> None:
-    """In a list a sentinel of the client stands for nothing, and is refused as in the SDK."""
-    item: Any = {"role": "user", "content": [{"type": "input_text", "text": "a"}, nothing]}
-    session = CachedSession(openai_client=client)
-    with pytest.raises(TypeError, match=r"items\[0\].*no JSON form"):
-        await session.add_items([item])
     assert sent(emulator) == []
 
 

@@ -135,6 +135,6 @@ async def test_repr(client: AsyncOpenAI) -> None:
     session = CachedSession(openai_client=client)
     assert repr(session) == "CachedSession(a new conversation, 0 items held, 0 bytes)"
     await session.add_items(users("a"))
-    assert repr(session).startswith(f"CachedSession({session.session_id}, 1 items held, ")
+    assert repr(session).startswith(f"CachedSession({session.session_id}, 1 item held, ")
     await session.aclose()
     assert repr(session) == f"CachedSession({session.session_id}, closed)"
