@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
+from cached_session.forks import in_child
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -50,6 +51,11 @@ class RetryBudget:
         self._refill = refill
         self._tokens = capacity
         self._updated = -math.inf
+        self._begin_anew()
+        in_child(self, RetryBudget._begin_anew)
+
+    def _begin_anew(self) -> None:
+        # Another thread of the parent may have had the lock at a fork.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:
