@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import math
 import os
@@ -77,8 +78,12 @@ class Sender:
             self._process = os.getpid()
             self.failure = None
             journal.outbox.told.over(journal.address, Trouble.LEFT)
-            self._task = asyncio.get_running_loop().create_task(
-                self._go(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+            # It sends for all callers: no one's context variables are those of the others. Not
+            # by `context=`, which a loop's task factory need not know.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task,
+                self._go(self._context()),
+                name=f"outbox of {journal.replica.conversation_id}",
             )
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
