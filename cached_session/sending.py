@@ -64,6 +64,9 @@ class Sender:
         """
         with self._lock:
             journal = self._journal
+            if self._task is not None and self._task.get_loop().is_closed():
+                forsake(self._task)
+                self._task = None
             # What is held has to be let go of, also where nothing is sent.
             if not (journal.holds or (journal.waiting and journal.paused is None)):
                 return
