@@ -21,9 +21,12 @@ def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
     """The one backlog of a conversation; made if there is none.
 
     Raises:
+        OutboxError: The outbox is that of a process from which this one was forked.
         ValueError: The conversation has another outbox in this process, or
             this outbox has the conversation in another cache.
     """
+    # Or a session from before the fork would be in the way of the outbox that is made here.
+    outbox.check_process()
     name = replica.conversation_id
     address = address_of(owner, name)
     with outbox.lock:

@@ -18,6 +18,7 @@ from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
 from cached_session.events import Meter
+from cached_session.forks import in_child, keep
 from cached_session.identity import Identity
 from cached_session.leaving import Leaving
 from cached_session.operation import Operation, Reopened, Superseded
@@ -67,10 +68,19 @@ class Binding:
         self.outbox = outbox
         """Where appends are recorded before they are sent, or None."""
         self._remote = Remote(client, meter)
-        self._creation = Creation(self._create, lambda: self.conversation_id is not None)
+        self._creation = self._new_creation()
         self._settings: tuple[object, ...] = ()
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
+        in_child(self, Binding._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a forked child: it has no copy yet, and waits for nobody who makes a conversation."""
+        keep(self._creation, self.replica)
+        self._creation, self.replica = self._new_creation(), None
+
+    def _new_creation(self) -> Creation:
+        return Creation(self._create, lambda: self.conversation_id is not None)
 
     @property
     def conversation_id(self) -> str | None:

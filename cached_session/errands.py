@@ -59,10 +59,14 @@ class Errands:
         """What callers of this event loop have left and is still being done."""
         if not self._left:
             return set()
+        bury(self._tasks)
+        bury(self._left)
         loop = asyncio.get_running_loop()
         return {task for task in self._left if task.get_loop() is loop}
 
     def _begin(self, work: Coroutine[Any, Any, T], then: Callable[[], None]) -> asyncio.Task[T]:
+        bury(self._tasks)
+        bury(self._left)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(lambda _: then())
@@ -94,6 +98,16 @@ def _retrieve(task: asyncio.Task[Any], failed: Callable[[Exception], None] | Non
     error = None if task.cancelled() else task.exception()
     if failed is not None and isinstance(error, Exception):
         failed(error)
+
+
+def bury(tasks: set[asyncio.Task[Any]]) -> None:
+    """Drops the tasks of event loops that were closed: they never end, and hold their loop.
+
+    Nothing tells when a loop is closed, so whoever keeps tasks does this when it takes in another.
+    """
+    for task in [task for task in list(tasks) if task.get_loop().is_closed()]:
+        forsake(task)
+        tasks.discard(task)
 
 
 def forsake(task: asyncio.Task[Any]) -> None:

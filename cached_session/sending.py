@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import os
 import threading
@@ -62,6 +63,9 @@ class Sender:
         """
         with self._lock:
             journal = self._journal
+            if self._task is not None and self._task.get_loop().is_closed():
+                forsake(self._task)
+                self._task = None
             # What is held has to be let go of, also where nothing is sent.
             if not (journal.holds or (journal.waiting and journal.paused is None)):
                 return
@@ -76,8 +80,12 @@ class Sender:
             self._process = os.getpid()
             self.failure = None
             journal.outbox.told.over(journal.address, Trouble.LEFT)
-            self._task = asyncio.get_running_loop().create_task(
-                self._go(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+            # It sends for all callers: no one's context variables are those of the others. Not
+            # by `context=`, which a loop's task factory need not know.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task,
+                self._go(self._context()),
+                name=f"outbox of {journal.replica.conversation_id}",
             )
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)

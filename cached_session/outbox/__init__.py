@@ -103,6 +103,13 @@ class Outbox(Protocol):
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
 
+    def check_process(self) -> None:
+        """Refuses any use in a process that was forked after the outbox was made.
+
+        Raises:
+            OutboxError: This is such a process.
+        """
+
     async def transact(self, work: Callable[[Store], T]) -> T:
         """Runs `work` in a transaction; when it returns, what the work did is recorded.
 

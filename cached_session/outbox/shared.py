@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from typing import Any
 
+from cached_session.errors import OutboxError
+from cached_session.forks import in_child, keep
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.records import Address
 from cached_session.outbox.told import Told
@@ -78,9 +81,34 @@ class Shared:
         self.account = account
         self.told = Told()
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.holdings = Holdings()
+        self._pid = os.getpid()
+        self._begin()
+        in_child(self, Shared._begin_anew)
+
+    def check_process(self) -> None:
+        """Refuses any use in a process that was forked from the outbox's own.
+
+        Both would send what was recorded before the fork. Takes no lock, which
+        may have been held at that moment.
+
+        Raises:
+            OutboxError: This is such a process.
+        """
+        if os.getpid() != self._pid:
+            raise OutboxError(
+                f"{self!r} was made before this process was forked. "
+                f"Make a new {type(self).__name__} in the child."
+            )
+
+    def _begin(self) -> None:
         self.lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
-        self.holdings = Holdings()
+
+    def _begin_anew(self) -> None:
+        """In a forked child, where every use is refused: the backlogs are the parent's."""
+        keep([*self.backlogs.values()])
+        self._begin()
 
 
 def check_account(value: object) -> None:

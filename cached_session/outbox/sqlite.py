@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from cached_session.errors import OutboxError
 from cached_session.outbox.file import OpenFile
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.store import Store
@@ -72,7 +71,6 @@ class SQLiteOutbox(Shared):
             busy_timeout=self._busy_timeout,
             max_window_bytes=max_window_bytes,
         )
-        self._pid = os.getpid()
         # Guards the change from one writer to the next, so that no work is
         # given to one that ends.
         self._gate = threading.Lock()
@@ -151,12 +149,7 @@ class SQLiteOutbox(Shared):
         return f"SQLiteOutbox({self._path!r})"
 
     def _put(self, job: Job) -> None:
-        if os.getpid() != self._pid:
-            # Looked at before any lock, which may have been held at the fork.
-            raise OutboxError(
-                f"The outbox {self._path} was made before this process was forked. "
-                "Make a new SQLiteOutbox in the child."
-            )
+        self.check_process()
         with self._gate:
             if self._writer is None:
                 self._writer = Writer(self._opening, self._previous, self.holdings)

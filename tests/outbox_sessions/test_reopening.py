@@ -222,8 +222,8 @@ os._exit(0)
 def test_fork(file: bool, path: Path) -> None:
     """In a forked child `flush` and `aclose` say at once that the outbox is the parent's.
 
-    The log warns once, too, that nothing is sent there; and of a `MemoryOutbox`, that its items
-    were left by the loop that ended.
+    Nothing is sent there. The log warns of a `MemoryOutbox`, before the fork, that its items were
+    left by the loop that ended.
     """
     program = subprocess.run(
         # Python warns of a fork with threads, which is what this is about.
@@ -233,8 +233,6 @@ def test_fork(file: bool, path: Path) -> None:
         timeout=60,
     )
     assert program.stdout == "OutboxError True\n" * 2
-    *left, failed = program.stderr.splitlines()
-    assert "sending failed, 1 item recorded" in failed
-    assert "forked" in failed
+    left = program.stderr.splitlines()
     assert len(left) == (0 if file else 1)
     assert all("the event loop ended before 1 item reached the server" in line for line in left)
