@@ -62,7 +62,6 @@ class MemoryOutbox(Shared):
             max_items, max_bytes, max_age, max_wait, max_window_bytes=0, account=account
         )
         self.holdings = Holdings(shared=False)
-        self._pid = os.getpid()
         self._statements = threading.Lock()
         self._connection = sqlite3.connect(
             ":memory:", check_same_thread=False, isolation_level=None
@@ -90,7 +89,7 @@ class MemoryOutbox(Shared):
             OutboxError: There is no memory left, and nothing of the work is
                 recorded; or the process was forked after the outbox was made.
         """
-        if os.getpid() != self._pid:
+        if not self.ours:
             # Both processes would send what was recorded before the fork.
             raise OutboxError(
                 "The outbox in memory was made before this process was forked. "
@@ -107,7 +106,7 @@ class MemoryOutbox(Shared):
             # An error's traceback refers to this frame.
             del outcome
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
 
     def __repr__(self) -> str:
