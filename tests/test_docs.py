@@ -87,6 +87,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_examples_run(example: Path, environment: dict[str, str], tmp_path: Path) -> None:
     """Every example runs alone and without a key, without a warning, and shows its point."""

@@ -218,6 +218,7 @@ print(session.session_id)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("runs", "end"),
     [(1, "wait"), (2, "wait"), (3, "wait"), (8, "wait"), (1, "leave"), (3, "leave")],
