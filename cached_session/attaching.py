@@ -57,4 +57,5 @@ def attach(outbox: Outbox, owner: Account, replica: Replica, user: User | None) 
         replica.window.recording = backlog.journal.record
         if user is not None:
             backlog.users.add(user)
+            backlog.journal.come()
         return backlog

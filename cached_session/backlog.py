@@ -296,14 +296,13 @@ class Backlog:
                 asyncio.get_running_loop().call_later(soon, self._go_on, context, failure)
             else:
                 self._go_on(context, failure)
+                # Where its session was closed meanwhile.
+                await self._leaving.look(context())
 
     def _go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
         # Where sending failed during the call, and not before it, the next use tries again.
         if self.journal.holds or self.sender.failure in (None, failure):
             self.sender.start(context)
-        if not self.users:
-            # Its session was closed meanwhile.
-            self._leaving.look(context())
 
     async def recorded(self, operation: Operation) -> None:
         """Waits until what was appended before this call is recorded, or is not going to be."""

@@ -56,10 +56,11 @@ class Leaving:
         else:
             self._endings.begin(self._end(operation), journal.changed.fire)
 
-    def look(self, operation: Operation) -> None:
-        """Has all let go of, behind the caller, if nobody uses it. What is recorded stays."""
+    async def look(self, operation: Operation) -> None:
+        """Lets go of all, if nobody uses it. What is recorded stays, whatever goes wrong."""
         if not self._users and not self._sender.working:
-            self._endings.begin(self._end(operation), self._journal.changed.fire)
+            with contextlib.suppress(CachedSessionError):
+                await self._end(operation)
 
     async def _end(self, operation: Operation) -> None:
         outbox, journal, replica = self._journal.outbox, self._journal, self._journal.replica
@@ -114,7 +115,7 @@ class Leaving:
         until = Operation.now() if deadline is None else deadline
         if deadline is not None:
             sender.start()
-            await journal.changed.until(lambda: not sender.working, until, sender.start)
+            await journal.changed.until(lambda: not sender.busy, until, sender.start)
         why, operation = self._why(), sender.operation
         await sender.halt(Operation.now())
         await endings.end(until, journal.changed.until)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from openai import APIStatusError, OpenAIError
@@ -41,7 +41,7 @@ class Sender:
     Attributes:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
-        then: Told when it has ended, with an operation of its own.
+        then: What it does when it has ended, with an operation of its own.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -59,7 +59,10 @@ class Sender:
         self.state = Sending.IDLE
         self.failure: OutboxError | None = None
         self._trouble: Exception | None = None
-        self.then: Callable[[Operation], None] = _nothing
+        self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
+        self._ended: Operation | None = None
+        # The one that has ended, and does what comes then.
+        self._last: asyncio.Task[Any] | None = None
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -99,6 +102,11 @@ class Sender:
             return self._task is not None and not self._lost(self._task)
 
     @property
+    def busy(self) -> bool:
+        """Whether somebody is at work, or does what comes after it."""
+        return self.working or (self._last is not None and not self._lost(self._last))
+
+    @property
     def trouble(self) -> Exception | None:
         """What went wrong at its last attempt, after which it tries again, or None."""
         return self._trouble if self.state is Sending.OFFLINE else None
@@ -136,6 +144,9 @@ class Sender:
         if flying is not None and not await self._until_over(flying, deadline):
             cancel(flying)
             await self._until_over(flying, math.inf)
+        if self._last is not None:
+            cancel(self._last)
+            await self._until_over(self._last, math.inf)
 
     async def _until_over(self, task: asyncio.Task[Any], deadline: float) -> bool:
         """Waits until nobody works on a task any more; says whether that is so."""
@@ -145,6 +156,8 @@ class Sender:
         """Told that a task of its own is done."""
         if self._flying is task:
             self._flying = None
+        if self._last is task:
+            self._last = None
         self._journal.changed.fire()
 
     async def _go(self, operation: Operation) -> None:
@@ -156,6 +169,11 @@ class Sender:
                 # Nobody has halted it: the event loop ends, or has ended.
                 self._tell_of_left()
             raise
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            # In this task: a loop that ends waits for it, and not for one that is begun then.
+            self._last = me
+            await self.then(ended)
 
     def _tell_of_left(self) -> None:
         journal = self._journal
@@ -267,7 +285,7 @@ class Sender:
                 self._context = None
         self._change(state, error, operation)
         self._journal.changed.fire()
-        self.then(operation)
+        self._ended = operation
         return True
 
     async def _attempt(self, _: float) -> Outcome[None]:
@@ -336,7 +354,7 @@ class Sender:
             )
 
 
-def _nothing(_: Operation) -> None:
+async def _nothing(_: Operation) -> None:
     """What follows where nothing else does."""
 
 

@@ -22,6 +22,7 @@ from cached_session import (
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT
+from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import (
     Process,
     batches,
@@ -31,6 +32,7 @@ from tests.outbox_sessions.support import (
     opened,
     session_on,
     until,
+    words,
 )
 from tests.outbox_sessions.test_loops import without_a_word
 from tests.servers import eventually
@@ -453,3 +455,22 @@ def test_closing_the_outbox_of_several_loops(outbox: Outbox) -> None:
         gate.open()
         assert [each.items for each in found.conversations] == [1]
         assert left == [set()]
+
+
+@on_one_disk("a")
+async def test_another_process_beside_what_is_still_sent(world: OneDisk) -> None:
+    """A new session reads what another process recorded, also while an earlier one's is sent."""
+    one, two = world.process("1"), world.process("2")
+    cache = ConversationCache()
+    world.line.always(is_append, CUT)
+    async with world.session(one, cache=cache) as session:
+        await session.get_items()
+        await session.add_items(users("b"))
+    await asyncio.sleep(0.1)
+    await world.session(two).add_items(users("c"))
+    async with world.session(one, cache=cache) as session:
+        assert words(await session.get_items()) == ["a", "b", "c"]
+    assert world.line.texts(world.conversation) == ["a"]
+    world.line.heal()
+    await asyncio.sleep(20)
+    assert world.line.texts(world.conversation) == ["a", "b", "c"]
