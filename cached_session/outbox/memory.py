@@ -101,7 +101,7 @@ class MemoryOutbox(Shared):
             # An error's traceback refers to this frame.
             del outcome
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
 
     def __repr__(self) -> str:

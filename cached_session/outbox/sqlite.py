@@ -102,6 +102,10 @@ class SQLiteOutbox(Shared):
             f"that one, and move it: {how}"
         )
 
+    def same_as(self, other: object) -> bool:
+        """Whether both record in the same file."""
+        return isinstance(other, SQLiteOutbox) and other._path == self._path
+
     @property
     def path(self) -> Path:
         """The file, absolute and without symbolic links."""
@@ -131,14 +135,14 @@ class SQLiteOutbox(Shared):
             # An error's traceback refers to this frame, and the future to the error.
             del future
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does what it was asked before, and lets go of the file.
 
-        The next use opens the file that is there then, or makes one. The last
-        session to close calls this. In a process that was forked after the
-        outbox was made it does nothing.
+        The next use opens the file that is there then, or makes one. This is
+        called when no session and no sender uses it any more. In a process that
+        was forked after the outbox was made it does nothing.
         """
-        if os.getpid() != self._pid:
+        if not self.ours:
             # What is open belongs to the parent.
             return
         self._stop()
