@@ -6,17 +6,23 @@ OLDEST = .venv-oldest
 SIMULATION = .venv-simulation
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = bin/python -m pytest
+# A process for each core, with servers of its own. The campaigns run in one: they
+# do many things at once themselves, and by the clock.
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+NOT_SIMULATED = --ignore=tests/simulation
 
-.PHONY: help demo test lint format test-oldest test-simulation bench bench-bars bench-guard clean
+.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo             the same agent on both kinds of session, side by side"
-	@echo "make test             all tests but the simulation"
+	@echo "make test             the tests, without those of the next three"
 	@echo "make lint             ruff, mypy, import-linter"
 	@echo "make format           let ruff put the code in order"
-	@echo "make test-oldest      the tests on the oldest supported versions"
+	@echo "make test-processes   commands and workers, each in a process of its own"
+	@echo "make test-campaigns   random operations, killed processes, measured tables"
 	@echo "make test-simulation  the fault campaign; needs Python 3.12 or later"
+	@echo "make test-oldest      all but the simulation, on the oldest supported versions"
 	@echo "make bench            all benchmarks, into benchmarks/results"
 	@echo "make bench-bars       the table of what has to be reached"
 	@echo "make bench-guard      ratios that a change must not make worse"
@@ -26,7 +32,13 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/cached-session demo $(ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/$(PYTEST) --ignore=tests/simulation $(ARGS)
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign and not processes" $(ARGS)
+
+test-processes: $(VENV)/.test
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m processes $(ARGS)
+
+test-campaigns: $(VENV)/.test
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) -m campaign $(ARGS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
@@ -43,13 +55,14 @@ format: $(VENV)/.lint
 # it beside ours in these points are left out here.
 test-oldest: $(OLDEST)/.test
 	@cat $(OLDEST)/lowest.txt
-	$(OLDEST)/$(PYTEST) --ignore=tests/simulation @.ci/oldest-deselect.txt $(ARGS)
+	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign" @.ci/oldest-deselect.txt $(ARGS)
+	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) -m campaign @.ci/oldest-deselect.txt $(ARGS) || [ $$? -eq 5 ]
 
 # simloop, the deterministic event loop, needs Python 3.12.
 test-simulation:
 	@if .ci/find-python 12 >/dev/null; then \
 		$(MAKE) --no-print-directory $(SIMULATION)/.test && \
-		$(SIMULATION)/$(PYTEST) tests/simulation $(ARGS); \
+		$(SIMULATION)/$(PYTEST) $(PARALLEL) tests/simulation $(ARGS); \
 	else \
 		echo "no Python 3.12 or later was found: tests/simulation is not run"; \
 	fi

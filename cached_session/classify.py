@@ -92,6 +92,10 @@ def classify(error: Exception, by: Carrier = Carrier.UNKNOWN) -> Refused | Unkno
         error.add_note("the request could not be written as HTTP; look at the API key and headers")
         return Refused(error, retryable=False)
     if isinstance(error, APIConnectionError):
+        if type(error.__cause__).__name__ == "UnsupportedProtocol":
+            # A base URL that was changed, or a redirect to one of another kind.
+            error.add_note("no request was made of this URL; look at the client's base_url")
+            return (Refused if never_sent(error, by) else Unknown)(error, retryable=False)
         if never_sent(error, by):
             return Refused(error, retryable=True)
         return Unknown(error, retryable=True)

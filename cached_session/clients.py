@@ -17,10 +17,21 @@ class Chosen:
     Attributes:
         client: The client.
         owner: The session of the SDK that it was taken over from; None: it was given.
+
+    Raises:
+        ValueError: No request can be made through the client: its base URL has no host.
     """
 
     client: AsyncOpenAI
     owner: OpenAIConversationsSession | None = None
+
+    def __post_init__(self) -> None:
+        if not self.client.base_url.host:
+            # The URL is left out: without a scheme, "user:password@host" is all path.
+            raise ValueError(
+                "openai_client: its base_url names no host; begin it with https:// or http:// "
+                "(it may come from the environment, OPENAI_BASE_URL)"
+            )
 
     def check(self) -> None:
         """Refuses to go on where the session that it was taken over from has another one now.

@@ -20,7 +20,12 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
-from openai import APIResponseValidationError, AsyncOpenAI
+from openai import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    AsyncOpenAI,
+)
 
 from cached_session.classify import as_openai_error, classify
 from cached_session.connections import Account, Connections, account, connections, settings
@@ -164,10 +169,13 @@ class Remote:
                     pool.client, method, root + path, timeout, query, content
                 )
         except Exception as error:
-            outcome = classify(
-                as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}"),
-                carrier(pool.client),
-            )
+            seen = as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
+            if isinstance(seen, APIConnectionError):
+                # Not the whole URL: it may hold a user, a password or an id.
+                late = isinstance(seen, APITimeoutError)
+                said = "no answer in time from" if late else "no answer from"
+                seen.add_note(f"{said} {self._client.base_url.netloc.decode('ascii')}")
+            outcome = classify(seen, carrier(pool.client))
         else:
             outcome = _understand(response, method, parse)
         if self._meter.listening:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
+from cached_session.transports import found_nobody
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -88,6 +90,12 @@ class RetryPolicy:
             included. A listing that decides a lost answer belongs to the
             attempt that follows it. What an outbox sends in the background is
             repeated without end.
+        connect_attempts: Requests at most, of those `max_attempts`, that find
+            no connection at once: it is refused, or the host has no address.
+            Where nobody listens, the next second rarely changes it, and a web
+            worker that waits for 20 s is worse off than one that fails. With
+            the defaults such a call fails after 1 to 2 s, about when the SDK's
+            session does. Raise it to sit out the restart of a gateway.
         deadline: What a whole operation may take, waiting for its turn
             included. Also for how long a request that was given up is watched
             for. What waits in an outbox has no deadline; there this bounds one
@@ -113,6 +121,7 @@ class RetryPolicy:
     """
 
     max_attempts: int = 8
+    connect_attempts: int = 4
     deadline: float = 60.0
     attempt_timeout: float = 20.0
     slowest_rate: float = 100_000.0
@@ -122,10 +131,12 @@ class RetryPolicy:
     random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_attempts, int) or isinstance(self.max_attempts, bool):
-            raise TypeError("max_attempts must be an int")
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be at least 1")
+        for name in ("max_attempts", "connect_attempts"):
+            attempts = getattr(self, name)
+            if not isinstance(attempts, int) or isinstance(attempts, bool):
+                raise TypeError(f"{name} must be an int")
+            if attempts < 1:
+                raise ValueError(f"{name} must be at least 1")
         numbers = ("deadline", "attempt_timeout", "slowest_rate", "initial_delay", "max_delay")
         for name in numbers:
             _check_positive(name, getattr(self, name))
@@ -133,6 +144,11 @@ class RetryPolicy:
             raise TypeError("budget must be a RetryBudget")
         if not callable(self.random):
             raise TypeError("random must be callable")
+
+    @property
+    def without_end(self) -> RetryPolicy:
+        """The same policy, with attempts without number."""
+        return dataclasses.replace(self, max_attempts=1 << 62, connect_attempts=1 << 62)
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt (from 1) failed."""
@@ -206,9 +222,15 @@ class Retrier:
             asked = getattr(_failure(state), "delay", None) or 0.0
             return max(asked, policy.delay(state.attempt_number), policy.budget.take(clock()))
 
+        nobody = 0
+
         def stop(state: RetryCallState) -> bool:
+            nonlocal nobody
+            failure = _failure(state)
+            nobody += failure is not None and found_nobody(failure.error)
             over = (
                 state.attempt_number >= policy.max_attempts
+                or nobody >= policy.connect_attempts
                 or clock() + state.upcoming_sleep >= deadline
             )
             if over:

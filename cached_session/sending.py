@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import os
 import threading
@@ -142,8 +141,7 @@ class Sender:
     async def _run(self, operation: Operation) -> None:
         journal, me = self._journal, asyncio.current_task()
         # Without end: what was accepted is sent, however long the server is away.
-        endless = dataclasses.replace(operation.policy, max_attempts=1 << 62)
-        retrier = Retrier(endless, operation.meter)
+        retrier = Retrier(operation.policy.without_end, operation.meter)
         # Whoever appended goes on first. A loop that ends with that call would
         # otherwise be closed in the middle of a connection's beginning, of
         # which the HTTP client's layers make a warning.

@@ -133,6 +133,19 @@ def never_sent(error: APIConnectionError, by: Carrier) -> bool:
     )
 
 
+def found_nobody(error: Exception) -> bool:
+    """Whether a request failed at once for want of a connection.
+
+    The server's host has no address, refuses to be connected to, or is not who
+    it says. What merely took too long is none of it. This says nothing about
+    what may have been sent: see `never_sent`.
+    """
+    return isinstance(error, APIConnectionError) and type(error.__cause__).__name__ in (
+        "ConnectError",
+        "ProxyError",
+    )
+
+
 def of_http_layer(error: Exception) -> bool:
     """Whether an exception comes from an HTTP library, whichever it is."""
     libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")

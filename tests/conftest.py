@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from openai import AsyncOpenAI
@@ -41,6 +42,21 @@ def emulator(running_emulator: Emulator) -> Iterator[Emulator]:
 def client(emulator: Emulator) -> AsyncOpenAI:
     """A client for the emulator; closed at the end of the test, in its event loop."""
     return new_client(emulator)
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says something at the end of the run, whether or not the test passes, and where it ran."""
+    return functools.partial(record_property, "told")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests told: seeds, say."""
+    for reports in list(terminalreporter.stats.values()):
+        for report in reports:
+            for name, told in getattr(report, "user_properties", ()):
+                if name == "told" and report.when == "call":
+                    terminalreporter.write_line(told)
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,7 @@ def test_fleet_counts_turns(bench: Callable[..., list[Any]]) -> None:
     assert by_session(figures, "requests") == {SDK: 4 * (1 + 3 * 2), OURS: 4 * (1 + 3)}
 
 
+@pytest.mark.processes
 def test_flaky_counts_what_is_lost_and_doubled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_files_say_where_and_not_whose(bench: Callable[..., list[Any]], tmp_path
     assert "| CachedSession | " in (tmp_path / "loop.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.processes
 def test_emulators_end_with_the_benchmark() -> None:
     """An emulator is a process of its own, one a latency, and ends when the benchmark does."""
     with Sites() as sites:
@@ -304,6 +306,7 @@ async def test_holding_drops_the_sessions(site: Site) -> None:
     assert held.traced > held.json > 0
 
 
+@pytest.mark.processes
 async def test_imports_are_measured_in_new_processes() -> None:
     """The bar on the import has both figures."""
     [bar] = await imports(times=1)
@@ -363,6 +366,7 @@ async def checks_of(group: AsyncIterator[guard.Check]) -> dict[str, guard.Check]
     return {check.name: check async for check in group}
 
 
+@pytest.mark.processes
 async def test_guard_notices_slow_reads(site: Site) -> None:
     """Reads that take twice as long are too much; the one against itself is not."""
     checks = await checks_of(guard.reads(site, slow_session))
@@ -370,6 +374,7 @@ async def test_guard_notices_slow_reads(site: Site) -> None:
     assert not checks["get_items(20) of 3,000 held / bare copy"].passed
 
 
+@pytest.mark.processes
 async def test_guard_notices_slow_writes_and_first_reads(site: Site) -> None:
     """Appends and first reads that take twice the CPU are too much."""
     checks = await checks_of(guard.wire(site, slow_session))

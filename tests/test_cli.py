@@ -95,6 +95,7 @@ def test_demo_without_a_terminal_prints_plain_lines(capsys: pytest.CaptureFixtur
     assert "\x1b" not in output
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
 def test_demo_on_a_terminal_draws_bars() -> None:
     """On a terminal, two bars move while the loops run."""
@@ -295,6 +296,7 @@ def test_interrupt_ends_quietly(
     assert capsys.readouterr().err == "cached-session: interrupted\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "arguments", [("--version",), ("--help",), ("outbox", "--help"), ("outbox", "list", "FILE")]
 )
@@ -346,6 +348,7 @@ def test_numbers_that_cannot_be(
     assert arguments[-2].lstrip("-") in error
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
 def test_interrupted_benchmark() -> None:
     """Ctrl-C reaches a benchmark and not its emulator: one line, and the status of interrupts."""
@@ -372,6 +375,7 @@ def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be asked to terminate")
 def test_serve_is_the_emulator_with_its_options() -> None:
     """`serve` starts the emulator, passes its options on and ends when asked to."""

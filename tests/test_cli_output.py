@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+pytestmark = pytest.mark.processes
+
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
 PIPE = pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks in another way")
 

@@ -34,6 +34,7 @@ from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
 
 README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference.md"
 EMULATOR_PAGE = ROOT / "docs" / "emulator.md"
 OUTBOX_PAGE = ROOT / "docs" / "outbox.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -87,6 +88,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_examples_run(example: Path, environment: dict[str, str], tmp_path: Path) -> None:
     """Every example runs alone and without a key, without a warning, and shows its point."""
@@ -183,9 +185,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "heading", "callable_"),
     [
-        (README, "### Arguments", CachedSession),
-        (README, "### RetryPolicy", RetryPolicy),
-        (README, "### ConversationCache", ConversationCache),
+        (REFERENCE, "### Arguments", CachedSession),
+        (REFERENCE, "### RetryPolicy", RetryPolicy),
+        (REFERENCE, "### ConversationCache", ConversationCache),
         (EMULATOR_PAGE, "## In a test", Emulator),
         (OUTBOX_PAGE, "### SQLiteOutbox", SQLiteOutbox),
         (OUTBOX_PAGE, "### MemoryOutbox", MemoryOutbox),
@@ -236,8 +238,8 @@ def test_states_of_sending_are_those_of_the_package() -> None:
     assert list(written) == [state.value for state in Sending]
 
 
-def test_errors_in_the_readme_are_those_of_the_package() -> None:
-    """The README's table of errors names every error, and the list of events every event."""
+def test_errors_in_the_reference_are_those_of_the_package() -> None:
+    """The reference's table of errors names every error, and the list of events every event."""
     from cached_session import errors, events
 
     own = {
@@ -245,8 +247,8 @@ def test_errors_in_the_readme_are_those_of_the_package() -> None:
         for name, value in vars(errors).items()
         if inspect.isclass(value) and issubclass(value, errors.CachedSessionError)
     }
-    assert set(table_below(README, "## Errors")) == own - {"CachedSessionError"}
-    source = README.read_text(encoding="utf-8")
+    assert set(table_below(REFERENCE, "## Errors")) == own - {"CachedSessionError"}
+    source = REFERENCE.read_text(encoding="utf-8")
     for event in events.Event.__args__:
         assert f"`{event.__name__}`" in source
 

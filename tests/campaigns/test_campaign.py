@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +12,8 @@ from tests.campaigns.campaign import run, total
 from tests.campaigns.counting import Count, count
 from tests.campaigns.setting import Kind, Setting
 from tests.clients import HTTP_KINDS, HttpKind
+
+pytestmark = pytest.mark.campaign
 
 EMULATED_SEEDS = 12
 HTTP_SEEDS = 4
@@ -24,12 +26,8 @@ def _fresh(seeds: int, http: HttpKind = "default") -> list[Setting]:
     return [Setting.draw(seed, http) for seed in range(start, start + seeds)]
 
 
-def _show(
-    capsys: pytest.CaptureFixture[str], name: str, settings: list[Setting], text: str
-) -> None:
-    with capsys.disabled():
-        seeds = f"seeds {settings[0].seed} to {settings[-1].seed}"
-        sys.stdout.write(f"\n{name}, {seeds}: {text}\n")
+def _seeds(name: str, settings: list[Setting]) -> str:
+    return f"{name}, seeds {settings[0].seed} to {settings[-1].seed}"
 
 
 def _summary(tally: Counter[str]) -> str:
@@ -38,50 +36,52 @@ def _summary(tally: Counter[str]) -> str:
     )
 
 
-async def test_emulator(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_emulator(tell: Callable[[str], None]) -> None:
     """Over real sockets nothing is lost or doubled, and every read shows what the server held."""
     settings = _fresh(EMULATED_SEEDS)
+    tell(_seeds("campaign", settings))
     tally = total(await run(settings))
-    _show(capsys, "campaign", settings, _summary(tally))
+    tell(f"campaign: {_summary(tally)}")
     assert tally["append applied"] > 0.2 * tally["operations"]
     assert tally["read answered"] > 0.2 * tally["operations"]
 
 
 @pytest.mark.parametrize("http", [kind for kind in HTTP_KINDS if kind != "default"])
-async def test_http_clients(http: HttpKind, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_http_clients(http: HttpKind, tell: Callable[[str], None]) -> None:
     """The same holds over every HTTP client that the openai client takes."""
     settings = _fresh(HTTP_SEEDS, http)
+    tell(_seeds(f"campaign on the HTTP client {http!r}", settings))
     tally = total(await run(settings))
-    _show(capsys, f"campaign on the HTTP client {http!r}", settings, _summary(tally))
+    tell(f"campaign on the HTTP client {http!r}: {_summary(tally)}")
     assert tally["append applied"] > 0.2 * tally["operations"]
 
 
-async def test_agentic_api(agentic_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_agentic_api(agentic_server: str, tell: Callable[[str], None]) -> None:
     """The same holds before a server written by others, behind a proxy that makes the faults."""
     settings = _fresh(FORWARDED_SEEDS)
+    tell(_seeds("campaign on agentic-api", settings))
     tally = total(await run(settings, agentic_server))
-    _show(capsys, "campaign on agentic-api", settings, _summary(tally))
+    tell(f"campaign on agentic-api: {_summary(tally)}")
     assert tally["append applied"] > 0.2 * tally["operations"]
     assert tally["read answered"] > 0.2 * tally["operations"]
 
 
-async def test_beside_the_sdk(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_beside_the_sdk(tell: Callable[[str], None]) -> None:
     """Under the same plan and operations the SDK's session doubles items, this one none."""
     start = secrets.randbelow(1 << 40)
     counts: dict[Kind, Count] = {}
     for kind in ("cached", "sdk"):
         settings = [Setting.compared(seed, kind) for seed in range(start, start + COMPARED_SEEDS)]
+        tell(_seeds(f"comparison, {kind} session", settings))
         worlds = await run(settings, at_once=COMPARED_SEEDS)
         tally = total(worlds)
         counts[kind] = sum(map(count, worlds), Count(0, 0, 0))
         found = counts[kind]
-        _show(
-            capsys,
-            f"comparison, {kind} session",
-            settings,
-            f"{_summary(tally)}; of {found.sent} items {found.lost} lost, {found.doubled} doubled; "
+        tell(
+            f"comparison, {kind} session: {_summary(tally)}; "
+            f"of {found.sent} items {found.lost} lost, {found.doubled} doubled; "
             f"{tally['append failed'] + tally['append unknown']} appends and "
-            f"{tally['read failed']} reads raised, {tally['read wrong']} reads wrong",
+            f"{tally['read failed']} reads raised, {tally['read wrong']} reads wrong"
         )
     assert counts["cached"].sent > 0
     assert (counts["cached"].lost, counts["cached"].doubled) == (0, 0)

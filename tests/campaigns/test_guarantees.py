@@ -26,6 +26,8 @@ from tests.campaigns.guarantees import (
 from tests.campaigns.measure import Case, Operation, measure
 from tests.clients import HTTP_KINDS, HttpKind, openai_client
 
+pytestmark = pytest.mark.campaign
+
 Found = dict[tuple[Operation, FaultKind], Row]
 
 RAISES = r"raises \w+"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -14,6 +13,8 @@ from tests.crashes.account import Account, Call, Process, Violation, explained
 from tests.crashes.campaign import Failure, kill, play
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
+
+CAMPAIGN = pytest.mark.campaign
 
 KILLS = 60
 """About ten seconds. `python -m tests.crashes.campaign --kills 2000` is the long one."""
@@ -31,26 +32,28 @@ LOST_ANSWERS = (
 )
 
 
-def test_killed(nursery: Nursery, capsys: pytest.CaptureFixture[str]) -> None:
+@CAMPAIGN
+def test_killed(nursery: Nursery, tell: Callable[[str], None]) -> None:
     """What was accepted is on the server once and in order, whenever processes are killed."""
     start = secrets.randbelow(1 << 40)
+    tell(f"crashes, seeds from {start}")
     tally = kill(KILLS, start, nursery)
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\ncrashes, seeds from {start}: {tally['kills']} kills in {tally['rounds']} rounds, "
-            f"{tally['items accepted']} items, {tally['requests']} requests, "
-            f"{tally['faults']} faults\n"
-        )
+    tell(
+        f"crashes: {tally['kills']} kills in {tally['rounds']} rounds, "
+        f"{tally['items accepted']} items, {tally['requests']} requests, {tally['faults']} faults"
+    )
     assert tally["items accepted"] > 0
     assert (tally["lost"], tally["doubled"]) == (0, 0)
 
 
+@CAMPAIGN
 @pytest.mark.parametrize("seed", FAILED_ONCE)
 def test_failed_once(nursery: Nursery, seed: int) -> None:
     """The rounds that showed a bug once keep every promise."""
     assert len(list(play([Round.draw(seed)], nursery))) == 1
 
 
+@CAMPAIGN
 def test_killed_amid_removals(nursery: Nursery) -> None:
     """A process killed half way through deleting a late copy leaves the rest to the next one."""
     removed = 0
@@ -70,24 +73,28 @@ def _missed(plans: Iterable[Round], nursery: Nursery, ablation: str) -> None:
     assert f"--ablation {ablation}" in str(failure.value)
 
 
+@CAMPAIGN
 def test_without_doubt_restored(nursery: Nursery) -> None:
     """The campaign misses it if a successor does not know that a batch may have been sent."""
     plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
     _missed(plans, nursery, "doubt_not_restored")
 
 
+@CAMPAIGN
 def test_without_seals(nursery: Nursery) -> None:
     """The campaign misses it if the file does not say which items may have been sent."""
     plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
     _missed(plans, nursery, "not_sealed")
 
 
+@CAMPAIGN
 def test_without_watch(nursery: Nursery) -> None:
     """The campaign misses it if a batch that landed is not watched for its late copy."""
     plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
     _missed(plans, nursery, "late_copies_not_watched")
 
 
+@CAMPAIGN
 def test_without_removals_recorded(nursery: Nursery) -> None:
     """The campaign misses it if the file does not say which late copies are being deleted."""
     plans = map(Round.amid_removals, range(PATIENCE))

@@ -66,6 +66,7 @@ def test_emulator_imports_nothing_from_the_rest() -> None:
     assert run_alone(code) == "[]"
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_line_serves_until_it_is_stopped(number: signal.Signals) -> None:

@@ -90,6 +90,7 @@ def test_policy_numbers_out_of_range(name: str, value: float) -> None:
     [
         *((name, value) for name in SECONDS for value in ("1", None, True, 1j)),
         *(("max_attempts", value) for value in ("1", None, True, 1.0)),
+        *(("connect_attempts", value) for value in ("1", None, True, 1.0)),
         *(("budget", value) for value in (None, 5)),
         *(("random", value) for value in (None, 0.5)),
     ],
@@ -101,10 +102,11 @@ def test_policy_arguments_of_other_types(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1])
-def test_a_policy_without_attempts(value: int) -> None:
+@pytest.mark.parametrize("name", ["max_attempts", "connect_attempts"])
+def test_a_policy_without_attempts(name: str, value: int) -> None:
     """One attempt is the least."""
-    with pytest.raises(ValueError, match="max_attempts"):
-        RetryPolicy(max_attempts=value)
+    with pytest.raises(ValueError, match=name):
+        RetryPolicy(**{name: value})  # type: ignore[arg-type]  # both are ints
 
 
 def test_a_policy_hides_what_is_not_its_own() -> None:

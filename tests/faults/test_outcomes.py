@@ -67,9 +67,15 @@ def unknown_page(status: int, raised: type[Exception], *, again: bool) -> Row:
     )
 
 
-def raises(name: str, *, sent: bool, raised: type[Exception] = openai.APIConnectionError) -> Row:
+def raises(
+    name: str,
+    *,
+    sent: bool,
+    again: bool = True,
+    raised: type[Exception] = openai.APIConnectionError,
+) -> Row:
     after = Fail(broken(name), commit=True) if sent else None
-    return Row(name, Fail(broken(name)), not sent, True, raised, after)
+    return Row(name, Fail(broken(name)), not sent, again, raised, after)
 
 
 def broken(name: str) -> Exception:
@@ -115,7 +121,7 @@ REFUSALS = [
     raises("ConnectTimeout", sent=False, raised=openai.APITimeoutError),
     raises("PoolTimeout", sent=False, raised=openai.APITimeoutError),
     raises("ProxyError", sent=False),
-    raises("UnsupportedProtocol", sent=False),
+    raises("UnsupportedProtocol", sent=False, again=False),
 ]
 
 UNKNOWN = [

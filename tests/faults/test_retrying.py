@@ -14,12 +14,20 @@ import httpx2
 import openai
 import pytest
 
-from cached_session import CachedSessionError, ConversationCache, DeadlineExceeded, RetryPolicy
+from cached_session import (
+    CachedSessionError,
+    ConversationCache,
+    DeadlineExceeded,
+    MemoryOutbox,
+    RetryBudget,
+    RetryPolicy,
+)
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_create, is_listing
-from tests.faults.line import Line, error, notes, policy
+from tests.faults.line import Fail, Line, error, notes, policy
+from tests.faults.test_outcomes import broken
 from tests.faults.virtual import now
-from tests.session.support import users
+from tests.session.support import texts, users
 
 
 async def waits(
@@ -193,6 +201,49 @@ async def test_the_deadline_bounds_the_operation(kind: FaultKind) -> None:
             await action
         assert now() - started <= 30.0 + more + 1e-9
         assert max(line.times) < started + 30.0 + more
+
+
+@pytest.mark.parametrize(
+    ("name", "attempts"),
+    [("ConnectError", 4), ("ProxyError", 4), ("ConnectTimeout", 8), ("ReadError", 8)],
+)
+async def test_nobody_listens(name: str, attempts: int) -> None:
+    """A connection that is refused at once is tried for 1 to 2 s, one that takes long for more."""
+    line = Line()
+    line.always(lambda request: True, Fail(broken(name)))
+    for draw in (lambda: 0.0, lambda: 1.0):
+        retry = RetryPolicy(random=draw, budget=RetryBudget(1000, 1000))
+        session, started = line.session(line.conversation("before"), retry=retry), now()
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await session.get_items()
+        assert line.asked() == ["list"] * attempts
+        # The SDK's session, whose client makes three attempts, takes about 1.5 s.
+        assert (0.8 < now() - started < 2.0) == (attempts == 4)
+        assert "no answer" in notes(caught.value)
+        assert "simulated" in notes(caught.value)
+
+
+async def test_nobody_listens_for_a_while() -> None:
+    """`connect_attempts` sits a longer outage out; other failures between do not count for it."""
+    line = Line()
+    session = line.session(line.conversation("before"), retry=policy(connect_attempts=3))
+    nobody, busy = Fail(broken("ConnectError")), error(503)
+    line.on(is_listing, nobody, busy, nobody, busy, busy)
+    assert texts(await session.get_items()) == ["before"]
+    assert line.asked() == ["list"] * 6
+
+
+async def test_an_outbox_goes_on_where_nobody_listens() -> None:
+    """What an outbox holds is tried without end, however its connections fail."""
+    line = Line()
+    conversation = line.conversation()
+    session = line.session(conversation, outbox=MemoryOutbox(), retry=policy())
+    await session.get_items()
+    line.on(is_append, *[Fail(broken("ConnectError"))] * 10)
+    await session.add_items(users("one"))
+    await session.flush()
+    assert line.texts(conversation) == ["one"]
+    await session.aclose()
 
 
 async def test_waiting_for_the_turn_counts() -> None:

@@ -185,6 +185,7 @@ async def test_disk_full(path: Path) -> None:
     await outbox.close()
 
 
+@pytest.mark.processes
 def test_limit_on_file_sizes(path: Path) -> None:
     """Where the system refuses to write, nothing is recorded, and the error says where to look."""
     script = """

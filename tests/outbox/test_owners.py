@@ -55,6 +55,7 @@ async def test_two_outboxes_of_one_process(path: Path) -> None:
     assert _owners(path) == []
 
 
+@pytest.mark.processes
 async def test_killed(path: Path) -> None:
     """A process owns its backlog as long as it lives, and not a moment longer."""
     outbox = SQLiteOutbox(path)
@@ -70,6 +71,7 @@ async def test_killed(path: Path) -> None:
     await outbox.close()
 
 
+@pytest.mark.processes
 async def test_opening_removes_what_the_dead_left(path: Path) -> None:
     """The file of an owner that died is removed by whoever opens the outbox next."""
     with process(HOLD, path) as other:
@@ -108,6 +110,7 @@ async def test_own_file_removed(path: Path) -> None:
     await outbox.close()
 
 
+@pytest.mark.processes
 def test_two_processes_write(path: Path) -> None:
     """Processes that write at once, into a file that is new, lose nothing and share no place."""
     script = """

@@ -92,6 +92,7 @@ async def test_files_beside_a_wider_one_are_not_wider(
     assert modes == [0o600]
 
 
+@pytest.mark.processes
 async def test_a_look_ends_no_lock(path: Path) -> None:
     """What looks whether a file is an outbox leaves the locks of this process on it."""
     _database(path, f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 1")
@@ -182,6 +183,7 @@ def test_what_a_foreign_database_has_beside_it_is_left_as_it_is(path: Path) -> N
         assert [part.read_bytes() for part in parts[:2]] == before
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which only root can")
 @pytest.mark.parametrize(
     ("case", "what"),

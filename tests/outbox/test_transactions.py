@@ -214,6 +214,7 @@ async def test_dropped(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.processes
 def test_end_without_close(path: Path) -> None:
     """A process that ends without closing has what it accepted recorded, and Python does not warn.
 
@@ -239,6 +240,7 @@ kept = asyncio.run(main())
     assert _recorded(path) == 2
 
 
+@pytest.mark.processes
 def test_fork(path: Path) -> None:
     """A forked child is told to make an outbox of its own, and leaves the parent's alone."""
     script = """

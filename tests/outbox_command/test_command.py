@@ -159,6 +159,7 @@ def test_needs_no_extra(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks in another way")
 def test_reader_that_leaves_is_no_error_to_tell_of(file: Path, emulator: Emulator) -> None:
     """When whoever reads the output has left, the command ends without a word."""
@@ -175,6 +176,7 @@ def test_reader_that_leaves_is_no_error_to_tell_of(file: Path, emulator: Emulato
     assert process.returncode == 1
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
 @pytest.mark.parametrize("size", [1, 1_000_000])
 @pytest.mark.parametrize("command", ["list", "show", "export"])
@@ -189,6 +191,7 @@ def test_full_output_is_named(command: str, size: int, file: Path, emulator: Emu
     )
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such shell")
 @pytest.mark.parametrize("command", ["list", "show", "export", "discard", "retry"])
 def test_closed_output_is_told(command: str, file: Path, emulator: Emulator) -> None:

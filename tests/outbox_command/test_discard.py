@@ -69,6 +69,7 @@ def test_discard_of_nothing(
     assert do(file, lambda store: store.mailbox(at)).paused is None
 
 
+@pytest.mark.processes
 def test_discard_refuses_while_a_process_sends(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_export_to_the_standard_output_by_its_sign(
     assert not os.path.lexists("-")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on a file's size")
 def test_export_leaves_no_part_of_a_file(file: Path, emulator: Emulator, tmp_path: Path) -> None:
     """A file that cannot be written to its end is named and removed, and made the next time."""

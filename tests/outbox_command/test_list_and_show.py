@@ -56,6 +56,7 @@ def test_list_has_a_line_for_each_backlog(
     assert one.credentials not in output
 
 
+@pytest.mark.processes
 def test_list_shows_who_sends(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_retry_sends_what_was_paused(
     assert rows(capsys.readouterr().out)[0][2:6] == ["0", "0", "-", "nothing waits"]
 
 
+@pytest.mark.processes
 def test_retry_leaves_it_to_a_living_process(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_retry_leaves_it_to_a_living_process(
     assert emulator.requests == []
 
 
+@pytest.mark.processes
 def test_retry_leaves_what_is_being_sent(
     file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +195,7 @@ def test_session_takes_a_local_name_up(file: Path, emulator: Emulator) -> None:
     asyncio.run(taken_up())
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks in another way")
 def test_retry_goes_on_when_nobody_reads_its_progress(file: Path) -> None:
     """When whoever reads the output has left, what was begun is sent, without a word of it."""

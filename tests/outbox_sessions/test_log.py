@@ -258,6 +258,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.processes
 def test_what_a_process_takes_with_it() -> None:
     """A program that ends without `flush` says on standard error what it has lost, once."""
     with Emulator() as emulator:

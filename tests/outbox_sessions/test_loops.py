@@ -207,6 +207,7 @@ print(session.session_id)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("runs", [1, 2, 3, 8])
 def test_run_sync_ends_without_a_word(runs: int, path: Path) -> None:
     """A program that closes its session on another loop than that of its runs says nothing."""

@@ -18,6 +18,8 @@ from tests.outbox_sessions.support import Process, words
 from tests.servers import eventually
 from tests.session.support import Elsewhere, texts, users
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = """
 import asyncio, sys
 from openai import AsyncOpenAI

@@ -217,6 +217,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
 def test_fork(file: bool, path: Path) -> None:
     """In a forked child `flush` and `aclose` say at once that the outbox is the parent's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from agents import Agent, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
 from openai import AsyncOpenAI
@@ -30,6 +31,7 @@ async def test_fresh_session_without_tools(emulator: Emulator, client: AsyncOpen
     assert requests(emulator) == {"POST": 3}
 
 
+@pytest.mark.campaign
 async def test_hundred_runs_with_a_tool_call(emulator: Emulator, client: AsyncOpenAI) -> None:
     """100 runs with one tool call each make 1 + 300 requests, and no GET among them."""
     model = ScriptedModel()

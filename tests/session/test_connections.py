@@ -248,6 +248,7 @@ gc.collect()
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("module", ["nest_asyncio", "nest_asyncio2"])
 def test_under_nest_asyncio(module: str, emulator: Emulator) -> None:
     """Where loops run inside of loops, an unclosed session is collected without a word."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -173,7 +174,8 @@ class Machine(RuleBasedStateMachine):
             assert self.run(session.get_items(held)) == server[-held:]
 
 
-def test_machine(emulator: Emulator) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.campaign)])
+def test_machine(emulator: Emulator, examples: int) -> None:
     """Whatever is called in whatever order, reads and the local copy are what the server has."""
     client = new_client(emulator)
     with asyncio.Runner() as runner:
@@ -182,7 +184,7 @@ def test_machine(emulator: Emulator) -> None:
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=25, stateful_step_count=20, deadline=None, print_blob=True
+                max_examples=examples, stateful_step_count=20, deadline=None, print_blob=True
             ),
         )
         runner.run(client.close())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import traceback
 from typing import Any
 
@@ -122,3 +123,20 @@ async def test_failing_observer(
     assert len(await session.get_items()) == 1
     assert any(record.exc_info for record in caplog.records)
     assert CONTENT not in caplog.text
+
+
+async def test_a_failed_connection_names_the_host_alone() -> None:
+    """The error of a connection that fails says which host it was, without user, path or query."""
+    url = "http://user:pa55word@127.0.0.1:9/v1/secret?token=s3cret"
+    async with AsyncOpenAI(base_url=url, api_key="k") as client:
+        session = CachedSession(
+            conversation_id="conv_hidden",
+            openai_client=client,
+            cache=ConversationCache(),
+            retry=RetryPolicy(connect_attempts=1),
+        )
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await session.get_items()
+    assert "no answer from 127.0.0.1:9" in caught.value.__notes__
+    said = "\n".join(caught.value.__notes__)
+    assert not re.search("user|pa55word|secret|s3cret|conv_hidden: no", said)

@@ -277,3 +277,19 @@ async def test_a_client_that_contradicts(client: AsyncOpenAI, other: AsyncOpenAI
         with pytest.raises(ValueError, match="openai_client"):
             CachedSession(wrapped, openai_client=other)
         CachedSession(wrapped, openai_client=client)
+
+
+@pytest.mark.parametrize("url", ["localhost:8080/v1", "user:pa55word@api.example.com/v1", "/v1"])
+async def test_a_base_url_without_a_host(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose base URL lacks its scheme is refused before anything is sent, by its name."""
+    async with AsyncOpenAI(base_url=url, api_key="k") as client:
+        for make in (
+            lambda: CachedSession(openai_client=client),
+            lambda: CachedSession(OpenAIConversationsSession(openai_client=client)),
+        ):
+            with pytest.raises(ValueError, match="openai_client: its base_url") as caught:
+                make()
+            assert "pa55word" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL"):
+        CachedSession()

@@ -43,6 +43,10 @@ class Wire:
                 client, _ = self._listening.accept()
                 self.opened += 1
                 server = socket.create_connection(self._server)
+                # A request comes in two pieces: its head, then its body. Without this
+                # the second waits 40 ms for the first's acknowledgement.
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._begin(_pass_on, client, server)
                 self._begin(_pass_on, server, client)
 

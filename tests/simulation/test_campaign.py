@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -25,18 +26,18 @@ FAILED_ONCE = (
 )  # fmt: skip
 
 
-def test_fresh_seeds_keep_every_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_seeds_keep_every_invariant(tell: Callable[[str], None]) -> None:
     """Random operations under all fault kinds lose nothing, double nothing, and read the truth."""
     tally: Counter[str] = Counter()
     start = secrets.randbelow(1 << 40)
+    tell(f"campaign from seed {start}")
     while tally["operations"] < OPERATIONS:
         tally.update(run([start + tally["seeds"]]))
     faults = sum(count for name, count in tally.items() if name.startswith("fault"))
-    with capsys.disabled():
-        print(
-            f"\ncampaign from seed {start}: {tally['seeds']} seeds, "
-            f"{tally['operations']} operations, {tally['requests']} requests, {faults} faults"
-        )
+    tell(
+        f"campaign: {tally['seeds']} seeds, "
+        f"{tally['operations']} operations, {tally['requests']} requests, {faults} faults"
+    )
     assert tally["append applied"] > 0.3 * OPERATIONS
     assert tally["read answered"] > 0.3 * OPERATIONS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -26,19 +27,19 @@ FAILED_ONCE = (
 )  # fmt: skip
 
 
-def test_fresh_seeds_keep_every_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_seeds_keep_every_invariant(tell: Callable[[str], None]) -> None:
     """Through crashes and all fault kinds, what was accepted arrives once, in order."""
     tally: Counter[str] = Counter()
     start = secrets.randbelow(1 << 40)
+    tell(f"outbox campaign from seed {start}")
     while tally["operations"] < OPERATIONS:
         tally.update(run([start + tally["seeds"]], outbox=True))
     faults = sum(count for name, count in tally.items() if name.startswith("fault"))
-    with capsys.disabled():
-        print(
-            f"\noutbox campaign from seed {start}: {tally['seeds']} seeds, "
-            f"{tally['operations']} operations, {tally['requests']} requests, {faults} faults, "
-            f"{tally['crashes']} crashes"
-        )
+    tell(
+        f"outbox campaign: {tally['seeds']} seeds, "
+        f"{tally['operations']} operations, {tally['requests']} requests, {faults} faults, "
+        f"{tally['crashes']} crashes"
+    )
     assert tally["append done"] > 0.25 * OPERATIONS
     assert tally["read done"] > 0.25 * OPERATIONS
     assert tally["crashes"] > 0.02 * OPERATIONS
