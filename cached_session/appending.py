@@ -10,7 +10,8 @@ from cached_session.classify import is_duplicate_id
 from cached_session.core.batches import batches
 from cached_session.core.items import Held, Outgoing
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.core.wording import counted
+from cached_session.core.unsettled import Untold
+from cached_session.core.wording import counted, rewritten_or_not
 from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import Reconciled
 from cached_session.operation import Operation
@@ -150,7 +151,8 @@ class Append:
         history = self._window.history
         assert history is not None  # the anchor was read before the first send
         history.append(held)
-        self._window.unsettled.acknowledged(item.id for item in held)
+        rewriting = self._operation.remote.server.rewriting
+        self._window.unsettled.acknowledged(self._rest, held, rewriting)
         self._landed += len(held)
         self._rest = ()
         self._progress(len(held))
@@ -170,10 +172,9 @@ class Append:
         """Asks the server how much of the batch landed."""
         operation, sent = self._operation, len(self._rest)
         landed = await self._window.relist(operation, 1)
-        if landed is None:
-            # Another writer removed every item that stood before the batch.
+        if isinstance(landed, Untold):
             self._window.forget()
-            raise self._unknown()
+            raise self._unknown(landed.item_ids)
         self._in_doubt = False
         self._landed += landed
         self._rest = self._rest[landed:]
@@ -181,8 +182,9 @@ class Append:
         operation.meter.reconciliations += 1
         operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
 
-    def _unknown(self) -> AppendOutcomeUnknown:
+    def _unknown(self, item_ids: tuple[str, ...] = ()) -> AppendOutcomeUnknown:
         conversation_id, total = self._operation.conversation_id, len(self._items)
+        why = f"{rewritten_or_not(len(item_ids))}. " if item_ids else ""
         if self._landed:
             said = (
                 f"the first {self._landed} of {counted(total)} are on the server; whether more are"
@@ -190,10 +192,12 @@ class Append:
         else:
             said = f"whether any of {counted(total)} is on the server"
         return AppendOutcomeUnknown(
-            f"append to {conversation_id}: {said} could not be found out. The next read shows it.",
+            f"append to {conversation_id}: {said} could not be found out. {why}The next read "
+            "shows it.",
             conversation_id=conversation_id,
             landed=self._landed,
             total=total,
+            item_ids=item_ids,
         )
 
     async def _look_for_late_commits(self) -> None:

@@ -21,7 +21,7 @@ from cached_session.clearing import Clearing
 from cached_session.core.items import Outgoing, copies
 from cached_session.delivering import deliver, settle
 from cached_session.errands import Errands
-from cached_session.errors import OutboxError, naming
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, naming
 from cached_session.events import Sending
 from cached_session.journal import Changed, Elsewhere, Journal
 from cached_session.leaving import Leaving
@@ -168,7 +168,7 @@ class Backlog:
                 alone, waited = await journal.alone(operation), bool(journal.waiting)
                 listings = window.listings
                 if alone:
-                    await settle(journal, operation)
+                    await self._settle(operation)
                     missing = None if limit is None else max(1, limit - len(journal.waiting))
                     try:
                         history = await window.fresh(operation, missing, listing, since)
@@ -197,6 +197,14 @@ class Backlog:
             await self.barrier.at_rest(operation)
             if journal.paused is not None:
                 await self.barrier.held_elsewhere(operation)
+
+    async def _settle(self, operation: Operation) -> None:
+        """Finds out what landed; where nothing can tell, it is paused from now on.
+
+        That is for those who append, flush or close. A read shows what there is.
+        """
+        with contextlib.suppress(AppendOutcomeUnknown):
+            await settle(self.journal, operation)
 
     async def refresh(self, operation: Operation) -> None:
         """Forgets what the server has; see `Replica.refresh`."""
@@ -231,7 +239,7 @@ class Backlog:
                     if await self.journal.alone(operation):
                         # Of what was accepted meanwhile a batch may be in doubt: the
                         # listing that decides about it decides only once.
-                        await settle(self.journal, operation)
+                        await self._settle(operation)
                         await self.replica.look(operation)
                 finally:
                     await self.barrier.let_go()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -171,6 +172,24 @@ def is_duplicate_id(error: Exception) -> bool:
 def is_unknown_cursor(error: Exception) -> bool:
     """Whether a listing was refused because its `after` is gone (recorded)."""
     return isinstance(error, APIStatusError) and error.status_code == 404 and error.param == "after"
+
+
+def smaller_page(error: Exception, size: int) -> int | None:
+    """The size to ask for next, where a page of `size` items was refused as too large, or None.
+
+    The largest one that is allowed, if the refusal names it; or else half of it.
+    """
+    if not isinstance(error, APIStatusError) or error.status_code not in (400, 422) or size < 2:
+        return None
+    said = f"{error.message} {error.body}"
+    if error.param != "limit" and not re.search(r"\blimit\b", said):
+        return None
+    # "Expected a value <= 50": the service's own words (recorded, for 100).
+    told = re.search(r"<= ?(\d{1,6})\b", said)
+    if told is not None and 1 <= int(told[1]) < size:
+        return int(told[1])
+    named = [int(number) for number in re.findall(r"\b\d{1,6}\b", said)]
+    return max((number for number in named if 1 < number < size), default=size // 2)
 
 
 def _field(body: object, name: str) -> Any:

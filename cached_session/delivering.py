@@ -7,8 +7,8 @@ import contextlib
 from cached_session.addresses import speaks_for
 from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
-from cached_session.core.unsettled import ANCHORS
-from cached_session.core.wording import counted
+from cached_session.core.unsettled import ANCHORS, Untold
+from cached_session.core.wording import counted, rewritten_or_not
 from cached_session.errors import AppendOutcomeUnknown, OutboxError
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
@@ -60,7 +60,12 @@ async def deliver(journal: Journal, operation: Operation) -> None:
     if batch:
         # While an earlier send of anything may be alive, it may be one of these.
         resent = window.unsettled.active
-        await Append(window, once, batch, journal.landed, resent=resent).run()
+        try:
+            await Append(window, once, batch, journal.landed, resent=resent).run()
+        except AppendOutcomeUnknown as error:
+            if not window.unsettled.undecided:
+                await _give_up(journal, error)
+            raise
 
 
 def _check_account(journal: Journal, operation: Operation) -> None:
@@ -107,23 +112,33 @@ async def settle(journal: Journal, operation: Operation) -> None:
     # The listing that looks for it carries it back. What is sealed waits in front.
     operation.allow(sum(len(item.data) for item in journal.waiting.items[:sent]))
     landed = await window.relist(operation, 1)
-    if landed is None:
+    if isinstance(landed, Untold):
         window.forget()
+        why = (
+            rewritten_or_not(len(landed.item_ids))
+            if landed.item_ids
+            else "other writers removed what stood before it"
+        )
         error = AppendOutcomeUnknown(
-            f"append to {operation.conversation_id}: other writers removed what stood before a "
-            f"recorded batch of {counted(sent)}; whether it is on the server could not be found "
-            "out",
+            f"append to {operation.conversation_id}: whether a recorded batch of {counted(sent)} "
+            f"is on the server could not be found out: {why}",
             conversation_id=operation.conversation_id,
             total=sent,
+            item_ids=landed.item_ids,
         )
-        # No other listing will tell. Whoever asked, nothing may be sent again.
-        await journal.pause(type(error).__name__, error)
+        await _give_up(journal, error)
         raise error
     journal.landed(landed)
     operation.meter.reconciliations += 1
     operation.meter.tell(Reconciled(operation.conversation_id, landed, sent))
     # Before the rest is sent: what is sealed next stands behind this.
     await journal.record()
+
+
+async def _give_up(journal: Journal, error: AppendOutcomeUnknown) -> None:
+    """Pauses it: no other listing will tell. In the turn, before anybody else reads or sends."""
+    journal.show_nothing()
+    await journal.pause(error.reason, error)
 
 
 async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bool:

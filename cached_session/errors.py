@@ -26,16 +26,20 @@ class CachedSessionError(Exception):
 class AppendOutcomeUnknown(CachedSessionError):
     """An append was sent, no answer came, and the server could not be asked, or could not tell.
 
-    With an outbox it is the cause of an `OutboxPaused`; `get_items`, `flush`
-    and `aclose` raise it where they are the ones who find out.
+    With an outbox it is the cause of an `OutboxPaused`.
 
     The items may or may not be on the server. The local copy is dropped: the
     next read asks the server and shows the truth, and what it shows stays.
     Read before appending the same items again.
 
+    A server that lists a text otherwise than it was sent cannot tell either,
+    unless the answers to earlier appends have shown how it rewrites.
+
     Attributes:
         landed: How many of the items are on the server for certain, from the first on.
         total: How many items the append was given.
+        item_ids: Items on the server that may be of this append, with texts that the server has
+            rewritten, or another writer's; () where nothing of the kind stands there.
     """
 
     def __init__(
@@ -45,10 +49,18 @@ class AppendOutcomeUnknown(CachedSessionError):
         conversation_id: str | None = None,
         landed: int = 0,
         total: int = 0,
+        item_ids: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, conversation_id=conversation_id)
         self.landed = landed
         self.total = total
+        self.item_ids = item_ids
+
+    @property
+    def reason(self) -> str:
+        """In a few words, as an outbox records it where it pauses."""
+        name = type(self).__name__
+        return f"{name}, other texts" if self.item_ids else name
 
 
 class DeadlineExceeded(CachedSessionError, TimeoutError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-from cached_session.core.wording import counted
+from cached_session.core.wording import counted, verb
 
 logger = logging.getLogger("cached_session")
 
@@ -82,16 +82,35 @@ class LateCopyRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class LateCopySuspected:
+    """Items turned up that may be of an append that was said not to have landed.
+
+    Or they are another writer's: their types and roles are the same, and their
+    texts are others, which some servers rewrite. They stay where they are.
+
+    Attributes:
+        conversation_id: The conversation.
+        item_ids: The ids of the items, in order.
+    """
+
+    conversation_id: str
+    item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AbandonedWriteFailed:
     """A write whose caller was cancelled failed behind it.
 
     Attributes:
         conversation_id: The conversation.
         error: The class name of what went wrong.
+        item_ids: Items on the server that may be of it, as in
+            `AppendOutcomeUnknown.item_ids`; () where nothing of the kind stands there.
     """
 
     conversation_id: str
     error: str
+    item_ids: tuple[str, ...] = ()
 
 
 class Sending(StrEnum):
@@ -134,6 +153,7 @@ Event: TypeAlias = (
     | RetryScheduled
     | Reconciled
     | LateCopyRemoved
+    | LateCopySuspected
     | AbandonedWriteFailed
     | BacklogChanged
 )
@@ -178,7 +198,16 @@ def _said(event: Event) -> tuple[int, object]:
             return logging.WARNING, (
                 f"{event.conversation_id}: a write whose caller was cancelled failed behind it "
                 f"({event.error}). The server may have all of it, a part or nothing; the next read "
-                "shows what it has. Write again what is missing"
+                f"shows what it has. {_in_question(event.item_ids)}Write again what is missing"
+            )
+        case LateCopySuspected():
+            ids = event.item_ids
+            return logging.WARNING, (
+                f"{event.conversation_id}: {counted(len(ids))} ({', '.join(ids)}) may be of an "
+                "append that got no answer and was not found on the server then, with texts that "
+                f"the server has rewritten, or another writer's. {verb(len(ids), 'It', 'They')} "
+                f"{verb(len(ids), 'stays', 'stay')} there; look whether something stands there "
+                "twice"
             )
         case Reconciled():
             return logging.INFO, (
@@ -193,6 +222,12 @@ def _said(event: Event) -> tuple[int, object]:
             )
         case _:
             return logging.DEBUG, event
+
+
+def _in_question(item_ids: tuple[str, ...]) -> str:
+    if not item_ids:
+        return ""
+    return f"Of it, rewritten by the server, or another writer's: {', '.join(item_ids)}. "
 
 
 class Meter:

@@ -37,17 +37,41 @@ class _Lane:
         self.items: list[Held] = []
         self.places: dict[str, int] = {}
         self.ended = False
+        self._denied = False
         self._add(items)
 
-    async def more(self, limit: int = PAGE) -> None:
-        """Fetches the next page behind what is there."""
+    async def more(self, limit: int = PAGE, *, at_least: int = 0) -> None:
+        """Fetches the next page behind what is there.
+
+        Args:
+            limit: How many items are asked for.
+            at_least: How many items are known to stand there. A full page that says that there
+                are fewer is not believed: the next one is asked for, and if that one is empty
+                it was true.
+        """
+        server, denied = self._operation.remote.server, self._denied
         after = self.items[-1].id if self.items else None
         page = await _page(self._operation, self._order, limit, after)
         if after is not None and _starts_again(page, after, self.places):
             raise CursorLost
+        if denied and page.items:
+            server.denies_more = True
         self._add(page.items)
+        self._denied = page.full and not page.has_more
+        doubted = self._denied and (server.denies_more or len(self.items) < at_least)
         # An exactly full last page may say that more follow; the next one is empty.
-        self.ended = not page.has_more or not page.items
+        self.ended = not page.items or not (page.has_more or doubted)
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the last page denied what is known; only the next one tells."""
+        known = self._operation.remote.server.denies_more
+        return self._denied and not self.ended and not known
+
+    def doubt(self) -> None:
+        """Goes on behind a full page that denied what is known."""
+        if self._denied:
+            self.ended = False
 
     def _add(self, items: Sequence[Held]) -> None:
         for place, item in enumerate(items, len(self.items)):
@@ -94,7 +118,12 @@ class Newest:
 
 
 async def newest(
-    operation: Operation, *, size: int, until: Container[str], enough: int | None
+    operation: Operation,
+    *,
+    size: int,
+    until: Container[str],
+    enough: int | None,
+    at_least: int = 0,
 ) -> Newest:
     """Lists from the newest item back.
 
@@ -103,6 +132,7 @@ async def newest(
         size: Items to ask for in the first page, 1 to 100.
         until: Stop at an item with one of these ids.
         enough: Stop when this many items are there; None: do not.
+        at_least: How many items are held: fewer are not believed without a second look.
 
     Raises:
         CursorLost: A page could not be joined to the one before.
@@ -110,7 +140,9 @@ async def newest(
     lane = _Lane(operation, "desc")
     looked = 0
     while True:
-        await lane.more(size)
+        await lane.more(size, at_least=at_least)
+        if lane.contradicted:
+            await lane.more(at_least=at_least)
         for position in range(looked, len(lane.items)):
             if lane.items[position].id in until:
                 found = len(lane.items) - 1 - position
@@ -130,7 +162,7 @@ async def extend(operation: Operation, history: History, limit: int) -> None:
     while not history.covers(limit):
         items = history.items
         missing = limit - len(items)
-        if len(items) > 1:
+        if len(items) > 1 and operation.remote.server.largest_page > 1:
             # One item of overlap proves that the page begins where the window ends.
             page = await _page(operation, "desc", min(PAGE, missing + 1), items[1].id)
             if not page.items or page.items[0].id != items[0].id:
@@ -142,7 +174,10 @@ async def extend(operation: Operation, history: History, limit: int) -> None:
             # Listed anew: the item stands in the page, behind what others have appended.
             if any(item.id == items[0].id for item in older):
                 raise CursorLost
-        history.extend_back(older[::-1], complete=not page.has_more or not older)
+        # A page of one item that was asked for may hold the overlap alone.
+        more = page.has_more or (page.full and operation.remote.server.denies_more)
+        ended = not more or not (older or (page.full and page.items))
+        history.extend_back(older[::-1], complete=ended)
 
 
 async def rest(operation: Operation, window: list[Held]) -> list[Held]:
@@ -168,6 +203,9 @@ async def rest(operation: Operation, window: list[Held]) -> list[Held]:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+        if back.ended and forth.items and forth.items[0].id not in back.places:
+            back.doubt()
+            forth.doubt()
         if back.ended:
             return back.items[len(window) :][::-1]
         meeting = forth.places.get(back.items[-1].id)

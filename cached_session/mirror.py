@@ -143,8 +143,14 @@ class Mirror:
 
 def _why(reason: str) -> str:
     """What a pause is about, by the reason that is recorded."""
-    if reason == AppendOutcomeUnknown.__name__:
-        return "whether a recorded batch is on the server cannot be found out"
+    if reason.startswith(AppendOutcomeUnknown.__name__):
+        why = "whether a recorded batch is on the server cannot be found out"
+        if reason.endswith("other texts"):
+            why += (
+                ": items of the same types and roles with other texts stand where it would, which "
+                "are that batch, rewritten by the server, or another writer's"
+            )
+        return why
     if ", status " in reason:
         return "the server refused a recorded batch"
     return "a recorded batch could not be sent"

@@ -9,8 +9,9 @@ from typing import Literal, TypeVar
 
 from openai import NotFoundError
 
+from cached_session.classify import smaller_page
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
-from cached_session.errors import OutboxError, TurnLost
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
 from cached_session.events import AbandonedWriteFailed, Meter
 from cached_session.remote import Page, Remote
 from cached_session.retrying import Retrier, RetryPolicy
@@ -105,7 +106,8 @@ class Operation:
             error: What went wrong.
             kept: Whether an outbox has it, and sees to it.
         """
-        event = AbandonedWriteFailed(self.conversation_id, type(error).__name__)
+        item_ids = error.item_ids if isinstance(error, AppendOutcomeUnknown) else ()
+        event = AbandonedWriteFailed(self.conversation_id, type(error).__name__, item_ids)
         self.meter.tell(event, quietly=kept)
 
     async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
@@ -136,17 +138,28 @@ class Operation:
     async def list_items(
         self, order: Literal["asc", "desc"], *, limit: int, after: str | None = None
     ) -> Page:
-        """Lists one page, or raises the error of the last attempt."""
+        """Lists one page of `limit` items, or as many as the server has in one.
 
-        async def attempt(seconds: float) -> Outcome[Page]:
-            return await self.remote.list_items(
-                self.conversation_id, order=order, limit=limit, after=after, timeout=seconds
-            )
+        Raises the error of the last attempt.
+        """
+        server, refusal = self.remote.server, None
+        size = min(limit, server.largest_page)
+        while True:
 
-        outcome = await self.run(attempt)
-        if isinstance(outcome, Applied):
-            return outcome.value
-        raise outcome.error
+            async def attempt(seconds: float, size: int = size) -> Outcome[Page]:
+                return await self.remote.list_items(
+                    self.conversation_id, order=order, limit=size, after=after, timeout=seconds
+                )
+
+            outcome = await self.run(attempt)
+            if isinstance(outcome, Applied):
+                if refusal is not None:
+                    server.largest_page = min(size, server.largest_page)
+                return outcome.value
+            smaller = smaller_page(outcome.error, size)
+            if smaller is None:
+                raise refusal or outcome.error
+            refusal, size = refusal or outcome.error, smaller
 
     async def delete_item(self, item_id: str) -> Outcome[None]:
         """Deletes an item. Refused with a 404: somebody else had removed it before.

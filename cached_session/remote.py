@@ -28,15 +28,14 @@ from openai import (
 )
 
 from cached_session.classify import as_openai_error, classify
-from cached_session.connections import Account, Connections, account, connections
+from cached_session.connections import Account, Connections, account, connections, settings
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
+from cached_session.servers import PAGE, Server, server_of
 from cached_session.transports import Carrier, carrier
 
-# "A limit on the number of objects to be returned, between 1 and 100"; above
-# is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
-PAGE = 100
+__all__ = ["PAGE", "Page", "Remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,13 @@ class Page:
     Attributes:
         items: In the order of the listing.
         has_more: Whether the server says that more follow. Some say so on an
-            exactly full last page.
+            exactly full last page, and some deny it on every full page.
+        full: Whether it has as many items as were asked for.
     """
 
     items: tuple[Held, ...]
     has_more: bool
+    full: bool
 
 
 class Remote:
@@ -60,6 +61,16 @@ class Remote:
         self._client = client
         self._meter = meter
         self._connections: Connections = connections(client)
+        self._settings: tuple[object, ...] = ()
+        self._server = Server()
+
+    @property
+    def server(self) -> Server:
+        """What is known of the server that the client's requests go to."""
+        # A client's key and base URL may be changed at any time.
+        if self._settings != (now := settings(self._client)):
+            self._settings, self._server = now, server_of(account(self._client))
+        return self._server
 
     @property
     def sends_once(self) -> bool:
@@ -89,8 +100,13 @@ class Remote:
         query: dict[str, object] = {"order": order, "limit": limit}
         if after is not None:
             query["after"] = after
+
+        def parse(answer: Any) -> Page:
+            items = _items(answer)
+            return Page(items, _expect(answer["has_more"], bool), full=len(items) >= limit)
+
         return await self._request(
-            "list", conversation_id, "get", "/items", _page, timeout, query=query
+            "list", conversation_id, "get", "/items", parse, timeout, query=query
         )
 
     async def append(
@@ -104,9 +120,12 @@ class Remote:
                 raise ValueError
             return held
 
-        return await self._request(
+        outcome = await self._request(
             "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
         )
+        if isinstance(outcome, Applied):
+            self.server.answered(items, outcome.value)
+        return outcome
 
     async def delete_item(
         self, conversation_id: str, item_id: str, *, timeout: float
@@ -236,11 +255,6 @@ def _id(answer: Any) -> Any:
     if not _expect(answer["id"], str):
         raise ValueError
     return answer["id"]
-
-
-def _page(answer: Any) -> Page:
-    items = _items(answer)
-    return Page(items, has_more=_expect(answer["has_more"], bool))
 
 
 def _items(answer: Any) -> tuple[Held, ...]:

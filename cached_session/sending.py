@@ -338,6 +338,8 @@ class Sender:
             # Without its message, which may quote an item.
             details = {"status": error.status_code, "code": error.code, "param": error.param}
             reason += "".join(f", {name} {value}" for name, value in details.items() if value)
+        if isinstance(error, AppendOutcomeUnknown):
+            reason = error.reason
         if says_gone(error):
             # The conversation is gone. Nothing of it may be shown any more.
             self._journal.show_nothing()

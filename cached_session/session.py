@@ -272,8 +272,6 @@ class CachedSession(OpenAIConversationsSession):
                 that sends what waits, took too long; or the time was over
                 before the next request.
             UnexpectedAnswer: The server cannot list its own conversation.
-            AppendOutcomeUnknown: Whether a recorded batch landed cannot be
-                found out any more. The backlog is paused; the next read answers.
             OutboxError: The outbox could not be read or written.
             TurnLost: The event loop was stopped during the call, and another
                 operation went on.
@@ -459,8 +457,6 @@ class CachedSession(OpenAIConversationsSession):
                 out. All is kept, and not sent until somebody decides.
             OutboxError: The outbox could not be read or written, by this call
                 or by what sends. What is recorded is kept.
-            AppendOutcomeUnknown: This call found that what became of a batch
-                cannot be found out. The backlog is paused.
             openai.OpenAIError: That look failed, or the server refused to make
                 the conversation.
             DeadlineExceeded: The operations before this one, or the sending of
@@ -500,7 +496,6 @@ class CachedSession(OpenAIConversationsSession):
                 another outbox or cache.
             OutboxPaused: As from `flush`.
             OutboxError: As from `flush`.
-            AppendOutcomeUnknown: As from `flush`.
             openai.OpenAIError: As from `flush`.
             DeadlineExceeded: As from `flush`.
             UnexpectedAnswer: As from `flush`.

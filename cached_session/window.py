@@ -17,9 +17,9 @@ from openai import NotFoundError
 from cached_session.classify import says_gone
 from cached_session.core.history import History
 from cached_session.core.outcomes import Applied
-from cached_session.core.unsettled import Unsettled
+from cached_session.core.unsettled import Unsettled, Untold
 from cached_session.errors import UnexpectedAnswer
-from cached_session.events import LateCopyRemoved
+from cached_session.events import LateCopyRemoved, LateCopySuspected
 from cached_session.listing import CursorLost, Newest, extend, newest, rest
 from cached_session.operation import Operation, is_gone
 from cached_session.remote import PAGE
@@ -202,7 +202,7 @@ class Window:
 
     async def relist(
         self, operation: Operation, limit: int | None, *, anew: bool = False
-    ) -> int | None:
+    ) -> int | Untold:
         """Lists the newest part and puts it in the place of what is not verified.
 
         Args:
@@ -211,7 +211,7 @@ class Window:
             anew: Whether it is put in the place of all that is held.
 
         Returns:
-            How many items of an undecided append the listing showed; None if
+            How many items of an undecided append the listing showed; or that
             it cannot tell.
         """
         try:
@@ -223,7 +223,7 @@ class Window:
                 self.unsettled.decided_lost()
             raise
 
-    async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | None:
+    async def _relist(self, operation: Operation, limit: int | None, *, anew: bool) -> int | Untold:
         unsettled = self.unsettled
         for _ in range(RESTARTS):
             history = None if anew else self.history
@@ -244,7 +244,13 @@ class Window:
             self.listings += 1
             number = self.listings
             try:
-                listed = await newest(operation, size=size, until=until, enough=enough)
+                listed = await newest(
+                    operation,
+                    size=size,
+                    until=until,
+                    enough=enough,
+                    at_least=0 if history is None else len(history),
+                )
             except CursorLost:
                 self.forget()
                 continue
@@ -253,9 +259,15 @@ class Window:
             self._checked_at = _Moment.at(listed_at)
             if not unsettled.active:
                 return 0
-            return unsettled.settle(
-                listed.items, reached_start=listed.reached_start, listed_at=listed_at
+            landed = unsettled.settle(
+                listed.items,
+                reached_start=listed.reached_start,
+                listed_at=listed_at,
+                rewriting=operation.remote.server.rewriting,
             )
+            if unsettled.suspected:
+                operation.meter.tell(LateCopySuspected(self.conversation_id, unsettled.suspected))
+            return landed
         raise self._no_cursors()
 
     def _take(self, listed: Newest, positions: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ from cached_session import (
     DeadlineExceeded,
     Event,
     LateCopyRemoved,
+    LateCopySuspected,
     Left,
     MemoryOutbox,
     Observer,
@@ -136,6 +137,8 @@ def watch() -> Observer:
                 assert_type(event.landed, int)
             case LateCopyRemoved():
                 assert_type(event.item_id, str)
+            case LateCopySuspected():
+                assert_type(event.item_ids, tuple[str, ...])
             case AbandonedWriteFailed():
                 assert_type(event.conversation_id, str)
             case BacklogChanged():

@@ -2,13 +2,20 @@
 
 The server changes what it stores: it normalises content, adds fields, assigns
 ids, and leaves contents out of a listing. So a listed item is compared by what
-both sides show, and never by what only one of them has.
+both sides show, and never by what only one of them has. Some servers rewrite
+texts as well. So another text is no proof of another item: where type and role
+are the same, it may be ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+from cached_session.core.rewriting import VERBATIM, Rewriting, equal
 
 # Fields that the server sets or rewrites; they say nothing about who sent an item.
 _SERVER_FIELDS = frozenset({"id", "status", "created_at", "created_by", "object"})
@@ -18,38 +25,63 @@ _SERVER_FIELDS = frozenset({"id", "status", "created_at", "created_by", "object"
 _TEXT_TYPES = frozenset({"input_text", "output_text", "text", "refusal", "summary_text"})
 
 
-def same(sent: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
-    """Whether `listed` can be what the server made of `sent`.
+class Match(Enum):
+    """What a listed item is to a sent one."""
+
+    IDENTICAL = auto()
+    """It is that one: it has its id or its call id."""
+    EQUAL = auto()
+    """It reads the same. Another writer's equal item cannot be told from it."""
+    UNCLEAR = auto()
+    """It is that one, rewritten by the server, or another writer's."""
+    OTHER = auto()
+    """It is another one."""
+
+
+def compare(
+    sent: Mapping[str, Any], listed: Mapping[str, Any], rewriting: Rewriting = VERBATIM
+) -> Match:
+    """What a listed item is to a sent one.
 
     Tool items are compared by type and `call_id`, as the service keeps one
     call apart from another by it. An item that was sent under an id of its own
     and is listed under the same id is the same, whatever it holds: an item
     shared with another conversation keeps its original content.
+
+    Args:
+        sent: The item as it was sent.
+        listed: The item as it is listed.
+        rewriting: How the server is known to rewrite texts.
     """
     sent_id = sent.get("id")
     if sent_id is not None and sent_id == listed.get("id"):
-        return True
+        return Match.IDENTICAL
     if _type(sent) == "item_reference":
-        return False
+        # What it refers to is not known, and some servers give it a new id.
+        return Match.UNCLEAR
     if _type(sent) != _type(listed):
-        return False
+        return Match.OTHER
     if sent.get("call_id") is not None:
-        return bool(sent["call_id"] == listed.get("call_id"))
+        return Match.IDENTICAL if sent["call_id"] == listed.get("call_id") else Match.OTHER
     if _type(sent) == "message":
-        return sent.get("role") == listed.get("role") and _same_content(
-            sent.get("content"), listed.get("content")
-        )
-    return _agree(sent, listed)
+        if sent.get("role") != listed.get("role"):
+            return Match.OTHER
+        same = _same_content(sent.get("content"), listed.get("content"), rewriting)
+    else:
+        same = _agree(sent, listed, rewriting)
+    return Match.EQUAL if same else Match.UNCLEAR
 
 
 def _type(item: Mapping[str, Any]) -> Any:
-    # An item without a type is a message (recorded).
-    return item.get("type") or "message"
+    # An item without a type is a message (recorded), one with only an id a reference (spec).
+    return item.get("type") or ("item_reference" if item.keys() == {"id"} else "message")
 
 
-def _same_content(sent: Any, listed: Any) -> bool:
+def _same_content(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
     sent_parts, listed_parts = _parts(sent), _parts(listed)
-    return len(sent_parts) == len(listed_parts) and all(map(_same_part, sent_parts, listed_parts))
+    return len(sent_parts) == len(listed_parts) and all(
+        _same_part(*pair, rewriting) for pair in zip(sent_parts, listed_parts, strict=True)
+    )
 
 
 def _parts(content: Any) -> list[Any]:
@@ -57,24 +89,36 @@ def _parts(content: Any) -> list[Any]:
     # service turns the one into the other; some servers do not).
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return list(content) if isinstance(content, list) else []
+    if isinstance(content, list):
+        return list(content)
+    return [] if content is None else [content]
 
 
-def _same_part(sent: Any, listed: Any) -> bool:
+def _same_part(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
     if not (isinstance(sent, Mapping) and isinstance(listed, Mapping)):
         return bool(sent == listed)
     sent_type, listed_type = sent.get("type"), listed.get("type")
     if sent_type in _TEXT_TYPES and listed_type in _TEXT_TYPES:
-        key = "refusal" if "refusal" in sent else "text"
-        return bool(sent.get(key) == listed.get(key))
-    return sent_type == listed_type and _agree(sent, listed)
+        key = _text_key(sent)
+        return _same_value(sent.get(key), listed.get(key), rewriting)
+    return sent_type == listed_type and _agree(sent, listed, rewriting)
 
 
-def _agree(sent: Any, listed: Any) -> bool:
+def _text_key(part: Mapping[str, Any]) -> str:
+    return "refusal" if "refusal" in part else "text"
+
+
+def _same_value(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
+    if isinstance(sent, str) and isinstance(listed, str):
+        return equal(sent, listed, rewriting)
+    return bool(sent == listed)
+
+
+def _agree(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
     """Whether two values do not contradict each other in what both of them hold."""
     if isinstance(sent, Mapping) and isinstance(listed, Mapping):
         return all(
-            _agree(value, listed[key])
+            _agree(value, listed[key], rewriting)
             for key, value in sent.items()
             if key in listed
             and key not in _SERVER_FIELDS
@@ -84,35 +128,95 @@ def _agree(sent: Any, listed: Any) -> bool:
         )
     if isinstance(sent, list) and isinstance(listed, list):
         # A listing leaves whole lists out as empty ones (logprobs, results).
-        return not listed or (len(sent) == len(listed) and all(map(_agree, sent, listed)))
-    return bool(sent == listed)
+        return not listed or (
+            len(sent) == len(listed)
+            and all(_agree(*pair, rewriting) for pair in zip(sent, listed, strict=True))
+        )
+    return _same_value(sent, listed, rewriting)
 
 
-def longest_run(
-    wanted: Sequence[Mapping[str, Any]],
-    length: int,
-    listed: Callable[[int], Mapping[str, Any] | None],
-) -> tuple[int, int]:
-    """Finds the longest beginning of `wanted` that stands together in a listing.
+def text_pairs(sent: Mapping[str, Any], listed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of a message or a summary, as they were sent and as they were answered."""
+    for name in ("content", "summary"):
+        parts = _parts(sent.get(name)), _parts(listed.get(name))
+        if len(parts[0]) != len(parts[1]):
+            continue
+        for one, two in zip(*parts, strict=True):
+            if isinstance(one, Mapping) and isinstance(two, Mapping):
+                key = _text_key(one)
+                texts = one.get(key), two.get(key)
+                if isinstance(texts[0], str) and isinstance(texts[1], str):
+                    yield texts[0], texts[1]
+
+
+class Shape(NamedTuple):
+    """How a server lists an item, as far as that is the same for every copy of it.
+
+    Attributes:
+        digest: Of its contents.
+        plain: Whether it is a message of texts alone.
+    """
+
+    digest: str
+    plain: bool
+
+
+def shape(listed: Mapping[str, Any]) -> Shape:
+    """The shape of a listed item."""
+    plain = _type(listed) == "message"
+    contents: Any
+    if plain:
+        contents = []
+        for part in _parts(listed.get("content")):
+            text = isinstance(part, Mapping) and part.get("type") in _TEXT_TYPES
+            plain = plain and text
+            contents.append(part.get(_text_key(part)) if text else part)
+        contents = [listed.get("role"), contents]
+    else:
+        contents = {key: value for key, value in listed.items() if key not in _SERVER_FIELDS}
+    encoded = json.dumps(contents, sort_keys=True, separators=(",", ":")).encode()
+    return Shape(hashlib.blake2b(encoded, digest_size=16).hexdigest(), plain)
+
+
+class Run(NamedTuple):
+    """A beginning of what was sent, as it may stand together in a listing.
+
+    Attributes:
+        start: Where it begins.
+        certain: How many items, from the first on, are the ones that were sent.
+        possible: How many may be.
+    """
+
+    start: int
+    certain: int
+    possible: int
+
+
+def runs(wanted: int, length: int, match: Callable[[int, int], Match]) -> Iterator[Run]:
+    """Finds every beginning of what was sent that may stand together in a listing.
+
+    A batch stands in one piece. So an item that is known by its id or call id
+    proves that those before it are the ones that were sent before it.
 
     Args:
-        wanted: The items as they were sent.
+        wanted: How many items were sent.
         length: How many items the listing has.
-        listed: The listed item at a position, or None where the item there is
-            known to be another's and so cannot be one of these.
-
-    Returns:
-        `(start, count)`: where the run begins and how many items of `wanted`
-        it holds; count 0 if there is none. Of runs of equal length, the first.
+        match: What the item at a position of the listing (second) is to one
+            that was sent (first).
     """
-    best_start, best_count = 0, 0
     for start in range(length):
-        count = 0
-        while count < len(wanted) and start + count < length:
-            item = listed(start + count)
-            if item is None or not same(wanted[count], item):
+        certain = possible = 0
+        while possible < wanted and start + possible < length:
+            found = match(possible, start + possible)
+            if found is Match.OTHER:
                 break
-            count += 1
-        if count > best_count:
-            best_start, best_count = start, count
-    return best_start, best_count
+            if found is Match.IDENTICAL or (found is Match.EQUAL and certain == possible):
+                certain = possible + 1
+            possible += 1
+        if possible:
+            yield Run(start, certain, possible)
+
+
+def longest(found: Sequence[Run]) -> Run:
+    """The run of which most is certain; of several, the first. None of it where there is none."""
+    return max(found, key=lambda run: run.certain, default=Run(0, 0, 0))

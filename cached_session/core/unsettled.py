@@ -9,13 +9,15 @@ listing are a copy that nobody wanted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from cached_session.core.items import Held, Outgoing, decode, unhold
-from cached_session.core.matching import longest_run
+from cached_session.core.matching import Match, Run, compare, longest, runs, shape
+from cached_session.core.rewriting import VERBATIM, Rewriting
 
 # How many ids before the first open send are remembered as its anchor. One is
 # enough until another writer deletes it.
@@ -39,6 +41,31 @@ class _Send:
     expires: float
 
 
+@dataclass(slots=True)
+class _Shown:
+    """How the server lists an item.
+
+    Attributes:
+        digests: Of the shapes in which it was listed.
+        explained: Whether it is a message of texts alone, each as it was sent or rewritten in
+            a known way.
+    """
+
+    digests: list[str]
+    explained: bool
+
+
+class Untold(NamedTuple):
+    """A listing cannot tell how much of a send landed.
+
+    Attributes:
+        item_ids: Items that may be of that send, rewritten by the server, or another writer's;
+            () if nothing is left of what stood before it.
+    """
+
+    item_ids: tuple[str, ...]
+
+
 class Unsettled:
     """The open sends of one conversation.
 
@@ -55,8 +82,13 @@ class Unsettled:
         self._behind: list[str] = []
         self._anchors: tuple[str, ...] = ()
         self._from_start = False
+        # By the digest of an item of an open send.
+        self._shapes: dict[str, _Shown] = {}
         self.extra: list[str] = []
         """Ids of late copies that are still to be deleted, in order."""
+        self.suspected: tuple[str, ...] = ()
+        """Ids of items that the last listing was the first to show, and that may be late copies,
+        rewritten by the server, or another writer's. Nothing is done about them."""
 
     @property
     def active(self) -> bool:
@@ -89,6 +121,7 @@ class Unsettled:
             return
         self._known = {item.id for item in items}
         self._behind = []
+        self._shapes = {}
         self._anchors = tuple(item.id for item in reversed(items[-ANCHORS:]))
         self._from_start = complete
 
@@ -143,6 +176,9 @@ class Unsettled:
                 "known": sorted(self._known) if whole else self._behind,
                 "sends": [[item.decode() for item in send.items] for send in self._sends],
                 "extra": self.extra,
+                "shapes": {
+                    sent: [shown.explained, *shown.digests] for sent, shown in self._shapes.items()
+                },
             }
         noted["sending"] = sending
         return json.dumps(noted, separators=(",", ":")).encode()
@@ -165,6 +201,10 @@ class Unsettled:
         self._known = {*self._anchors, *self._behind}
         self._from_start = state["from_start"]
         self.extra = list(state.get("extra", ()))
+        self._shapes = {
+            sent: _Shown(digests, explained)
+            for sent, (explained, *digests) in state.get("shapes", {}).items()
+        }
         for send in state.get("sends", ()):
             self._sends.append(_Send(tuple(item.encode() for item in send), expires))
         if sealed and state.get("sending", True):
@@ -173,18 +213,37 @@ class Unsettled:
             # Not once more: read in turn by several processes it would grow without end.
             self._undecided = sealed
 
-    def acknowledged(self, ids: Iterable[str]) -> None:
-        """Notes items that an answer has shown: they are wanted."""
+    def acknowledged(
+        self, sent: Sent, listed: Sequence[Held], rewriting: Rewriting = VERBATIM
+    ) -> None:
+        """Notes what an answer has shown: these items are wanted, and late copies look like them.
+
+        Args:
+            sent: The items as they were sent.
+            listed: The items in the answer, one for each.
+            rewriting: How the server is known to rewrite texts.
+        """
         if self.active:
-            fresh = list(ids)
+            fresh = [item.id for item in listed]
             self._known.update(fresh)
             self._behind += fresh
+            watched = {item for send in self._sends for item in send.items}
+            for item, held in zip(sent, listed, strict=True):
+                if item in watched:
+                    self._note_shape(item, decode(item), unhold(held), rewriting)
 
     def decided_lost(self) -> None:
         """Drops the question what landed: the conversation is not to be found."""
         self._undecided = ()
 
-    def settle(self, items: Sequence[Held], *, reached_start: bool, listed_at: float) -> int | None:
+    def settle(
+        self,
+        items: Sequence[Held],
+        *,
+        reached_start: bool,
+        listed_at: float,
+        rewriting: Rewriting = VERBATIM,
+    ) -> int | Untold:
         """Compares a new listing with the open requests.
 
         Args:
@@ -192,18 +251,20 @@ class Unsettled:
             reached_start: Whether they reach the conversation's beginning.
             listed_at: When the listing was asked for, seconds, on the clock of
                 `expires`.
+            rewriting: How the server is known to rewrite texts.
 
         Returns:
             How many items of the undecided send landed, from the first on; 0
-            if none is undecided; None if this listing cannot tell.
+            if none is undecided; or that this listing cannot tell.
         """
         behind = self._behind_anchor(items, reached_start)
-        landed: int | None = None if self._undecided else 0
+        landed: int | Untold = Untold(()) if self._undecided else 0
+        self.suspected = ()
         if behind is not None:
             strangers: _Strangers = [
                 None if item.id in self._known else unhold(item) for item in behind
             ]
-            landed = self._attribute(behind, strangers)
+            landed = self._attribute(behind, strangers, rewriting)
         self._undecided = ()
         self._sends = [send for send in self._sends if send.expires > listed_at]
         self._removals = {
@@ -236,7 +297,9 @@ class Unsettled:
         # only if all that stood there before is known can the rest be told.
         return items if reached_start and self._from_start else None
 
-    def _attribute(self, behind: Sequence[Held], strangers: _Strangers) -> int:
+    def _attribute(
+        self, behind: Sequence[Held], strangers: _Strangers, rewriting: Rewriting
+    ) -> int | Untold:
         """Says of every new item which send it came from; returns how much landed.
 
         A send may have landed whole or, on some servers, in part: its first
@@ -245,34 +308,128 @@ class Unsettled:
         that is waited for.
 
         Another writer's items that equal an open send are taken for a copy of
-        ours. Nothing on the server tells them apart.
+        ours. Nothing on the server tells them apart. Items that may be a copy,
+        rewritten by the server, are taken for nobody's: they are `suspected`.
         """
         landed = 0
-        wanted = tuple(map(decode, self._undecided))
-        sends = [(send, tuple(map(decode, send.items))) for send in self._sends]
+        wanted = _decoded(self._undecided)
+        sends = [(send, _decoded(send.items)) for send in self._sends]
+
+        def found(items: _Decoded) -> list[Run]:
+            def match(place: int, position: int) -> Match:
+                listed = strangers[position]
+                return (
+                    Match.OTHER if listed is None else self._match(*items[place], listed, rewriting)
+                )
+
+            return list(runs(len(items), len(strangers), match))
+
+        spent: _Send | None = None
+        ours: dict[int, Mapping[str, Any] | None] = {}
         while any(item is not None for item in strangers):
-            start, count, late = 0, 0, None
+            best, late = Run(0, 0, 0), None
             if wanted and not landed:
-                start, count = longest_run(wanted, len(strangers), strangers.__getitem__)
+                best = longest(found(wanted))
             for send, items in sends:
-                found, length = longest_run(items, len(strangers), strangers.__getitem__)
                 # Only the batch in question may stand there in part: a server
                 # that stores parts does so at once. Later, the beginning of a
-                # batch is more likely another writer's message than ours.
-                whole = length == len(items)
-                if length > count and (whole or items == wanted):
-                    start, count, late = found, length, send
-            if not count:
+                # batch is more likely another writer's message than ours. And
+                # of what may stand there whole no part is taken away.
+                part = send.items == self._undecided
+                run = longest(
+                    [
+                        run
+                        for run in found(items)
+                        if run.certain == len(items) or (part and run.possible == run.certain)
+                    ]
+                )
+                if run.certain > best.certain:
+                    best, late = run, send
+            if not best.certain:
                 break
+            places = range(best.start, best.start + best.certain)
             if late is None:
-                landed = count
+                landed = best.certain
                 # Which of several equal sends came through cannot be told and
                 # does not matter: one of them is spent.
-                late = next((send for send in self._sends if send.items == self._undecided), None)
+                spent = late = next(
+                    (send for send in self._sends if send.items == self._undecided), None
+                )
+                ours = {place: strangers[place] for place in places}
+                for sent, place in zip(wanted, places, strict=False):
+                    self._note_shape(*sent, strangers[place], rewriting)
             else:
-                self.extra.extend(item.id for item in behind[start : start + count])
+                self.extra.extend(behind[place].id for place in places)
             if late is not None:
                 self._sends.remove(late)
                 sends = [(send, items) for send, items in sends if send is not late]
-            strangers[start : start + count] = [None] * count
+            for place in places:
+                strangers[place] = None
+        if landed < len(wanted):
+            # Where all of it is ours but its end, the next item may be ours, too.
+            for place, item in ours.items():
+                strangers[place] = item
+            unclear = _ids(behind, (run for run in found(wanted) if run.possible > run.certain))
+            if unclear:
+                if spent is not None:
+                    self._sends.append(spent)
+                return Untold(unclear)
+            for place in ours:
+                strangers[place] = None
+        self.suspected = _ids(
+            behind,
+            (run for _, items in sends for run in found(items) if run.possible == len(items)),
+        )
         return landed
+
+    def _match(
+        self,
+        sent: Outgoing,
+        item: Mapping[str, Any],
+        listed: Mapping[str, Any],
+        rewriting: Rewriting,
+    ) -> Match:
+        match = compare(item, listed, rewriting)
+        if match is not Match.UNCLEAR:
+            return match
+        shown = self._shapes.get(_digest(sent))
+        if shown is None:
+            return match
+        if shape(listed).digest in shown.digests:
+            return Match.EQUAL
+        # A text that this server is known to list as it was sent, or rewritten
+        # in a known way, is not listed in two ways.
+        return Match.OTHER if shown.explained else match
+
+    def _note_shape(
+        self,
+        sent: Outgoing,
+        item: Mapping[str, Any],
+        listed: Mapping[str, Any] | None,
+        rewriting: Rewriting,
+    ) -> None:
+        """Notes how the server lists an item: it lists every copy of it so."""
+        assert listed is not None  # only what is there is noted
+        found = shape(listed)
+        shown = self._shapes.setdefault(_digest(sent), _Shown([], explained=True))
+        if found.digest not in shown.digests:
+            shown.digests.append(found.digest)
+        if not (found.plain and compare(item, listed, rewriting) is Match.EQUAL):
+            shown.explained = False
+
+
+_Decoded: TypeAlias = tuple[tuple[Outgoing, dict[str, Any]], ...]
+
+
+def _decoded(items: Sent) -> _Decoded:
+    return tuple((item, decode(item)) for item in items)
+
+
+def _digest(sent: Outgoing) -> str:
+    return hashlib.blake2b(sent, digest_size=16).hexdigest()
+
+
+def _ids(behind: Sequence[Held], found: Iterable[Run]) -> tuple[str, ...]:
+    """The ids of the items in so many runs, in order."""
+    places = {place for run in found for place in range(run.start, run.start + run.possible)}
+    return tuple(behind[place].id for place in sorted(places))

@@ -247,7 +247,8 @@ class World:
         started = time.monotonic()
         try:
             items = await session.get_items(limit)
-        except self._expected():
+        except self._expected() as error:
+            not_anothers(error)
             self.tally["read failed"] += 1
             return
         self.tally["read answered"] += 1
@@ -265,7 +266,8 @@ class World:
         self.ledger.doubtful_pops += 1
         try:
             item = await session.pop_item()
-        except self._expected():
+        except self._expected() as error:
+            not_anothers(error)
             self.tally["pop failed"] += 1
             return
         self.ledger.doubtful_pops -= 1
@@ -278,6 +280,12 @@ class World:
             await session.refresh()
         except CachedSessionError:
             self.tally["refresh failed"] += 1
+
+
+def not_anothers(error: Exception) -> None:
+    """What became of somebody's append is no reason for a read or a pop to fail."""
+    if isinstance(error, AppendOutcomeUnknown):
+        raise Violation("a read or a pop raises for an append") from error
 
 
 def landed(error: Exception) -> int:

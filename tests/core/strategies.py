@@ -93,10 +93,10 @@ def listed(sent: list[dict[str, Any]], server: Habits | None = None) -> list[dic
     return service.items(conversation)
 
 
-def held(item_id: str, text: str = "") -> Held:
+def held(item_id: str, text: str = "", role: str = "user") -> Held:
     """A message as it is held."""
     content = [{"type": "input_text", "text": text}]
-    return hold({"id": item_id, "type": "message", "role": "user", "content": content})
+    return hold({"id": item_id, "type": "message", "role": role, "content": content})
 
 
 def message(text: str) -> dict[str, Any]:

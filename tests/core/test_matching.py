@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cached_session.core.matching import longest_run, same
+from cached_session.core.matching import Match, compare, longest, runs
+from cached_session.core.rewriting import learned
 from cached_session.emulator import Habits
 from tests.core.strategies import (
     calls,
@@ -22,6 +23,11 @@ from tests.core.strategies import (
     words,
 )
 from tests.emulator.samples import INPUT_TYPES, OUTPUT_TYPES, sample
+
+
+def same(sent: dict[str, Any], shown: dict[str, Any]) -> bool:
+    """Whether a listed item is taken for the one that was sent."""
+    return compare(sent, shown) in (Match.IDENTICAL, Match.EQUAL)
 
 
 @given(items, habits)
@@ -155,7 +161,13 @@ SHOWN: dict[str | None, dict[str, Any] | None] = {
 
 def _run(wanted: list[str], standing: list[str | None]) -> tuple[int, int]:
     shown = [SHOWN[text] for text in standing]
-    return longest_run([message(text) for text in wanted], len(shown), shown.__getitem__)
+
+    def match(place: int, position: int) -> Match:
+        listed = shown[position]
+        return Match.OTHER if listed is None else compare(message(wanted[place]), listed)
+
+    start, certain, _ = longest(list(runs(len(wanted), len(shown), match)))
+    return start, certain
 
 
 @given(letters, st.lists(st.sampled_from([*"abc", None]), max_size=10))
@@ -196,3 +208,64 @@ def test_applied_in_part(wanted: list[str], landed: int, after: list[str]) -> No
 def test_known_items_are_no_part_of_it(wanted: list[str]) -> None:
     """Items that are known to be others' are never taken for ours, however equal."""
     assert _run(wanted, [None] * len(wanted))[1] == 0
+
+
+@given(words, words)
+def test_another_text_may_be_ours(one: str, two: str) -> None:
+    """Of the same type and role, an item with another text is ours rewritten, or a stranger's."""
+    assume(one != two)
+    (shown,) = listed([message(two)])
+    assert compare(message(one), shown) is Match.UNCLEAR
+    assert compare({**message(one), "role": "assistant"}, shown) is Match.OTHER
+    nested = {**shown, "content": [{"type": "input_text", "text": {"value": one}}]}
+    assert compare(message(one), nested) is Match.UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([Match.EQUAL, Match.EQUAL, Match.OTHER], (0, 2, 2)),
+        ([Match.EQUAL, Match.UNCLEAR, Match.EQUAL], (0, 1, 3)),
+        ([Match.UNCLEAR, Match.EQUAL], (0, 0, 2)),
+        ([Match.UNCLEAR, Match.IDENTICAL, Match.UNCLEAR], (0, 2, 3)),
+        ([Match.UNCLEAR, Match.EQUAL, Match.IDENTICAL, Match.EQUAL], (0, 4, 4)),
+    ],
+)
+def test_what_is_certain_of_a_run(wanted: list[Match], expected: tuple[int, int, int]) -> None:
+    """Equal items count up to the first unclear one; one known by its id proves those before it."""
+    found = list(runs(len(wanted), len(wanted), lambda place, at: wanted[at]))
+    assert next(run for run in found if run.start == 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown", "texts"),
+    [
+        (" a ", "a", {" b": "b", "b\n": "b"}),
+        ("a ", "a", {"b ": "b", " b": " b"}),
+        ("a\0", "a", {"\0b": "b", "\x01b": "\x01b"}),
+        ("a\r\n", "a\n", {"b\r\nc": "b\nc", "b\rc": "b\rc"}),
+        ("e\u0301", "\u00e9", {"o\u0308": "\u00f6", "\ufb01": "\ufb01"}),
+        ("\ufb01", "fi", {"\ufb02": "fl"}),
+        (" a\0 \r\n", "a", {" b\0 \r\n": "b"}),
+    ],
+)
+def test_what_an_answer_shows(sent: str, shown: str, texts: dict[str, str]) -> None:
+    """An answer shows as little of a rewriting as explains it, and what it shows counts."""
+    rewriting = learned(frozenset(), [(sent, shown)])
+    for text, becomes in texts.items():
+        (item,) = listed([message(becomes)])
+        assert compare(message(text), item, rewriting) is Match.EQUAL
+        (other,) = listed([message(becomes + "!")])
+        assert compare(message(text), other, rewriting) is Match.UNCLEAR
+    # Shown once as it was sent, nothing is taken for known any more.
+    assert learned(rewriting, [(sent, sent)]) == frozenset()
+
+
+@given(st.sampled_from([" b", "b\t", "\0b", "b\r\n", "e\u0301"]), words)
+def test_what_an_answer_does_not_show(text: str, other: str) -> None:
+    """A text cut, redacted or nested shows nothing: no text is taken for another one by it."""
+    for sent, shown in (("a" * 9, "aaa"), ("a b c", "a [] c"), ("a", "b")):
+        assert learned(frozenset(), [(sent, shown)]) == frozenset()
+    assume(text != other)
+    (item,) = listed([message(other)])
+    assert compare(message(text), item, frozenset()) is Match.UNCLEAR

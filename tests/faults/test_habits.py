@@ -6,12 +6,13 @@ import asyncio
 import random
 from typing import Any
 
+import openai
 import pytest
 
-from cached_session import UnexpectedAnswer
+from cached_session import ConversationCache, MemoryOutbox, UnexpectedAnswer
 from cached_session.emulator import Fault, FaultKind, Faults, Habits
 from cached_session.emulator.requests import is_append, is_item_delete, is_listing
-from tests.faults.line import CUT, LOST, Do, Line, agrees, label, policy, words
+from tests.faults.line import CUT, LOST, Do, Line, Say, agrees, error, label, policy, words
 from tests.session.support import numbered, users
 
 # One is left out: who lists nothing but full pages that deny the next cannot be read from the
@@ -223,3 +224,122 @@ async def test_all_faults_on_all_habits(habits: Habits, seed: int) -> None:
     await asyncio.sleep(700)
     await agrees(session, line, session.session_id)
     assert line.texts(session.session_id) == said
+
+
+def filled(line: Line, size: int) -> str:
+    """A conversation of so many items."""
+    conversation = line.conversation()
+    for start in range(0, size, 20):
+        line.append(conversation, *map(str, range(start, min(start + 20, size))))
+    return conversation
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["", "outbox"])
+async def test_a_full_page_that_denies_what_is_held(queued: bool) -> None:
+    """Where `has_more` contradicts what is held, the next page is asked for: nothing is cut off."""
+    line = Line(habits=Habits(has_more_false_on_full_page=True))
+    conversation = filled(line, 60)
+    cache, outbox = ConversationCache(), MemoryOutbox() if queued else None
+    session = line.session(conversation, cache=cache, outbox=outbox)
+    assert len(await session.get_items()) == 60
+    # Each new session checks what is held, with one request once it is known what to think of it.
+    for asked in (["list", "list"], ["list"], ["list"]):
+        line.asked()
+        await agrees(line.session(conversation, cache=cache, outbox=outbox), line, conversation)
+        assert line.asked() == asked
+    await session.add_items(numbered(60, 130))
+    await session.flush()
+    await agrees(session, line, conversation)
+    await agrees(line.session(conversation), line, conversation)
+    popped = await session.pop_item()
+    assert popped is not None
+    assert words(popped) == "129"
+    await session.aclose()
+
+
+async def test_a_full_page_that_was_right() -> None:
+    """Where others removed what was held and a full page is the last, one request more tells so."""
+    line = Line()
+    conversation = filled(line, 60)
+    cache = ConversationCache()
+    await line.session(conversation, cache=cache).get_items()
+    line.remove(conversation, *map(str, range(39)))
+    line.asked()
+    for asked in (["list", "list"], ["list"]):
+        await agrees(line.session(conversation, cache=cache), line, conversation)
+        assert line.asked() == asked
+
+
+async def test_the_two_ends_contradict_each_other() -> None:
+    """A listing of both ends is not ended by a page that denies what the other end has shown."""
+    line = Line(habits=Habits(has_more_false_on_full_page=True))
+    conversation = filled(line, 450)
+    session = line.session(conversation)
+    await session.get_items(50)
+    line.append(conversation, "more")
+    session = line.session(conversation)
+    assert len(await session.get_items(99)) == 99
+    await session.add_items(users("and more"))
+    line.append(conversation, *map(str, range(20)))
+    assert len(await line.session(conversation, max_staleness=0).get_items(100)) == 100
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["", "outbox"])
+@pytest.mark.parametrize("largest", [1, 2, 7, 20, 50, 99])
+async def test_smaller_pages(largest: int, queued: bool) -> None:
+    """A server whose pages are smaller is read whole; that it is so costs one refusal, once."""
+    line = Line(habits=Habits(largest_page=largest))
+    conversation = filled(line, 120)
+    outbox = MemoryOutbox() if queued else None
+    session = line.session(conversation, outbox=outbox)
+    await agrees(session, line, conversation)
+    assert refused(line, largest) == 1
+    line.asked()
+    line.on(is_append, LOST)
+    await session.add_items(numbered(120, 150))
+    await session.flush()
+    await agrees(session, line, conversation)
+    for limit in (1, 30, 130, None):
+        read = await line.session(conversation).get_items(limit)
+        assert read == line.service.items(conversation)[-(limit or 150) :]
+    assert words(await session.pop_item()) == "149"
+    assert refused(line, largest) == 0
+    await session.aclose()
+
+
+def refused(line: Line, largest: int) -> int:
+    """How many listings asked for more than the server gives."""
+    sizes = [request.parameter("limit") for request in line.requests if is_listing(request)]
+    return sum(int(size or 20) > largest for size in sizes)
+
+
+REFUSALS = [
+    (400, {"error": {"message": "limit must be between 1 and 50", "param": None, "code": None}}),
+    (400, {"error": {"message": "too many", "param": "limit", "code": None}}),
+    (422, {"detail": [{"loc": ["query", "limit"], "msg": "Input should be less than 51"}]}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSALS, ids=["named", "not named", "422"])
+async def test_the_words_of_a_refusal(status: int, body: Any) -> None:
+    """Whether the refusal names the largest page or not, one is found that is taken."""
+    line = Line()
+    conversation = filled(line, 120)
+    line.on(lambda request: int(request.parameter("limit") or 0) > 50, *[Say(status, body)] * 9)
+    await agrees(line.session(conversation), line, conversation)
+    assert len(line.asked()) <= 8
+    await agrees(line.session(conversation), line, conversation)
+    assert refused(line, 50) == 0
+
+
+async def test_a_refusal_that_is_not_about_the_page() -> None:
+    """Where no page is small enough, the first refusal is what is raised, after a few requests."""
+    line = Line()
+    conversation = filled(line, 3)
+    line.always(is_listing, error(400, "limit_reached", param="limit"))
+    with pytest.raises(openai.BadRequestError):
+        await line.session(conversation).get_items()
+    assert len(line.asked()) <= 8
+    line.heal()
+    await agrees(line.session(conversation), line, conversation)
+    assert line.requests[-1].parameter("limit") == "100"

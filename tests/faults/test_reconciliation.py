@@ -152,12 +152,11 @@ async def test_pictures(lost: Any) -> None:
     await agrees(session, line, conversation)
 
 
-@pytest.mark.parametrize(
-    ("lost", "theirs"), [(CUT, "another"), (LOST, "another"), (LOST, "ours")], ids=str
-)
+@pytest.mark.parametrize("theirs", ["another", "ours"])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_another_writers_item(lost: FaultKind, theirs: str, when: str) -> None:
+async def test_another_writers_item(theirs: str, when: str) -> None:
     """Another writer's item next to the batch is neither taken for it nor lost."""
+    lost = LOST
     line, session, conversation = await opened("before")
     if when == "before":
         line.on(is_append, Do(lambda: line.append(conversation, theirs), lost))
@@ -166,10 +165,44 @@ async def test_another_writers_item(lost: FaultKind, theirs: str, when: str) -> 
         line.on(is_listing, Do(lambda: line.append(conversation, theirs)))
     await session.add_items(users("ours", "end"))
     ours = ["ours", "end"]
-    # What was never applied comes when it is sent again, behind theirs.
-    first = when == "before" or lost is CUT
+    first = when == "before"
     expected = ["before", theirs, *ours] if first else ["before", *ours, theirs]
     assert line.texts(conversation) == expected
+    await agrees(session, line, conversation)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_another_writers_item_where_ours_is_not(when: str) -> None:
+    """An item of the same role with another text may be ours, rewritten: said, and not repeated."""
+    line, session, conversation = await opened("before")
+    if when == "before":
+        line.on(is_append, Do(lambda: line.append(conversation, "another"), CUT))
+    else:
+        line.on(is_append, CUT)
+        line.on(is_listing, Do(lambda: line.append(conversation, "another")))
+    with pytest.raises(AppendOutcomeUnknown, match="another writer's") as caught:
+        await session.add_items(users("ours", "end"))
+    assert caught.value.item_ids == (line.service.items(conversation)[-1]["id"],)
+    assert line.texts(conversation) == ["before", "another"]
+    await agrees(session, line, conversation)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_another_writers_item_of_another_role(when: str) -> None:
+    """An item of another role is another writer's for certain: what was not applied follows it."""
+    line, session, conversation = await opened("before")
+    theirs = {"items": [{"role": "developer", "content": "theirs"}]}
+
+    def append() -> None:
+        line.call("POST", f"/v1/conversations/{conversation}/items", theirs)
+
+    if when == "before":
+        line.on(is_append, Do(append, CUT))
+    else:
+        line.on(is_append, CUT)
+        line.on(is_listing, Do(append))
+    await session.add_items(users("ours", "end"))
+    assert line.texts(conversation) == ["before", "theirs", "ours", "end"]
     await agrees(session, line, conversation)
 
 
@@ -183,12 +216,13 @@ async def test_another_writers_item_in_our_place() -> None:
 
 
 async def test_another_writers_item_in_between() -> None:
-    """Where another writer comes between the pieces, each piece is there once, in order."""
+    """Where another writer comes behind a piece, its item may be the next one, rewritten: said."""
     line, session, conversation = await opened("before")
     line.on(is_append, Fault(FaultKind.PARTIAL_BATCH, items=1))
     line.on(is_listing, Do(lambda: line.append(conversation, "theirs")))
-    await session.add_items(users("a", "b"))
-    assert line.texts(conversation) == ["before", "a", "theirs", "b"]
+    with pytest.raises(AppendOutcomeUnknown):
+        await session.add_items(users("a", "b"))
+    assert line.texts(conversation) == ["before", "a", "theirs"]
     await agrees(session, line, conversation)
 
 

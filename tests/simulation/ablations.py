@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cached_session import appending, operation, replica, turns, window
-from cached_session.core import history, unsettled
+from cached_session.core import history, matching, unsettled
 from tests.simulation.campaign import Failure
 from tests.simulation.ledger import Violation
 
@@ -115,6 +115,16 @@ def no_ordering(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(window.Window, "forget", forget_alone)
     patch.setattr(replica.Replica, "drop", drop_alone)
     patch.setattr(window.Window, "remove_late_copies", remove_both)
+
+
+def equal_texts_alone(patch: pytest.MonkeyPatch) -> None:
+    """An item with another text is taken for another writer's, whatever a server may rewrite."""
+
+    def match(self: Any, sent: Any, item: Any, listed: Any, rewriting: Any) -> matching.Match:
+        found = matching.compare(item, listed)
+        return matching.Match.OTHER if found is matching.Match.UNCLEAR else found
+
+    patch.setattr(unsettled.Unsettled, "_match", match)
 
 
 DOUBLED = "on the server more often than appended"

@@ -9,7 +9,7 @@ import gc
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from simloop import SimLoop
 
@@ -22,11 +22,11 @@ class Failure(AssertionError):
     """A seed that breaks an invariant, with the command that replays it."""
 
     def __init__(
-        self, seed: int, error: BaseException, trace: list[str], *, outbox: bool = False
+        self, seed: int, error: BaseException, trace: list[str], *, options: str = ""
     ) -> None:
         super().__init__(
             f"seed {seed}: {error}\nreplay: python -m tests.simulation.campaign "
-            f"--seeds 1 --start {seed} --trace{' --outbox' if outbox else ''}"
+            f"--seeds 1 --start {seed} --trace{options}"
         )
         self.seed = seed
         self.trace = trace
@@ -68,7 +68,10 @@ def run_seed(
     except (Exception, ExceptionGroup) as error:
         _drain(loop)
         trace = [] if world is None else world.network.trace
-        raise Failure(seed, error, trace, outbox=outbox) from error
+        base = setting.base if isinstance(setting, OutboxSetting) else setting
+        rewriting = base.habits.rewrites
+        options = f"{' --outbox' if outbox else ''}{' --rewriting' if rewriting else ''}"
+        raise Failure(seed, error, trace, options=options) from error
     finally:
         loop.close()
     world.tally["requests"] = len(world.network.trace)
@@ -93,11 +96,23 @@ def _drain(loop: SimLoop) -> None:
         loop.run_until_complete(end())
 
 
-def run(seeds: Iterable[int], *, outbox: bool = False) -> Counter[str]:
-    """Runs seeds one after the other and adds up what happened."""
+def run(
+    seeds: Iterable[int],
+    *,
+    outbox: bool = False,
+    draw: Callable[[int], Setting] | None = None,
+) -> Counter[str]:
+    """Runs seeds one after the other and adds up what happened.
+
+    Args:
+        seeds: The seeds.
+        outbox: Whether they are runs with the outbox.
+        draw: What a seed's run is like; None: as drawn from the seed.
+    """
     tally: Counter[str] = Counter()
     for seed in seeds:
-        tally.update(run_seed(seed, outbox=outbox))
+        setting = None if draw is None else draw(seed)
+        tally.update(run_seed(seed, setting, outbox=outbox))
         tally["seeds"] += 1
     return tally
 
@@ -110,11 +125,15 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print the requests of a failure")
     parser.add_argument("--keep-going", action="store_true", help="count failures, do not stop")
     parser.add_argument("--outbox", action="store_true", help="the runs with the outbox")
+    parser.add_argument("--rewriting", action="store_true", help="on servers that rewrite texts")
     arguments = parser.parse_args()
+    if arguments.outbox and arguments.rewriting:
+        parser.error("the account of the runs with the outbox knows no rewritten texts")
     tally: Counter[str] = Counter()
     for seed in range(arguments.start, arguments.start + arguments.seeds):
         try:
-            tally.update(run_seed(seed, outbox=arguments.outbox))
+            setting = Setting.rewriting(seed) if arguments.rewriting else None
+            tally.update(run_seed(seed, setting, outbox=arguments.outbox))
         except Failure as failure:
             tally["failures"] += 1
             print(failure, file=sys.stderr, flush=True)

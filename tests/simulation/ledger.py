@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ Listing = tuple[str, ...]
 
 BATCH = 20
 """Items that one request may append."""
+
+_NAME = re.compile(r"(?:text|old|foreign) \d+|yes|no")
 
 
 class Violation(AssertionError):
@@ -24,7 +28,11 @@ def text_of(item: dict[str, Any]) -> str:
     if "call_id" in item:
         return f"call {item['call_id']}"
     content = item["content"]
-    return content if isinstance(content, str) else str(content[0]["text"])
+    text = content[0]["text"] if isinstance(content, list) else content
+    text = str(text["value"] if isinstance(text, dict) else text)
+    # Whatever a server leaves of a text that it rewrites, this is left.
+    found = _NAME.search(text)
+    return text if found is None else found[0]
 
 
 @dataclass
@@ -52,8 +60,13 @@ class Ledger:
 
     appended: list[Appended] = field(default_factory=list)
     popped: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
     doubtful_pops: int = 0
     states: list[tuple[float, Listing]] = field(default_factory=list)
+
+    def tell(self, texts: Iterable[str]) -> None:
+        """Somebody was told that these items may be copies that came late."""
+        self.told.update(texts)
 
     def state(self, now: float, listing: Listing) -> None:
         """Notes what the server holds from now on."""
@@ -97,7 +110,9 @@ class Ledger:
                 # What was said not to have landed must not be there.
                 asked.subtract(append.texts[append.landed or 0 :])
         doubled = {
-            text: found[text] for text in found if found[text] > asked[text] - self.popped[text]
+            text: found[text]
+            for text in found
+            if found[text] > asked[text] - self.popped[text] + self.told[text]
         }
         if doubled:
             raise Violation(f"on the server more often than appended: {doubled}")
@@ -105,7 +120,7 @@ class Ledger:
         if not others and lost.total() > self.doubtful_pops:
             raise Violation(f"appended, never removed, not on the server: {dict(lost)}")
         self._check_order(texts, split)
-        if not abandoned and not self.doubtful_pops:
+        if not abandoned and not self.doubtful_pops and not self.told:
             self._check_halves(found, asked)
 
     def _check_halves(self, found: Counter[str], asked: Counter[str]) -> None:
@@ -128,7 +143,8 @@ class Ledger:
         place = {text: index for index, text in enumerate(texts)}
         # Words that were said twice cannot be told apart; they count, but not here.
         asked = Counter(text for append in self.appended for text in append.texts)
-        unique = {text for text in texts if asked[text] == 1}
+        # Nor can copies of which somebody was told.
+        unique = {text for text in texts if asked[text] == 1 and not self.told[text]}
         last: dict[int, int] = {}
         for append in self.appended:
             places = [place[text] for text in append.texts if text in unique]

@@ -7,6 +7,7 @@ a fault are performed here, in virtual time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from cached_session.emulator import (
 from cached_session.emulator.visibility import as_listed
 
 Plan = Callable[[Request], Fault | None]
+
+_numbers = itertools.count()
 
 
 def connect_error() -> httpx2.ConnectError:
@@ -66,6 +69,8 @@ class Network(httpx2.AsyncBaseTransport):
         self._latency = latency
         self._random = random.Random(f"{seed}:network")
         self._away_until = 0.0
+        # What one run has learned of its server is nothing to another.
+        self._key = f"simulated {next(_numbers)}"
         self._shown: dict[str, str] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -158,7 +163,7 @@ class Network(httpx2.AsyncBaseTransport):
     def client_over(self, transport: httpx2.AsyncBaseTransport) -> AsyncOpenAI:
         """An openai client over a transport as it is: nobody knows what that one does."""
         client = AsyncOpenAI(
-            api_key="simulated",
+            api_key=self._key,
             base_url="http://simulated/v1",
             http_client=httpx2.AsyncClient(transport=transport, trust_env=False),
         )

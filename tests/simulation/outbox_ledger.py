@@ -36,9 +36,11 @@ class OutboxLedger:
         alone: Whether nobody else writes: no foreign writer, either.
         cursors_ignored: Whether the server lists, or listed, from the newest item on
             where it does not know the item behind which it is to begin.
-        given_up: Whether the foreign writer, or a pop whose process had ended, took away
-            what stood before a batch whose answer was lost, so that a human has to
-            look what is there.
+        given_up: Places and texts of batches whose answer was lost, and of which no listing tells
+            whether they are there: the foreign writer, or a pop whose process had ended,
+            took away what stood before, or the foreign writer's items stand where they
+            would. A human has to look; each is there once or not at all in the end, as
+            what comes late after a listing has not shown it is taken away.
         calls: All appends and pops.
         violations: What was found to be wrong.
     """
@@ -46,7 +48,8 @@ class OutboxLedger:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self.single = self.alone = True
-        self.cursors_ignored = self.given_up = False
+        self.cursors_ignored = False
+        self.given_up: dict[int, str] = {}
         self.calls: list[Call] = []
         self._entries: list[_Entry] = []
         self._states: list[tuple[str, ...]] = [()]
@@ -285,12 +288,13 @@ class OutboxLedger:
         shown = [text_of(item) for item in items if item.get("id") not in self._ghosts]
         # Words that were said twice cannot be told apart.
         texts = [text for text in shown if asked[text] == 1]
-        if len(set(texts)) < len(texts) and (self.cursors_ignored or self.given_up):
+        if len(set(texts)) < len(texts) and self.cursors_ignored:
             # Where the foreign writer deletes the very item behind which the
             # next page is to begin, that page begins anew.
             return
         order = {entry.text: index for index, entry in enumerate(self._entries)}
-        once = [text for text in texts if text not in doubled]
+        unsure = doubled.union(self.given_up.values())
+        once = [text for text in texts if text not in unsure]
         places = [order[text] for text in once if text in order]
         if len(set(once)) < len(once) or places != sorted(places):
             raise self.broken(f"a read shows items twice or out of order: {texts}")
@@ -304,7 +308,7 @@ class OutboxLedger:
             for call in self.calls
             if call.process == process and call.ended == "returned" and call.ended_at < started
             for text in call.texts
-            if asked[text] == 1 and text in order and text not in texts
+            if asked[text] == 1 and text in order and text not in unsure.union(texts)
         ]
         if lost:
             raise self.broken(f"a read does not show what its process had appended: {lost}")
@@ -331,8 +335,10 @@ class OutboxLedger:
         """The server holds what was accepted and not popped, once, in order."""
         texts = tuple(text for text in map(text_of, listing) if not text.startswith("foreign"))
         state = self._states[-1]
-        if texts != state:
-            lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
+        lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
+        rest = iter(state)
+        in_order = all(text in rest for text in texts)
+        if doubled or lost - Counter(self.given_up.values()) or not in_order:
             raise self.broken(
                 f"at the end: lost {dict(lost)}, too many {dict(doubled)}"
                 f"\n  server {list(texts)[-40:]}\n  ideal  {list(state)[-40:]}"

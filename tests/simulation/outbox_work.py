@@ -104,7 +104,10 @@ class OutboxWork(World):
         # Even then the foreign writer may take away what a batch is known by, or
         # a pop may whose process had ended.
         others = self.setting.foreign or self.account.orphaned
-        expected = (OutboxFull, *((OutboxPaused, AppendOutcomeUnknown) if others else ()))
+        expected = (OutboxFull, OutboxPaused) if others else OutboxFull
+        if isinstance(error, AppendOutcomeUnknown):
+            # Each append has returned: it is for the backlog to be paused.
+            raise Violation(f"{what}, for what was appended before: {error!r}") from error
         if self.about.calm and not isinstance(error, expected):
             raise Violation(f"{what}, and nothing had gone wrong: {error!r}") from error
         if isinstance(error, OutboxPaused):
@@ -119,6 +122,17 @@ class OutboxWork(World):
                 if "AppendOutcomeUnknown" in summary.paused:
                     self._look(address)
                 self.disk.by_hand(lambda store, address=address: store.resume(address))
+
+    def _note_given_up(self) -> None:
+        """Notes of which batches nothing tells whether they are on the server."""
+        for summary in self.disk.by_hand(lambda store: store.summaries()):
+            if summary.paused is not None and "AppendOutcomeUnknown" in summary.paused:
+                address = summary.address
+                mailbox = self.disk.by_hand(lambda store, address=address: store.mailbox(address))
+                sealed = {
+                    row.seq: text_of(json.loads(row.data)) for row in mailbox.rows if row.sealed
+                }
+                self.account.given_up.update(sealed)
 
     def _look(self, address: Address) -> None:
         """Somebody looks at the server what is there of a batch, and takes it out of the outbox."""
@@ -176,6 +190,8 @@ class OutboxWork(World):
         started, empty = self._now(), not self.disk.waiting()
         elsewhere = self.disk.watched_elsewhere(process.outbox.token)
         items: Any = await session.get_items(limit)
+        # Whoever finds out may be this read.
+        self._note_given_up()
         self.account.check_read(
             items,
             limit,

@@ -12,7 +12,6 @@ from typing import Any
 from openai import OpenAIError
 
 from cached_session import (
-    AppendOutcomeUnknown,
     BacklogChanged,
     CachedSession,
     CachedSessionError,
@@ -206,8 +205,8 @@ class OutboxWorld(OutboxWork):
         super()._observe(event)
         if isinstance(event, RequestFinished) and event.operation == "delete item":
             self.account.deletes_heard()
-        if isinstance(event, BacklogChanged) and event.error == "AppendOutcomeUnknown":
-            self.account.given_up |= event.state is Sending.PAUSED
+        if isinstance(event, BacklogChanged) and event.state is Sending.PAUSED:
+            self._note_given_up()
 
     # The end
 
@@ -238,10 +237,7 @@ class OutboxWorld(OutboxWork):
         """What waits is sent by itself once somebody uses the conversation."""
         self._resume()
         session = process.session(conversation_id=self._conversation_id)
-        try:
-            await self._checked_read(process, session, None)
-        except AppendOutcomeUnknown:
-            self._resume()
+        await self._checked_read(process, session, None)
         try:
             await session.flush()
         except OutboxPaused:

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("simloop", reason="the simulation needs simloop, and so Python 3.12 or later")
 
-from tests.simulation.ablations import ABLATIONS, Ablation, notices
+from tests.simulation.ablations import ABLATIONS, DOUBLED, Ablation, equal_texts_alone, notices
 from tests.simulation.campaign import run, run_seed
+from tests.simulation.world import Setting
 
 # How many operations a CI run makes, from seeds that no run had before.
 OPERATIONS = int(os.environ.get("CAMPAIGN_OPERATIONS", "20000"))
@@ -39,6 +40,35 @@ def test_fresh_seeds_keep_every_invariant(tell: Callable[[str], None]) -> None:
     )
     assert tally["append applied"] > 0.3 * OPERATIONS
     assert tally["read answered"] > 0.3 * OPERATIONS
+
+
+def test_servers_that_rewrite_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a server rewrites texts, nothing stands there twice unless somebody was told."""
+    tally: Counter[str] = Counter()
+    start = secrets.randbelow(1 << 40)
+    while tally["operations"] < OPERATIONS / 4:
+        tally.update(run([start + tally["seeds"]], draw=Setting.rewriting))
+    with capsys.disabled():
+        print(
+            f"\ncampaign on servers that rewrite texts, from seed {start}: {tally['seeds']} seeds, "
+            f"{tally['operations']} operations, {tally['append unknown']} unknown appends, "
+            f"{tally['event LateCopySuspected']} suspected later"
+        )
+    assert tally["append applied"] > 0.3 * OPERATIONS / 4
+    # What answers have shown is used: far from every lost answer stays unknown.
+    assert tally["event Reconciled"] > tally["append unknown"]
+
+
+@pytest.mark.parametrize("seed", [7310102, 7310236])
+def test_rewriting_seeds_that_failed_once_hold(seed: int) -> None:
+    """A seed on a server that rewrites texts that once broke an invariant does not any more."""
+    run([seed], draw=Setting.rewriting)
+
+
+def test_equal_texts_alone_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only equal texts count as ours, a server that rewrites them stores items twice."""
+    equal_texts_alone(monkeypatch)
+    notices(DOUBLED, lambda: run(range(300), draw=Setting.rewriting))
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,17 +21,21 @@ from cached_session import (
     ConversationCache,
     Event,
     LateCopyRemoved,
+    LateCopySuspected,
     Reconciled,
     RetryBudget,
     RetryPolicy,
 )
 from cached_session.emulator import Fault, FaultKind, Faults, Habits, Request
+from cached_session.emulator.rewriting import REWRITES
 from tests.simulation.ledger import Appended, Ledger, Violation, text_of
 from tests.simulation.network import Network
 
 # How long after a request was given up on it may still be applied: the plan's
 # longest delay is 2 s, the library watches for 60 s.
 SETTLED = 200.0
+
+_LONG = "{}" + " and so on" * 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,15 @@ class Setting:
     foreign: bool
     filled: int = 0
     habits: Habits = field(default_factory=Habits)
+
+    @classmethod
+    def rewriting(cls, seed: int) -> Setting:
+        """The setting that belongs to a seed, on a server that rewrites texts."""
+        rng = random.Random(f"{seed}:rewriting")
+        kinds = rng.sample([*REWRITES], rng.choice((1, 1, 1, 2, 3)))
+        setting = cls.draw(seed)
+        habits = dataclasses.replace(setting.habits, rewrites=",".join(kinds))
+        return dataclasses.replace(setting, habits=habits)
 
     @classmethod
     def draw(cls, seed: int, *, max_rate: float = 0.4) -> Setting:
@@ -127,6 +142,12 @@ class World:
     def _observe(self, event: Event) -> None:
         if isinstance(event, AbandonedWriteFailed | Reconciled | LateCopyRemoved):
             self.tally[f"event {type(event).__name__}"] += 1
+        if isinstance(event, LateCopySuspected):
+            self.tally["event LateCopySuspected"] += 1
+            self._told(event.item_ids)
+        if isinstance(event, AbandonedWriteFailed):
+            # Each of them may be there once, as its caller wanted.
+            self._told(event.item_ids, once=set(self._named(event.item_ids)))
 
     async def run(self) -> None:
         """Runs everything to its end and checks the invariants."""
@@ -259,6 +280,8 @@ class World:
             await session.add_items(items)  # type: ignore[arg-type]
         except AppendOutcomeUnknown as error:
             append.landed = error.landed
+            # It names what stands there, which may be more than one copy by then.
+            self._told(error.item_ids, once=append.texts[error.landed :])
             self.tally["append unknown"] += 1
         except (OpenAIError, CachedSessionError) as error:
             append.landed, append.unknown = _landed(error), False
@@ -272,7 +295,7 @@ class World:
         kind = rng.random()
         if kind < 0.25:
             # Equal on purpose: the same words twice are two messages.
-            return {"role": "user", "content": rng.choice(("yes", "no"))}
+            return {"role": "user", "content": self._dressed(rng, rng.choice(("yes", "no")))}
         if kind < 0.4:
             return {
                 "type": "function_call",
@@ -280,14 +303,23 @@ class World:
                 "name": "tool",
                 "arguments": "{}",
             }
-        return {"role": "user", "content": f"text {self._texts}"}
+        return {"role": "user", "content": self._dressed(rng, f"text {self._texts}")}
+
+    def _dressed(self, rng: random.Random, text: str) -> str:
+        """A text with something about it that a server that rewrites texts may change."""
+        if not self.setting.habits.rewrites:
+            return text
+        return rng.choice(
+            ("{}", " {}\n", "{}\r\n.", "{}\0", "{} e\u0301", "{} a@b.org", _LONG)
+        ).format(text)
 
     async def _read(self, session: CachedSession, rng: random.Random, *, strict: bool) -> None:
         limit = rng.choice((None, None, 0, 1, 3, 10))
         started = self._now()
         try:
             items = await session.get_items(limit)
-        except (OpenAIError, CachedSessionError):
+        except (OpenAIError, CachedSessionError) as error:
+            self._not_anothers(error)
             self.tally["read failed"] += 1
             return
         self.tally["read answered"] += 1
@@ -296,11 +328,30 @@ class World:
         if not self.setting.foreign or (strict and limit is not None and limit <= 1):
             self.ledger.check_read(items, limit, started, self._now())  # type: ignore[arg-type]
 
+    @staticmethod
+    def _not_anothers(error: Exception) -> None:
+        """What became of somebody's append is no reason for a read or a pop to fail."""
+        if isinstance(error, AppendOutcomeUnknown):
+            raise Violation("a read or a pop raises for an append") from error
+
+    def _told(self, item_ids: Iterable[str], *, once: Iterable[str] = ()) -> None:
+        """Somebody was told that these may be copies, beside `once` what was to be there."""
+        if not self.setting.habits.rewrites:
+            return  # here every copy can be told: the account makes no allowance
+        named = Counter(self._named(item_ids))
+        named.subtract(once)
+        self.ledger.tell((+named).elements())
+
+    def _named(self, item_ids: Iterable[str]) -> list[str]:
+        shown = (self.network.shown_item(item_id) for item_id in item_ids)
+        return [text_of(item) for item in shown if item is not None]
+
     async def _pop(self, session: CachedSession) -> None:
         self.ledger.doubtful_pops += 1
         try:
             item = await session.pop_item()
-        except (OpenAIError, CachedSessionError):
+        except (OpenAIError, CachedSessionError) as error:
+            self._not_anothers(error)
             self.tally["pop failed"] += 1
             return
         self.ledger.doubtful_pops -= 1
