@@ -11,7 +11,7 @@ PYTEST = bin/python -m pytest
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 NOT_SIMULATED = --ignore=tests/simulation
 
-.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard clean
+.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard bench-web clean
 .NOTPARALLEL:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench            all benchmarks, into benchmarks/results"
 	@echo "make bench-bars       the table of what has to be reached"
 	@echo "make bench-guard      ratios that a change must not make worse"
+	@echo "make bench-web        what a web request costs, side by side, for docs/web.md"
 	@echo "make clean            remove what the others made"
 
 demo: $(VENV)/.demo
@@ -76,6 +77,9 @@ bench-bars: $(VENV)/.bench
 bench-guard: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks.guard
 
+bench-web: $(VENV)/.test
+	$(VENV)/bin/python -m benchmarks.web $(ARGS)
+
 clean:
 	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -95,7 +99,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[bench,lint]"
+	$(VENV)/$(INSTALL) --editable ".[test,lint]"
 	@touch $@
 
 $(OLDEST)/.test: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python

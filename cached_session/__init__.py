@@ -33,7 +33,13 @@ if TYPE_CHECKING:
         Sending,
         Stats,
     )
-    from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
+    from cached_session.outbox import (
+        Left,
+        LeftConversation,
+        MemoryOutbox,
+        Outbox,
+        SQLiteOutbox,
+    )
     from cached_session.retrying import RetryBudget, RetryPolicy
     from cached_session.session import CachedSession
 
@@ -48,6 +54,8 @@ __all__ = [
     "Event",
     "LateCopyRemoved",
     "LateCopySuspected",
+    "Left",
+    "LeftConversation",
     "MemoryOutbox",
     "Observer",
     "Outbox",
@@ -91,6 +99,8 @@ _HOMES = {
     "RetryScheduled": "cached_session.events",
     "Sending": "cached_session.events",
     "Stats": "cached_session.events",
+    "Left": "cached_session.outbox",
+    "LeftConversation": "cached_session.outbox",
     "MemoryOutbox": "cached_session.outbox",
     "Outbox": "cached_session.outbox",
     "SQLiteOutbox": "cached_session.outbox",

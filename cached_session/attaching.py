@@ -7,6 +7,7 @@ from cached_session.backlog import Backlog
 from cached_session.connections import Account
 from cached_session.outbox import Outbox
 from cached_session.replica import Replica
+from cached_session.users import User
 
 
 def made_of(outbox: Outbox, owner: Account, local: str) -> str | None:
@@ -17,31 +18,47 @@ def made_of(outbox: Outbox, owner: Account, local: str) -> str | None:
     return None if name == local else name
 
 
-def attach(outbox: Outbox, owner: Account, replica: Replica) -> Backlog:
+def attach(outbox: Outbox, owner: Account, replica: Replica, user: User | None) -> Backlog:
     """The one backlog of a conversation; made if there is none.
 
+    Args:
+        outbox: Where it is recorded.
+        owner: Whose conversation it is.
+        replica: The conversation's local copy.
+        user: Who uses it from now on; None: a session that was closed meanwhile.
+
     Raises:
+        OutboxError: The outbox is that of a process from which this one was forked.
         ValueError: The conversation has another outbox in this process, or
             this outbox has the conversation in another cache.
     """
+    # Or a session from before the fork would be in the way of the outbox that is made here.
+    outbox.check_process()
     name = replica.conversation_id
     address = address_of(owner, name)
     with outbox.lock:
-        backlog: Backlog | None = outbox.backlogs.get(address)
-        if backlog is None or (backlog.replica is not replica and not backlog.users):
-            backlog = Backlog(outbox, address, replica)
-        if backlog.replica is not replica:
+        found: Backlog | None = outbox.backlogs.get(address)
+        if found is not None and found.replica is not replica and found.users:
             raise ValueError(
                 f"cache: a session with this outbox has {name} in another cache; give all "
                 "sessions on a conversation the same one"
             )
+        backlog = found if found is not None and found.replica is replica else None
         other = replica.backlog
         # One that is left behind, by a session that was not closed, is in nobody's way.
-        if other not in (None, backlog) and (other.users or other.sender.working):
+        if other is None or other is backlog or not (other.users or other.sender.working):
+            other = None
+        elif other.users or not outbox.same_as(other.journal.outbox):
             raise ValueError(
                 f"outbox: {name} has another outbox in this process; give all sessions on a "
                 "conversation the same one"
             )
+        if backlog is None:
+            left = [one for one in (found, other) if one is not None]
+            backlog = Backlog(outbox, address, replica, left)
         outbox.backlogs[address] = replica.backlog = backlog
         replica.window.recording = backlog.journal.record
+        if user is not None:
+            backlog.users.add(user)
+            backlog.journal.come()
         return backlog

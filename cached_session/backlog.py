@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from openai import OpenAIError
@@ -19,12 +19,13 @@ from cached_session.barriers import Barrier
 from cached_session.classify import classify
 from cached_session.clearing import Clearing
 from cached_session.core.items import Outgoing, copies
-from cached_session.delivering import deliver, look_back, settle
+from cached_session.delivering import deliver, settle
 from cached_session.errands import Errands
 from cached_session.errors import AppendOutcomeUnknown, OutboxError, naming
 from cached_session.events import Sending
 from cached_session.journal import Changed, Elsewhere, Journal
-from cached_session.operation import Operation, Reopened, Superseded
+from cached_session.leaving import Leaving
+from cached_session.operation import Operation, Superseded
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.popping import Popping
@@ -50,7 +51,22 @@ class Backlog:
         users: Who uses it: sessions that are not closed.
     """
 
-    def __init__(self, outbox: Outbox, address: Address, replica: Replica) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        address: Address,
+        replica: Replica,
+        before: Collection[Backlog] = (),
+    ) -> None:
+        """Makes one.
+
+        Args:
+            outbox: Where it is recorded.
+            address: Under which name.
+            replica: The conversation's local copy.
+            before: Those that closed sessions have left, and that give way to this one.
+        """
+        self._before = before
         self.replica = replica
         self.journal = Journal(outbox, address, replica)
         self.journal.worker = self.sender = Sender(self.journal)
@@ -58,6 +74,7 @@ class Backlog:
         self.users = Users()
         self._room = Room(self.journal)
         self.errands = Errands()
+        self._leaving = Leaving(self.journal, self.sender, self.users)
         self._clearing = Clearing(self.journal, self.barrier, self.errands)
         self._popping = Popping(self.journal, self.barrier, self.errands)
 
@@ -267,6 +284,9 @@ class Backlog:
         failure, soon = self.sender.failure, 0.0
         try:
             with naming(operation.conversation_id):
+                for before in self._before:
+                    await before.give_way(operation)
+                self._before = ()
                 if opens:
                     if left := self.errands.left:
                         # It settles before what comes after it.
@@ -284,31 +304,26 @@ class Backlog:
                 asyncio.get_running_loop().call_later(soon, self._go_on, context, failure)
             else:
                 self._go_on(context, failure)
+                # Where its session was closed meanwhile.
+                await self._leaving.look(context())
 
     def _go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
-        # Nobody sends for sessions that were closed meanwhile. Where sending failed
-        # during the call, and not before it, the next use tries again.
-        if self.users and (self.journal.holds or self.sender.failure in (None, failure)):
+        # Where sending failed during the call, and not before it, the next use tries again.
+        if self.journal.holds or self.sender.failure in (None, failure):
             self.sender.start(context)
 
-    async def end(self, operation: Operation, *, look: bool) -> None:
-        """Lets go of it; a request in flight settles first, and what it did is recorded.
+    async def recorded(self, operation: Operation) -> None:
+        """Waits until what was appended before this call is recorded, or is not going to be."""
+        await self._room.used(operation)
 
-        Args:
-            operation: The session's own.
-            look: Whether to see to it that the next process need not look far back.
-        """
-        replica = self.replica
-        await self.sender.ended()
-        async with replica.turn(operation):
-            if self.users:
-                return  # somebody has come meanwhile
-            if look:
-                await look_back(self.journal, operation, pages=10)
-            # Where the outbox was closed meanwhile, nothing is held of it any more.
-            with naming(operation.conversation_id), contextlib.suppress(Reopened):
-                await self.journal.record(release=True)
-            # Somebody may have come while that was recorded, too: with a second
-            # backlog beside this one, both would send.
-            if replica.backlog is self and not self.users:
-                replica.backlog = replica.window.recording = None
+    async def give_way(self, operation: Operation) -> None:
+        """Leaves the conversation to another backlog; see `Leaving.give_way`."""
+        await self._leaving.give_way(operation)
+
+    async def leave(self, context: Callable[[], Operation]) -> None:
+        """Notes that a session is closed; see `Leaving.begin`."""
+        await self._leaving.begin(context)
+
+    async def shut(self, deadline: float | None) -> str:
+        """Ends, whoever uses it; see `Leaving.shut`."""
+        return await self._leaving.shut(deadline)

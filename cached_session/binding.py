@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import uuid
@@ -18,8 +19,8 @@ from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.creating import Creation
 from cached_session.events import Meter
+from cached_session.forks import in_child, keep
 from cached_session.identity import Identity
-from cached_session.leaving import Leaving
 from cached_session.operation import Operation, Reopened, Superseded
 from cached_session.remote import Remote
 from cached_session.replica import Replica
@@ -67,10 +68,22 @@ class Binding:
         self.outbox = outbox
         """Where appends are recorded before they are sent, or None."""
         self._remote = Remote(client, meter)
-        self._creation = Creation(self._create, lambda: self.conversation_id is not None)
+        self._creation = self._new_creation()
         self._settings: tuple[object, ...] = ()
+        self._closed = False
+        # Calls that are under way.
+        self._calls = 0
         self.replica: Replica | None = None
         """The copy that was bound last; `bound` says whether it still counts."""
+        in_child(self, Binding._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a forked child: it has no copy yet, and waits for nobody who makes a conversation."""
+        keep(self._creation, self.replica)
+        self._creation, self.replica = self._new_creation(), None
+
+    def _new_creation(self) -> Creation:
+        return Creation(self._create, lambda: self.conversation_id is not None)
 
     @property
     def conversation_id(self) -> str | None:
@@ -109,7 +122,7 @@ class Binding:
 
                 owner = owner_of(self.outbox, client)
                 replica = self._cache.replica(owner, conversation_id, client=client)
-                attach(self.outbox, owner, replica).users.add(self._identity)
+                attach(self.outbox, owner, replica, None if self._closed else self._identity)
             self.replica = replica
             self._staleness.begin()
             if conversation_id.startswith(LOCAL):
@@ -170,6 +183,19 @@ class Binding:
         deadline = self._retrier.deadline()
         if seconds is not None:
             deadline = Operation.now() + seconds
+        self._calls += 1
+        try:
+            return await self._perform(work, deadline, create=create)
+        finally:
+            self._calls -= 1
+
+    async def _perform(
+        self,
+        work: Callable[[Operation, Replica], Awaitable[T]],
+        deadline: float,
+        *,
+        create: bool,
+    ) -> T | None:
         while True:
             if not self._creation.idle or (create and self.conversation_id is None):
                 # Whoever comes while others wait for it waits behind them.
@@ -281,6 +307,19 @@ class Binding:
 
         await self.perform(settle, create=False, seconds=seconds)
 
+    async def recorded(self) -> None:
+        """Waits until the outbox has what calls before this one append.
+
+        For the server only where one of them is making the conversation: one attempt.
+        """
+
+        async def settle(operation: Operation, replica: Replica) -> None:
+            if replica.backlog is not None:
+                await replica.backlog.recorded(operation)
+
+        if self._calls or not self._creation.idle:
+            await self.perform(settle, create=False)
+
     def _left(self, conversation_id: str) -> bool:
         return self.conversation_id != conversation_id
 
@@ -319,15 +358,25 @@ class Binding:
         if self.outbox is not None:
             self.outbox.users.add(session)
 
-    async def close(self, session: object, *, wait: bool) -> None:
-        """Lets go of the copy, and of the outbox if nobody else uses it.
+    async def close(self, session: object) -> None:
+        """Lets go of the copy; what is recorded is the outbox's, which sends it.
 
         Args:
             session: Whose binding this is.
-            wait: Whether to wait for a request of the outbox that is in flight.
         """
-        replica, self.replica = self.replica, None
-        if replica is not None and replica.backlog is not None:
-            replica.backlog.users.discard(self._identity)
-        leaving = Leaving(session, replica, self.outbox, self.sending)
-        await leaving.run(wait=wait)
+        outbox, self.replica, self._closed = self.outbox, None, True
+        if outbox is None:
+            return
+        # Only now, as in `bind`.
+        from cached_session.leaving import let_go_unused
+
+        outbox.users.discard(session)
+        with outbox.lock:
+            # Of each conversation that the session was on. One that got its id has two names.
+            used = {id(one): one for one in outbox.backlogs.values() if self._identity in one.users}
+            for backlog in used.values():
+                backlog.users.discard(self._identity)
+        await asyncio.gather(
+            *(one.leave(functools.partial(self.sending, one.replica)) for one in used.values())
+        )
+        await let_go_unused(outbox)

@@ -12,6 +12,7 @@ from typing import Any
 from cachetools import Cache, LRUCache, TTLCache
 
 from cached_session.connections import Account
+from cached_session.forks import in_child, keep
 from cached_session.replica import Key, Replica
 
 # What a copy costs beside its items: its own objects and its places in the
@@ -47,6 +48,12 @@ class ConversationCache:
             raise TypeError("ttl must be a number of seconds, or None")
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a finite number of seconds above 0, or None")
+        self._max_bytes, self._ttl = max_bytes, ttl
+        self._begin()
+        in_child(self, ConversationCache._begin_anew)
+
+    def _begin(self) -> None:
+        max_bytes, ttl = self._max_bytes, self._ttl
         self._lock = threading.RLock()
         self._copies: Cache[Key, Replica] = (
             _Least(max_bytes, _size) if ttl is None else _Timed(max_bytes, ttl, getsizeof=_size)
@@ -57,6 +64,11 @@ class ConversationCache:
         # A copy with requests that may still be applied must not be forgotten,
         # or nobody would know the late copy when it comes.
         self._doubtful: dict[Key, Replica] = {}
+
+    def _begin_anew(self) -> None:
+        """In a forked child: the copies are the parent's, with their turns and their writes."""
+        keep(self._copies, [*self._live.values()], self._doubtful)
+        self._begin()
 
     @property
     def bytes(self) -> int:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import httpx2
 from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
 
+from cached_session.forks import in_child, keep
+
 _OWN_CLASSES = (AsyncOpenAI, AsyncAzureOpenAI)
 
 
@@ -42,7 +44,18 @@ class Account(NamedTuple):
     fixed: bool
 
 
-_lock = threading.Lock()
+class _Guard:
+    """The lock of what follows; another one in a child, where nobody would ever give it back."""
+
+    def __init__(self) -> None:
+        self.renew()
+        in_child(self, _Guard.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_guard = _Guard()
 _numbers = itertools.count()
 _unnamed: weakref.WeakKeyDictionary[AsyncOpenAI, str] = weakref.WeakKeyDictionary()
 _connections: weakref.WeakKeyDictionary[AsyncOpenAI, Connections] = weakref.WeakKeyDictionary()
@@ -88,7 +101,7 @@ def account(client: AsyncOpenAI) -> Account:
     if fixed:
         digest.update(shown)
     else:
-        with _lock:
+        with _guard.lock:
             token = _unnamed.setdefault(client, f"client {next(_numbers)}")
         digest.update(token.encode())
     return Account(
@@ -114,7 +127,7 @@ def _says_which_software(header: str) -> bool:
 
 def connections(client: AsyncOpenAI) -> Connections:
     """The connection pools made for `client`, the same object at every call."""
-    with _lock:
+    with _guard.lock:
         found = _connections.get(client)
         if found is not None:
             return found
@@ -177,10 +190,19 @@ class Connections:
     """
 
     def __init__(self) -> None:
+        self._begin()
+        in_child(self, Connections._begin_anew)
+
+    def _begin(self) -> None:
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
+
+    def _begin_anew(self) -> None:
+        """In a forked child: what is open is the parent's."""
+        keep([*self._pools.values()])
+        self._begin()
 
     def pool(self, client: AsyncOpenAI) -> Pool:
         """The running loop's pool. Whoever sends over it refers to it until the answer is there.

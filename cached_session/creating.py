@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from typing import Any
 
+from cached_session.errands import bury
 from cached_session.turns import Turn, Turns
 
 NEW = "a new conversation"
@@ -24,7 +26,7 @@ class Creation:
         self._create = create
         self._exists = exists
         self._turns = Turns()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def idle(self) -> bool:
@@ -39,6 +41,7 @@ class Creation:
             create: Whether to make it; otherwise whoever came before is waited for, no more.
         """
         turn = await self._turns.enter(deadline, NEW)
+        bury(self._tasks)
         if self._exists() or not turn.current:
             turn.end_for_all()
             return

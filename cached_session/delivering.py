@@ -152,6 +152,16 @@ async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bo
     Returns:
         Whether it was done.
     """
+    if not behind(journal, operation, pages):
+        return False
+    # Of any kind: a key provider may raise whatever it likes.
+    with contextlib.suppress(Exception):
+        await journal.replica.window.relist(operation.without_retries(), None)
+    return True
+
+
+def behind(journal: Journal, operation: Operation, pages: int) -> bool:
+    """Whether there is something to look back for, and so many pages are enough."""
     window = journal.replica.window
     history = window.history
     if history is None or journal.local or journal.waiting or window.unsettled.active:
@@ -159,9 +169,4 @@ async def look_back(journal: Journal, operation: Operation, *, pages: int) -> bo
     if not speaks_for(operation.remote.account, journal.outbox, journal.address):
         return False
     unverified = len(history) - history.verified
-    if not journal.keeps_windows or not PAGE - SLACK <= unverified < pages * PAGE:
-        return False
-    # Of any kind: a key provider may raise whatever it likes.
-    with contextlib.suppress(Exception):
-        await window.relist(operation.without_retries(), None)
-    return True
+    return journal.keeps_windows and PAGE - SLACK <= unverified < pages * PAGE

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Until: TypeAlias = Callable[[Callable[[], bool], float, Callable[[], None]], Awaitable[bool]]
 
 
 def _nothing() -> None:
@@ -59,10 +62,29 @@ class Errands:
         """What callers of this event loop have left and is still being done."""
         if not self._left:
             return set()
+        bury(self._tasks)
+        bury(self._left)
         loop = asyncio.get_running_loop()
         return {task for task in self._left if task.get_loop() is loop}
 
+    async def end(self, deadline: float, until: Until) -> None:
+        """Waits until all have ended, on whichever event loop; at the deadline they are cancelled.
+
+        Args:
+            deadline: On the running loop's clock.
+            until: Waits for a condition, and looks at it when an errand has ended.
+        """
+        if not await until(self._over, deadline, _nothing):
+            for task in list(self._tasks):
+                cancel(task)
+            await until(self._over, math.inf, _nothing)
+
+    def _over(self) -> bool:
+        return all(lost(task) for task in list(self._tasks))
+
     def _begin(self, work: Coroutine[Any, Any, T], then: Callable[[], None]) -> asyncio.Task[T]:
+        bury(self._tasks)
+        bury(self._left)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(lambda _: then())
@@ -96,6 +118,16 @@ def _retrieve(task: asyncio.Task[Any], failed: Callable[[Exception], None] | Non
         failed(error)
 
 
+def bury(tasks: set[asyncio.Task[Any]]) -> None:
+    """Drops the tasks of event loops that were closed: they never end, and hold their loop.
+
+    Nothing tells when a loop is closed, so whoever keeps tasks does this when it takes in another.
+    """
+    for task in [task for task in list(tasks) if task.get_loop().is_closed()]:
+        forsake(task)
+        tasks.discard(task)
+
+
 def forsake(task: asyncio.Task[Any]) -> None:
     """Notes that somebody else goes on with what a task did, whose event loop stands still.
 
@@ -104,3 +136,17 @@ def forsake(task: asyncio.Task[Any]) -> None:
     pending. That would be a false alarm, and there is no public way to say so.
     """
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does in `gather`
+
+
+def lost(task: asyncio.Task[Any]) -> bool:
+    """Whether nobody works on a task any more: it is done, or its event loop does not run."""
+    return task.done() or not task.get_loop().is_running()
+
+
+def cancel(task: asyncio.Task[Any]) -> None:
+    """Has a task end, on whichever event loop it is."""
+    if lost(task):
+        forsake(task)
+        return
+    with contextlib.suppress(RuntimeError):  # its loop was closed just now
+        task.get_loop().call_soon_threadsafe(task.cancel)

@@ -47,6 +47,8 @@ class Reading(Mirror):
         self._stale = False
         # How often it had been claimed when it was read, if it was nobody's then.
         self._read_at: int | None = None
+        # Whether a session has come to it since it was read.
+        self._come = False
         # How many calls on which event loop have not heard yet what was recorded for them.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
 
@@ -61,6 +63,7 @@ class Reading(Mirror):
         try:
             if not self._opened and turn.current:
                 async with self.replica.turn(operation):
+                    self._come = False
                     await self._load(operation)
                     self._opened = True
             elif self.outdated and turn.current:
@@ -70,12 +73,30 @@ class Reading(Mirror):
             raise
         turn.end_for_all()
 
+    def come(self) -> None:
+        """Notes that a session has come to it, whose first call reads what others have recorded."""
+        self._come = True
+
     @property
     def missed(self) -> bool:
-        """Whether something may be recorded that an event loop did not live to hear of."""
-        return bool(self._unheard) and any(not loop.is_running() for loop in [*self._unheard])
+        """Whether something may be recorded that is not known here.
+
+        By another process before a session came, or for an event loop that did
+        not live to hear of it.
+        """
+        ended = bool(self._unheard) and any(not loop.is_running() for loop in [*self._unheard])
+        return self._come or ended
 
     async def _catch_up(self) -> None:
+        # Whoever comes from now on may see more than this reads.
+        self._come = False
+        try:
+            await self._read_on()
+        except BaseException:
+            self._come = True
+            raise
+
+    async def _read_on(self) -> None:
         ended = [loop for loop in [*self._unheard] if not loop.is_running()]
         seen = self.waiting.seen
         found = await self._transact(lambda store, address: store.mailbox(address, after=seen))

@@ -25,7 +25,7 @@ from cached_session.classify import says_gone
 from cached_session.connections import Account
 from cached_session.core.items import Outgoing, copies
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.errands import Failed, ended, forsake
+from cached_session.errands import Failed, bury, ended, forsake
 from cached_session.operation import Operation, Superseded, is_gone
 from cached_session.removing import remove_newest
 from cached_session.turns import Turn, Turns
@@ -257,6 +257,7 @@ class Replica:
             for write in list(self._writes):
                 if not write.get_loop().is_running():
                     forsake(write)
+        bury(self._writes)
         if operation.superseded():
             turn.end()
             raise Superseded

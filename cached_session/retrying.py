@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
+from cached_session.forks import in_child
 from cached_session.transports import found_nobody
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class RetryBudget:
         self._refill = refill
         self._tokens = capacity
         self._updated = -math.inf
+        self._begin_anew()
+        in_child(self, RetryBudget._begin_anew)
+
+    def _begin_anew(self) -> None:
+        # Another thread of the parent may have had the lock at a fork.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:

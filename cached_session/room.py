@@ -31,6 +31,11 @@ class Place:
         """Whether nobody is going to use it any more: its event loop has ended."""
         return not self._loop.is_running()
 
+    @property
+    def gone(self) -> bool:
+        """Whether its event loop can never run again."""
+        return self._loop.is_closed()
+
     def give_back(self) -> None:
         """Notes that it was used, or is not going to be."""
         self._room.take_back(self)
@@ -132,6 +137,8 @@ class Room:
 
     def _fits(self, place: Place) -> bool:
         with self._lock:
+            for gone in [given for given in self._given if given.gone]:
+                self._forget(gone)
             if self._journal.paused is None and (self._full(place) or self._too_old()):
                 for lost in [given for given in self._given if given.lost]:
                     self._forget(lost)

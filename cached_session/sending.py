@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from openai import APIStatusError, OpenAIError
 
@@ -14,7 +16,7 @@ from cached_session.classify import classify, says_gone
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.wording import counted
 from cached_session.delivering import deliver, look_back
-from cached_session.errands import forsake
+from cached_session.errands import cancel, forsake, lost
 from cached_session.errors import (
     AppendOutcomeUnknown,
     CachedSessionError,
@@ -39,6 +41,7 @@ class Sender:
     Attributes:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
+        then: What it does when it has ended, with an operation of its own.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -46,13 +49,20 @@ class Sender:
         self._context: Callable[[], Operation] | None = None
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._halted: asyncio.Task[None] | None = None
+        # What has a request in flight for it.
+        self._flying: asyncio.Task[Any] | None = None
+        # Whether it lets go of what it held, which it does last of all.
+        self._letting_go = False
         self._process = os.getpid()
         # Sent since the last look back.
         self._batches = 0
         self.state = Sending.IDLE
         self.failure: OutboxError | None = None
         self._trouble: Exception | None = None
+        self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
+        self._ended: Operation | None = None
+        # The one that has ended, and does what comes then.
+        self._last: asyncio.Task[Any] | None = None
 
     def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
@@ -62,6 +72,9 @@ class Sender:
         """
         with self._lock:
             journal = self._journal
+            if self._task is not None and self._task.get_loop().is_closed():
+                forsake(self._task)
+                self._task = None
             # What is held has to be let go of, also where nothing is sent.
             if not (journal.holds or (journal.waiting and journal.paused is None)):
                 return
@@ -73,12 +86,19 @@ class Sender:
                 if not self._lost(self._task):
                     return
                 forsake(self._task)
+                if self._flying is not None and self._lost(self._flying):
+                    forsake(self._flying)
             self._process = os.getpid()
             self.failure = None
             journal.outbox.told.over(journal.address, Trouble.LEFT)
-            self._task = asyncio.get_running_loop().create_task(
-                self._go(self._context()), name=f"outbox of {journal.replica.conversation_id}"
+            # It sends for all callers: no one's context variables are those of the others. Not
+            # by `context=`, which a loop's task factory need not know.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task,
+                self._go(self._context()),
+                name=f"outbox of {journal.replica.conversation_id}",
             )
+            self._task.add_done_callback(self._over)
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
 
@@ -89,31 +109,63 @@ class Sender:
             return self._task is not None and not self._lost(self._task)
 
     @property
+    def busy(self) -> bool:
+        """Whether somebody is at work, or does what comes after it."""
+        return self.working or (self._last is not None and not self._lost(self._last))
+
+    @property
     def trouble(self) -> Exception | None:
         """What went wrong at its last attempt, after which it tries again, or None."""
         return self._trouble if self.state is Sending.OFFLINE else None
 
-    def _lost(self, task: asyncio.Task[None]) -> bool:
+    def _lost(self, task: asyncio.Task[Any]) -> bool:
         """Whether nobody works on it any more: its loop has ended or stands still."""
-        return task.done() or not task.get_loop().is_running() or self._process != os.getpid()
+        return lost(task) or self._process != os.getpid()
 
-    def halt(self) -> None:
-        """Begins no request any more. What is left stays recorded."""
+    @property
+    def operation(self) -> Operation | None:
+        """A new operation that sends what waits; None: nobody has said through which client."""
+        context = self._context
+        return None if context is None else context()
+
+    async def stop(self) -> None:
+        """Begins no request any more. One that is in flight settles; what is left stays recorded.
+
+        Waits for the file at most.
+        """
         with self._lock:
             task, self._task = self._task, None
-        if task is None:
-            return
-        if self._lost(task):
-            forsake(task)
-        else:
-            self._halted = task
-            task.get_loop().call_soon_threadsafe(task.cancel)
+        if task is not None:
+            if not self._letting_go:
+                cancel(task)
+            await self._until_over(task, math.inf)
 
-    async def ended(self) -> None:
-        """Waits for what was halted on the running loop; it ends at once."""
-        task, self._halted = self._halted, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait({task})
+    async def halt(self, deadline: float) -> None:
+        """Stops, and waits for a request that is in flight.
+
+        Args:
+            deadline: How long, on the running loop's clock; then it is cut off.
+        """
+        await self.stop()
+        flying = self._flying
+        if flying is not None and not await self._until_over(flying, deadline):
+            cancel(flying)
+            await self._until_over(flying, math.inf)
+        if self._last is not None:
+            cancel(self._last)
+            await self._until_over(self._last, math.inf)
+
+    async def _until_over(self, task: asyncio.Task[Any], deadline: float) -> bool:
+        """Waits until nobody works on a task any more; says whether that is so."""
+        return await self._journal.changed.until(lambda: self._lost(task), deadline, _no_look)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        """Told that a task of its own is done."""
+        if self._flying is task:
+            self._flying = None
+        if self._last is task:
+            self._last = None
+        self._journal.changed.fire()
 
     async def _go(self, operation: Operation) -> None:
         me = asyncio.current_task()
@@ -124,11 +176,16 @@ class Sender:
                 # Nobody has halted it: the event loop ends, or has ended.
                 self._tell_of_left()
             raise
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            # In this task: a loop that ends waits for it, and not for one that is begun then.
+            self._last = me
+            await self.then(ended)
 
     def _tell_of_left(self) -> None:
         journal = self._journal
-        lost = journal.waiting and not journal.outbox.durable and self._process == os.getpid()
-        if lost and journal.outbox.told.news(journal.address, Trouble.LEFT):
+        lost_with_us = journal.waiting and not journal.outbox.durable and journal.outbox.ours
+        if lost_with_us and journal.outbox.told.news(journal.address, Trouble.LEFT):
             logger.warning(
                 "%s: the event loop ended before %s reached the server. What waits is in a "
                 "MemoryOutbox only: nothing sends it until this process uses the conversation "
@@ -166,7 +223,7 @@ class Sender:
                     async with journal.replica.turn(operation):
                         if await look_back(journal, operation, pages=self._batches // _SELDOM):
                             self._batches = 0
-                        await journal.record(release=True)
+                        await self._let_go()
                 except Elsewhere:
                     await self._watch()
                 except Changed:
@@ -190,11 +247,24 @@ class Sender:
                     )
                 if journal.holds:
                     # Others would wait for it as long as the outbox is open here.
-                    await journal.outbox.close()
+                    await journal.outbox.let_go()
                     journal.holds = False
                 return
             if self._nothing_left(me):
                 return
+
+    async def _let_go(self) -> None:
+        self._letting_go = True
+        try:
+            await self._journal.record(release=True)
+        finally:
+            self._letting_go = False
+
+    async def _deliver(self, operation: Operation) -> None:
+        self._flying = flying = asyncio.current_task()
+        assert flying is not None  # a coroutine runs in one
+        flying.add_done_callback(self._over)
+        await deliver(self._journal, operation)
 
     def _operation(self) -> Operation:
         assert self._context is not None  # `start` has seen to it
@@ -221,13 +291,14 @@ class Sender:
                 self._context = None
         self._change(state, error, operation)
         self._journal.changed.fire()
+        self._ended = operation
         return True
 
     async def _attempt(self, _: float) -> Outcome[None]:
         journal, operation = self._journal, self._operation()
         outcome: Outcome[None]
         try:
-            await journal.replica.deliver(operation, lambda: deliver(journal, operation))
+            await journal.replica.deliver(operation, lambda: self._deliver(operation))
         except (TurnLost, Elsewhere, Changed, OutboxError):
             raise
         except AppendOutcomeUnknown as error:
@@ -289,3 +360,11 @@ class Sender:
                     journal.replica.conversation_id, state, len(journal.waiting), went_wrong
                 )
             )
+
+
+async def _nothing(_: Operation) -> None:
+    """What follows where nothing else does."""
+
+
+def _no_look() -> None:
+    """Nothing is to be done while a task ends."""

@@ -471,41 +471,55 @@ class CachedSession(OpenAIConversationsSession):
         check_timeout(timeout)
         await self.__binding.flush(timeout)
 
-    async def aclose(self) -> None:
-        """Flushes, then lets go of the local copy and of the connections opened for it.
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Closes the session. Calls made from now on are refused; closing twice does nothing.
 
-        The openai client stays open. Calls made from now on are refused; closing
-        twice does nothing. The last session on an outbox closes its file. What
-        has not landed by then stays recorded, and is not sent until a session
-        is on the conversation again.
+        Without an outbox it flushes first. With one it does not wait for the
+        server, unless it is given a time: what is recorded is the outbox's,
+        which sends it as long as the event loop runs, after the last session
+        was closed, too, and closes its file when nothing is left.
 
-        Whatever this raises, the session is closed.
+        The openai client stays open, and so do the connections to the server,
+        which live as long as the client and the event loop.
+
+        Whatever this raises, the session is closed, and what is recorded is
+        still being sent.
+
+        Args:
+            timeout: Seconds for `flush`; None: `RetryPolicy.deadline`, and with
+                an outbox no time at all.
 
         Raises:
-            ValueError: Another session has the conversation with another outbox
-                or cache.
+            TypeError: `timeout` is no number. The session stays open.
+            ValueError: `timeout` is negative or not finite, and the session
+                stays open; or another session has the conversation with
+                another outbox or cache.
             OutboxPaused: As from `flush`.
             OutboxError: As from `flush`.
             openai.OpenAIError: As from `flush`.
-            DeadlineExceeded: As from `flush`; or a request in flight took too long.
+            DeadlineExceeded: As from `flush`.
             UnexpectedAnswer: As from `flush`.
             TurnLost: As from `flush`.
         """
+        check_timeout(timeout)
         if self.__closed:
             return
         self.__closed = True
         try:
-            await self.__binding.flush(None, create=False)
+            if timeout is not None or self.__binding.outbox is None:
+                await self.__binding.flush(timeout, create=False)
+            else:
+                await self.__binding.recorded()
         except asyncio.CancelledError:
             await self.__let_go()
             raise
         except Exception as error:
             try:
-                await self.__binding.close(self, wait=True)
+                await self.__binding.close(self)
             except CachedSessionError as another:
                 error.add_note(f"the session is closed, and that failed, too: {another}")
             raise
-        await self.__binding.close(self, wait=True)
+        await self.__binding.close(self)
 
     async def __aenter__(self) -> Self:
         self.__check_open()
@@ -529,7 +543,7 @@ class CachedSession(OpenAIConversationsSession):
         """Closes at once, for a caller who hears of something else."""
         # Not of what closing the outbox says: all that is recorded stays there.
         with contextlib.suppress(CachedSessionError):
-            await self.__binding.close(self, wait=False)
+            await self.__binding.close(self)
 
     def __go_to(self, conversation_id: str | None) -> None:
         # None as in the SDK: the next use makes a new conversation.

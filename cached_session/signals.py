@@ -44,6 +44,8 @@ class Signal:
         while True:
             future: asyncio.Future[None] = loop.create_future()
             with self._lock:
+                for closed in [one for one, at in self._waiting.items() if at.is_closed()]:
+                    del self._waiting[closed]
                 self._waiting[future] = loop
             try:
                 if condition():

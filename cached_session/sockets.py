@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import ssl
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +22,7 @@ import anyio
 import anyio.abc
 import httpcore2
 import httpx2
+from anyio.streams.tls import TLSAttribute, TLSStream
 
 
 class Sockets:
@@ -96,8 +99,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
             sock = socket.socket(fileno=os.dup(stream.get_extra_info("socket").fileno()))
             self._sockets.add(sock)
             sock.setblocking(False)
-            taken: Any = type(stream)
-            own: httpcore2.AsyncNetworkStream = taken(_Stream(sock, self._sockets))
+            own = _Stream(sock, self._sockets)
             sock = None
         except OSError as error:
             # It was closed by the other side before anything was written.
@@ -106,7 +108,93 @@ class _Backend(httpcore2.AsyncNetworkBackend):
             if sock is not None:
                 self._sockets.remove(sock)
             await stream.aclose()
-        return own
+        return _Wire(own)
+
+
+class _Wire(httpcore2.AsyncNetworkStream):
+    """What HTTP is spoken over: bytes, with a time for each step, and TLS.
+
+    httpcore's own waits in a cancel scope of anyio, which keeps a task, and so
+    its loop, for ever where that loop was closed in between. This one does not.
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except TimeoutError as error:
+            raise httpcore2.ReadTimeout(str(error)) from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise httpcore2.ReadError(str(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if not buffer:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._stream.send(buffer)
+        except TimeoutError as error:
+            raise httpcore2.WriteTimeout(str(error)) from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream) as error:
+            raise httpcore2.WriteError(str(error)) from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            async with asyncio.timeout(timeout):
+                return _Wire(
+                    await TLSStream.wrap(
+                        self._stream,
+                        ssl_context=ssl_context,
+                        hostname=server_hostname,
+                        standard_compatible=False,
+                        server_side=False,
+                    )
+                )
+        except TimeoutError as error:
+            await self.aclose()
+            raise httpcore2.ConnectTimeout(str(error)) from error
+        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError) as error:
+            await self.aclose()
+            raise httpcore2.ConnectError(str(error)) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        sock = anyio.abc.SocketAttribute
+        if info == "is_readable":
+            # On an idle connection: the other side has closed it, or said what nobody asked for.
+            return _readable(self._stream.extra(sock.raw_socket))
+        attribute: Any = {
+            "ssl_object": TLSAttribute.ssl_object,
+            "client_addr": sock.local_address,
+            "server_addr": sock.remote_address,
+            "socket": sock.raw_socket,
+        }.get(info)
+        return None if attribute is None else self._stream.extra(attribute, None)
+
+
+def _readable(sock: socket.socket) -> bool:
+    if sock.fileno() < 0:
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Stream(anyio.abc.ByteStream):

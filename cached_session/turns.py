@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -32,7 +33,8 @@ class Turn:
 
     def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
         self._turns = turns
-        self._loop = loop
+        # Weakly: an operation refers to its turn, and may be kept for what is sent later.
+        self._loop = weakref.ref(loop)
         self._process = os.getpid()
         self.taken_over = False
 
@@ -44,7 +46,8 @@ class Turn:
         then that the turn is no longer theirs stops there. In a process that
         was forked meanwhile, the holder is in the parent.
         """
-        return not self._loop.is_running() or self._process != os.getpid()
+        loop = self._loop()
+        return loop is None or not loop.is_running() or self._process != os.getpid()
 
     @property
     def current(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import importlib.util
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from cached_session import (
     CachedSession,
@@ -37,6 +39,7 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 EMULATOR_PAGE = ROOT / "docs" / "emulator.md"
 OUTBOX_PAGE = ROOT / "docs" / "outbox.md"
+WEB_PAGE = ROOT / "docs" / "web.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PATIENCE = 120.0
 
@@ -131,6 +134,13 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert_known(options, help_of(["serve"], capsys))
         case [("python" | "python3.12"), "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
+        case ["export", *assignments]:
+            settings = {assignment.partition("=")[0] for assignment in assignments}
+            assert settings <= {"OPENAI_BASE_URL", "OPENAI_API_KEY", "CHAT_MODEL"}
+        case ["uvicorn", "app:app", "--app-dir", directory, *options]:
+            assert (ROOT / directory / "app.py").exists()
+            known = {name for parameter in uvicorn.main.params for name in parameter.opts}
+            assert {option for option in options if option.startswith("--")} <= known
         case ["pip", "install", what]:
             assert set(re.findall(r"\[(.+)\]", what)) <= set(project()["optional-dependencies"])
         case _:
@@ -274,6 +284,15 @@ def test_readme_names_the_lowest_versions() -> None:
             assert f"`{found[1]}` {found[2]} or later" in source
     assert project()["requires-python"] == ">=3.11"
     assert "Python 3.11 or later" in source
+
+
+def test_web_page_shows_the_whole_example() -> None:
+    """The blocks of docs/web.md are the example that the tests serve, from its first import on."""
+    source = (ROOT / "examples" / "web" / "app.py").read_text(encoding="utf-8")
+    docstring = ast.parse(source).body[0]
+    shown = [line for block in blocks(WEB_PAGE, "python") for line in block.text.splitlines()]
+    written = source.splitlines()[docstring.end_lineno :]
+    assert list(filter(None, shown)) == list(filter(None, written))
 
 
 def test_pages_name_no_machine() -> None:

@@ -21,6 +21,7 @@ from cached_session import (
     Event,
     LateCopyRemoved,
     LateCopySuspected,
+    Left,
     MemoryOutbox,
     Observer,
     Outbox,
@@ -78,8 +79,11 @@ def outboxes(path: Path) -> list[Outbox]:
 
 async def close(outbox: SQLiteOutbox, other: Outbox) -> Path:
     """What a caller does with an outbox itself."""
-    await outbox.close()
-    await other.close()
+    left: Left = await outbox.aclose(timeout=5)
+    if left or await other.aclose():
+        assert_type(left.items, int)
+        for one in left.conversations:
+            assert_type((one.conversation_id, one.items, one.reason), tuple[str, int, str])
     return outbox.path
 
 

@@ -109,6 +109,7 @@ async def _by_outbox(site: Site, counter: Counter) -> AsyncIterator[Make]:
                 await put_away(site, made)
                 for one in made:
                     await one.aclose()
+                await outbox.aclose(timeout=60)
 
 
 def _remote(make: MakeSession) -> Shelf:

@@ -17,6 +17,8 @@ from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
     Address,
     Claim,
+    Left,
+    LeftConversation,
     Mailbox,
     Row,
     StoredItem,
@@ -33,6 +35,8 @@ __all__ = [
     "LOCAL",
     "Address",
     "Claim",
+    "Left",
+    "LeftConversation",
     "Mailbox",
     "MemoryOutbox",
     "Outbox",
@@ -103,6 +107,13 @@ class Outbox(Protocol):
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
 
+    def check_process(self) -> None:
+        """Refuses any use in a process that was forked after the outbox was made.
+
+        Raises:
+            OutboxError: This is such a process.
+        """
+
     async def transact(self, work: Callable[[Store], T]) -> T:
         """Runs `work` in a transaction; when it returns, what the work did is recorded.
 
@@ -110,5 +121,15 @@ class Outbox(Protocol):
             OutboxError: Nothing of the work is recorded.
         """
 
-    async def close(self) -> None:
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it, and not the one that it was forked from."""
+
+    def same_as(self, other: Outbox) -> bool:
+        """Whether both record in the same place."""
+
+    async def let_go(self) -> None:
         """Finishes what waits and lets go of what is open; the next use opens it again."""
+
+    async def aclose(self, timeout: float | None = None) -> Left:
+        """Ends all sending of this process, and says what is left; see `SQLiteOutbox.aclose`."""

@@ -62,7 +62,6 @@ class MemoryOutbox(Shared):
             max_items, max_bytes, max_age, max_wait, max_window_bytes=0, account=account
         )
         self.holdings = Holdings(shared=False)
-        self._pid = os.getpid()
         self._statements = threading.Lock()
         self._connection = sqlite3.connect(
             ":memory:", check_same_thread=False, isolation_level=None
@@ -90,12 +89,7 @@ class MemoryOutbox(Shared):
             OutboxError: There is no memory left, and nothing of the work is
                 recorded; or the process was forked after the outbox was made.
         """
-        if os.getpid() != self._pid:
-            # Both processes would send what was recorded before the fork.
-            raise OutboxError(
-                "The outbox in memory was made before this process was forked. "
-                "Make a new MemoryOutbox in the child."
-            )
+        self.check_process()
         try:
             with self._statements:
                 outcome = run_group(self._connection, self._store, _explain, [work]).pop()
@@ -107,7 +101,7 @@ class MemoryOutbox(Shared):
             # An error's traceback refers to this frame.
             del outcome
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
 
     def __repr__(self) -> str:

@@ -138,6 +138,39 @@ class StoredWindow:
     unverified: int
 
 
+class LeftConversation(NamedTuple):
+    """What an outbox still holds of one conversation.
+
+    Attributes:
+        conversation_id: The conversation's id, or its local name.
+        items: How many items wait.
+        reason: Why they were not sent, in words.
+    """
+
+    conversation_id: str
+    items: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an outbox still holds after it was closed. False, if that is nothing.
+
+    Attributes:
+        conversations: The conversations of which items wait.
+    """
+
+    conversations: tuple[LeftConversation, ...]
+
+    @property
+    def items(self) -> int:
+        """How many items wait, of all conversations."""
+        return sum(left.items for left in self.conversations)
+
+    def __bool__(self) -> bool:
+        return bool(self.conversations)
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One backlog, in short.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import abc
+import asyncio
 import math
+import os
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from cached_session.errors import OutboxError
+from cached_session.forks import in_child, keep
 from cached_session.outbox.holdings import Holdings
-from cached_session.outbox.records import Address
+from cached_session.outbox.records import Address, Left, LeftConversation, Summary
+from cached_session.outbox.store import Store
 from cached_session.outbox.told import Told
+
+T = TypeVar("T")
 
 MIB = 1024 * 1024
 
@@ -17,7 +26,7 @@ MIB = 1024 * 1024
 _LONGEST = 100
 
 
-class Shared:
+class Shared(abc.ABC):
     """The limits of an outbox, checked, and what those who use it keep with it.
 
     Attributes:
@@ -78,9 +87,105 @@ class Shared:
         self.account = account
         self.told = Told()
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.holdings = Holdings()
+        self._pid = os.getpid()
+        self._begin()
+        in_child(self, Shared._begin_anew)
+
+    def check_process(self) -> None:
+        """Refuses any use in a process that was forked from the outbox's own.
+
+        Both would send what was recorded before the fork. Takes no lock, which
+        may have been held at that moment.
+
+        Raises:
+            OutboxError: This is such a process.
+        """
+        if not self.ours:
+            raise OutboxError(
+                f"{self!r} was made before this process was forked. "
+                f"Make a new {type(self).__name__} in the child."
+            )
+
+    def _begin(self) -> None:
         self.lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
-        self.holdings = Holdings()
+
+    def _begin_anew(self) -> None:
+        """In a forked child, where every use is refused: the backlogs are the parent's."""
+        keep([*self.backlogs.values()])
+        self._begin()
+
+    @abc.abstractmethod
+    async def transact(self, work: Callable[[Store], T]) -> T:
+        """Runs `work` in a transaction; see `Outbox.transact`."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it, and not the one that it was forked from."""
+        return os.getpid() == self._pid
+
+    def same_as(self, other: object) -> bool:
+        """Whether both record in the same place."""
+        return other is self
+
+    @abc.abstractmethod
+    async def let_go(self) -> None:
+        """Lets go of what is open; see `Outbox.let_go`."""
+
+    async def aclose(self, timeout: float | None = None) -> Left:
+        """Ends what this process sends of the outbox, in all its event loops, and closes the file.
+
+        For a program's end: one call for all sessions, open or closed. What is
+        left stays recorded, and each item is sent once by whoever goes on. The
+        outbox can be used again: the next use of a session on it opens it, and
+        sends what is left of its conversation.
+
+        Args:
+            timeout: Seconds in which what can be sent is sent; a request that
+                is in flight then is cut off. None: none is waited for.
+
+        Returns:
+            What the outbox still holds, with what other processes and other
+            programs have recorded there.
+
+        Raises:
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or not finite.
+            OutboxError: What is left could not be read. The file is closed.
+        """
+        if timeout is not None:
+            _check_seconds("timeout", timeout, " or None")
+        if not self.ours:
+            # What is open belongs to the parent, and so does what is sent.
+            return Left(())
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        with self.lock:
+            # One whose conversation got its id has two names.
+            backlogs = list({id(one): one for one in self.backlogs.values()}.values())
+        try:
+            reasons = await asyncio.gather(*(one.shut(deadline) for one in backlogs))
+            found = await self.transact(Store.summaries)
+        finally:
+            await self.let_go()
+        names = [one.journal.address for one in backlogs]
+        known = dict(zip(names, reasons, strict=True))
+        return Left(
+            tuple(
+                LeftConversation(
+                    one.address.conversation, one.items, known.get(one.address) or _why(one)
+                )
+                for one in found
+                if one.items
+            )
+        )
+
+
+def _why(summary: Summary) -> str:
+    """Why a backlog that no session has used here was not sent."""
+    if summary.paused is not None:
+        return f"paused: {summary.paused}"
+    return "another process sends it" if summary.owned else "no session here was on it"
 
 
 def check_account(value: object) -> None:

@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from cached_session.errors import OutboxError
 from cached_session.outbox.file import OpenFile
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.store import Store
@@ -72,7 +71,6 @@ class SQLiteOutbox(Shared):
             busy_timeout=self._busy_timeout,
             max_window_bytes=max_window_bytes,
         )
-        self._pid = os.getpid()
         # Guards the change from one writer to the next, so that no work is
         # given to one that ends.
         self._gate = threading.Lock()
@@ -104,6 +102,10 @@ class SQLiteOutbox(Shared):
             f"that one, and move it: {how}"
         )
 
+    def same_as(self, other: object) -> bool:
+        """Whether both record in the same file."""
+        return isinstance(other, SQLiteOutbox) and other._path == self._path
+
     @property
     def path(self) -> Path:
         """The file, absolute and without symbolic links."""
@@ -133,14 +135,14 @@ class SQLiteOutbox(Shared):
             # An error's traceback refers to this frame, and the future to the error.
             del future
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does what it was asked before, and lets go of the file.
 
-        The next use opens the file that is there then, or makes one. The last
-        session to close calls this. In a process that was forked after the
-        outbox was made it does nothing.
+        The next use opens the file that is there then, or makes one. This is
+        called when no session and no sender uses it any more. In a process that
+        was forked after the outbox was made it does nothing.
         """
-        if os.getpid() != self._pid:
+        if not self.ours:
             # What is open belongs to the parent.
             return
         self._stop()
@@ -151,12 +153,7 @@ class SQLiteOutbox(Shared):
         return f"SQLiteOutbox({self._path!r})"
 
     def _put(self, job: Job) -> None:
-        if os.getpid() != self._pid:
-            # Looked at before any lock, which may have been held at the fork.
-            raise OutboxError(
-                f"The outbox {self._path} was made before this process was forked. "
-                "Make a new SQLiteOutbox in the child."
-            )
+        self.check_process()
         with self._gate:
             if self._writer is None:
                 self._writer = Writer(self._opening, self._previous, self.holdings)

@@ -90,7 +90,7 @@ async def _run(options: argparse.Namespace) -> None:
     try:
         await options.run(outbox, options)
     finally:
-        await outbox.close()
+        await outbox.let_go()
 
 
 async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:

@@ -62,7 +62,11 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
             store.resume(own)
 
         await outbox.transact(prepare)
-        await _send(outbox, client, own.conversation, summary.items, options.timeout)
+        try:
+            await _send(outbox, client, own.conversation, summary.items, options.timeout)
+        finally:
+            # Before the client is closed: nothing is sent for a command that has ended.
+            await outbox.aclose()
 
 
 async def fits(recorded: Address) -> bool | None:

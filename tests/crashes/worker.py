@@ -107,6 +107,7 @@ class Worker:
                 await asyncio.sleep(FOREVER)
             if work.ending == "close":
                 await self._close(session)
+                await outbox.aclose(timeout=20)
 
     async def _session(self, client: AsyncOpenAI, outbox: SQLiteOutbox) -> CachedSession:
         return CachedSession(

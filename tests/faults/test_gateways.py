@@ -107,7 +107,7 @@ async def test_a_wrong_base_url_and_an_outbox() -> None:
     line.heal()
     assert line.texts(conversation) == ["a"]
     with pytest.raises(OutboxPaused) as caught:
-        await session.aclose()
+        await session.aclose(timeout=60)
     assert caught.value.waiting == 1
 
 

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 def on_disk(path: Path) -> Iterator[SQLiteOutbox]:
     outbox = SQLiteOutbox(path)
     yield outbox
-    asyncio.run(outbox.close())
+    asyncio.run(outbox.let_go())
 
 
 @pytest.fixture(params=["file", "memory"])

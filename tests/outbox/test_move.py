@@ -21,7 +21,7 @@ def second(on_disk: SQLiteOutbox, path: Path) -> Iterator[SQLiteOutbox]:
     """Another living owner on the same file."""
     outbox = SQLiteOutbox(path)
     yield outbox
-    asyncio.run(outbox.close())
+    asyncio.run(outbox.let_go())
 
 
 def data(store: Store) -> list[bytes]:

@@ -36,7 +36,7 @@ def _fill(path: Path, *items: bytes) -> None:
     async def fill() -> None:
         outbox = SQLiteOutbox(path)
         await outbox.transact(accept(*items))
-        await outbox.close()
+        await outbox.let_go()
 
     asyncio.run(fill())
 
@@ -52,7 +52,7 @@ async def test_header(path: Path) -> None:
         lambda store: store._connection.execute("PRAGMA synchronous").fetchone()
     )
     assert synchronous == (2,)
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_one_file_by_any_name(path: Path) -> None:
@@ -64,8 +64,8 @@ async def test_one_file_by_any_name(path: Path) -> None:
     assert first.path == second.path == path
     assert await first.transact(lambda store: store.claim(ADDRESS))
     assert await second.transact(lambda store: store.claim(ADDRESS)) is None
-    await first.close()
-    await second.close()
+    await first.let_go()
+    await second.let_go()
 
 
 def test_directory(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_damaged_later(path: Path) -> None:
     """Damage that is met later fails the works that meet it, and is told of in the same words."""
     outbox = SQLiteOutbox(path)
     await outbox.transact(accept(b"1"))
-    await outbox.close()
+    await outbox.let_go()
     with closing(sqlite3.connect(path)) as other:
         ((page,),) = other.execute("SELECT rootpage FROM sqlite_master WHERE name = 'items'")
         (size,) = other.execute("PRAGMA page_size").fetchone()
@@ -135,7 +135,7 @@ async def test_damaged_later(path: Path) -> None:
     with pytest.raises(OutboxError) as caught:
         await outbox.transact(waiting)
     says(caught.value, path, "is damaged", "move it away")
-    await outbox.close()
+    await outbox.let_go()
 
 
 def test_locked_at_opening(path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_locked_later(path: Path) -> None:
         says(error, path, "locked for longer than 0.05 s")
     assert len({id(error) for error in errors}) == 3
     assert await outbox.transact(waiting) == []
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_disk_full(path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_disk_full(path: Path) -> None:
     await outbox.transact(limit(1_000_000))
     await outbox.transact(twice)
     assert len(await outbox.transact(waiting)) == 2
-    await outbox.close()
+    await outbox.let_go()
 
 
 @pytest.mark.processes
@@ -218,17 +218,17 @@ async def test_removed_while_open(path: Path) -> None:
     says(caught.value, path, "removed or replaced", "Close the outbox")
     path.with_name("elsewhere").rename(path)
     assert await outbox.transact(waiting) == [b"1"]
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_tried_again(path: Path) -> None:
     """An outbox that could not be opened again is opened at a later use, once it can be."""
     outbox = SQLiteOutbox(path)
-    await outbox.close()
+    await outbox.let_go()
     path.unlink()
     path.mkdir()
     with pytest.raises(OutboxError, match="is a directory"):
         await outbox.transact(waiting)
     path.rmdir()
     assert await outbox.transact(waiting) == []
-    await outbox.close()
+    await outbox.let_go()

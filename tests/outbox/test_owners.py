@@ -47,11 +47,11 @@ async def test_two_outboxes_of_one_process(path: Path) -> None:
     assert not summary.owned
     # It learns that somebody else has worked on it.
     assert await second.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
-    await second.close()
+    await second.let_go()
     (summary,) = await first.transact(lambda store: store.summaries())
     assert not summary.owned
     assert await first.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
-    await first.close()
+    await first.let_go()
     assert _owners(path) == []
 
 
@@ -68,7 +68,7 @@ async def test_killed(path: Path) -> None:
         assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
     assert len(_owners(path)) == 1
     assert await outbox.transact(waiting) == [b"1"]
-    await outbox.close()
+    await outbox.let_go()
 
 
 @pytest.mark.processes
@@ -80,7 +80,7 @@ async def test_opening_removes_what_the_dead_left(path: Path) -> None:
         other.wait()
     assert len(_owners(path)) == 1
     outbox = SQLiteOutbox(path)
-    await outbox.close()
+    await outbox.let_go()
     assert _owners(path) == []
 
 
@@ -94,7 +94,7 @@ async def test_a_token_that_is_none(path: Path) -> None:
         other.execute("UPDATE conversations SET owner = 'mine'")
     assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
     assert bystander.exists()
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_own_file_removed(path: Path) -> None:
@@ -104,10 +104,10 @@ async def test_own_file_removed(path: Path) -> None:
     mine.unlink()
     with pytest.raises(OutboxError, match="removed or replaced"):
         await outbox.transact(lambda store: store.claim(ADDRESS))
-    await outbox.close()
+    await outbox.let_go()
     # With the next use it is another owner, whom they see.
     assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.KEPT
-    await outbox.close()
+    await outbox.let_go()
 
 
 @pytest.mark.processes

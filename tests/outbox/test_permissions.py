@@ -49,7 +49,7 @@ async def test_permissions(path: Path) -> None:
     assert {f"{path.name}-wal", f"{path.name}-shm"} < set(modes)
     assert len(modes) == 4
     assert set(modes.values()) == {0o600}
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_wider_permissions_are_narrowed(path: Path) -> None:
@@ -59,7 +59,7 @@ async def test_wider_permissions_are_narrowed(path: Path) -> None:
     outbox = SQLiteOutbox(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert await outbox.transact(accept(b"1"))
-    await outbox.close()
+    await outbox.let_go()
 
 
 async def test_wider_permissions_of_an_outbox_in_use(path: Path) -> None:
@@ -71,15 +71,15 @@ async def test_wider_permissions_of_an_outbox_in_use(path: Path) -> None:
         part.chmod(0o664)
     second = SQLiteOutbox(path)
     assert [_mode(part) for part in parts] == [0o600] * 3
-    await first.close()
-    await second.close()
+    await first.let_go()
+    await second.let_go()
 
 
 async def test_files_beside_a_wider_one_are_not_wider(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outbox that others could read is narrowed before SQLite makes files like it beside it."""
-    await SQLiteOutbox(path).close()
+    await SQLiteOutbox(path).let_go()
     path.chmod(0o666)
     modes: list[int] = []
 
@@ -88,7 +88,7 @@ async def test_files_beside_a_wider_one_are_not_wider(
         return owners.connect(name, timeout=timeout)
 
     monkeypatch.setattr(file, "connect", connect)
-    await SQLiteOutbox(path).close()
+    await SQLiteOutbox(path).let_go()
     assert modes == [0o600]
 
 
@@ -120,7 +120,7 @@ async def test_an_empty_database_becomes_the_user_s_alone(path: Path) -> None:
     outbox = SQLiteOutbox(path)
     await outbox.transact(accept(b"1"))
     assert {_mode(Path(f"{path}{suffix}")) for suffix in ("", "-wal", "-shm")} == {0o600}
-    await outbox.close()
+    await outbox.let_go()
 
 
 def _text(path: Path) -> None:
@@ -206,7 +206,7 @@ path = os.path.join(directory, "outbox.db")
 try:
     os.chmod(directory, 0o777 if case in ("file", "read-only") else 0o755)
     if case != "directory":
-        asyncio.run(SQLiteOutbox(path).close())
+        asyncio.run(SQLiteOutbox(path).let_go())
     if case == "others' file":
         os.chmod(path, 0o666)
     if case in ("beside it", "read-only"):

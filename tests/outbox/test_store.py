@@ -251,5 +251,5 @@ async def test_memory_keeps_no_windows() -> None:
     await outbox.transact(lambda store: store.append_window(ADDRESS, listed("a"), 0))
     assert await outbox.transact(lambda store: store.window(ADDRESS)) is None
     await outbox.transact(accept(b"1"))
-    await outbox.close()
+    await outbox.let_go()
     assert await outbox.transact(waiting) == [b"1"]

@@ -170,7 +170,7 @@ async def test_close_and_reopen(path: Path) -> None:
     first = await held.holds(outbox)
     call = asyncio.create_task(outbox.transact(accept(b"1")))
     await asyncio.sleep(0)
-    closes = [asyncio.create_task(outbox.close()) for _ in range(2)]
+    closes = [asyncio.create_task(outbox.let_go()) for _ in range(2)]
     await asyncio.sleep(0)
     # Comes after the close, and so after the work before it.
     behind = asyncio.create_task(outbox.transact(waiting))
@@ -178,11 +178,11 @@ async def test_close_and_reopen(path: Path) -> None:
     held.let_go()
     await asyncio.gather(first, call, *closes)
     assert await behind == [b"1"]
-    await outbox.close()
+    await outbox.let_go()
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert await outbox.transact(waiting) == [b"1"]
-    await outbox.close()
-    await outbox.close()
+    await outbox.let_go()
+    await outbox.let_go()
 
 
 async def test_dropped(path: Path) -> None:
@@ -254,7 +254,7 @@ child = os.fork()
 if not child:
     asyncio.run(use(outbox))
     asyncio.run(use(memory))
-    asyncio.run(outbox.close())
+    asyncio.run(outbox.let_go())
     own = SQLiteOutbox(path)
     asyncio.run(use(own))
     del outbox

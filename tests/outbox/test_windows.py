@@ -17,7 +17,7 @@ def outbox(path: Path) -> Iterator[SQLiteOutbox]:
     """An outbox with room for ten items of `listed`."""
     outbox = SQLiteOutbox(path, max_window_bytes=100)
     yield outbox
-    asyncio.run(outbox.close())
+    asyncio.run(outbox.let_go())
 
 
 def _replace(address: Address, *names: str, complete: bool = True, unverified: int = 0):
@@ -118,4 +118,4 @@ async def test_no_room_at_all(path: Path) -> None:
     await outbox.transact(_replace(ADDRESS))
     await outbox.transact(_append(ADDRESS, "a"))
     assert await _read(outbox, ADDRESS) is None
-    await outbox.close()
+    await outbox.let_go()

@@ -46,7 +46,7 @@ def do(file: Path, work: Callable[[Store], Any]) -> Any:
         try:
             return await outbox.transact(work)
         finally:
-            await outbox.close()
+            await outbox.let_go()
 
     return asyncio.run(transact())
 

@@ -102,7 +102,7 @@ def test_discard_is_seen_by_a_session_that_was_paused(file: Path, emulator: Emul
         emulator.faults = None
         assert await asyncio.to_thread(run, "discard", file, 1, "--yes") == 0
         await session.add_items(users("next"))
-        await session.aclose()
+        await session.aclose(timeout=20)
         assert texts(emulator.items(session.session_id)) == ["next"]
         await client.close()
 

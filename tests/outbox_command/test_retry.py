@@ -44,7 +44,7 @@ def test_retry_sends_what_was_paused(
         emulator.faults = Faults(1, {FaultKind.RATE_LIMITED_QUOTA: 1.0})
         await session.add_items(users(*map(str, range(45))))
         with pytest.raises(OutboxPaused):
-            await session.aclose()
+            await session.aclose(timeout=20)
         await client.close()
         return session.session_id
 

@@ -38,7 +38,7 @@ def new_outbox(path: Path) -> Iterator[Callable[[], SQLiteOutbox]]:
 
     yield make
     for outbox in made:
-        asyncio.run(outbox.close())
+        asyncio.run(outbox.let_go())
 
 
 @pytest.fixture(params=["memory", "file"])

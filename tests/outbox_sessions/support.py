@@ -122,4 +122,6 @@ class Process:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # What was not flushed by then stays recorded.
+        await self.outbox.aclose()
         await self.client.close()

@@ -15,7 +15,7 @@ import pytest
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox, SQLiteOutbox
 from cached_session.cli import main
 from cached_session.emulator import Emulator, Request
-from tests.outbox_sessions.support import QUICK, left_by_an_exception, until, words
+from tests.outbox_sessions.support import QUICK, until, words
 from tests.session.support import Elsewhere, new_client, texts, users
 
 OLD, NEW = "sk-old", "sk-new"
@@ -33,11 +33,8 @@ async def using(
             conversation_id=conversation, openai_client=client, outbox=outbox, **settings
         )
         yield session
-        before = asyncio.all_tasks()
-        await left_by_an_exception(session)
-        # It lets go behind its caller.
-        if leaving := asyncio.all_tasks() - before:
-            await asyncio.wait(leaving)
+        await session.aclose()
+        await outbox.aclose()
 
 
 async def accepted_offline(
@@ -152,10 +149,12 @@ async def test_a_conversation_begun_offline_under_another_key(
     with Emulator() as emulator:
         emulator.stop()
         async with new_client(emulator, api_key=OLD) as client:
-            session = CachedSession(openai_client=client, outbox=new_outbox(), retry=QUICK)
+            outbox = new_outbox()
+            session = CachedSession(openai_client=client, outbox=outbox, retry=QUICK)
             await session.add_items(users("1"))
             name = session.local_name
-            await left_by_an_exception(session)
+            await session.aclose()
+            await outbox.aclose()
         assert name is not None
         async with using(emulator, new_outbox(), name, NEW) as session:
             with pytest.raises(Exception, match="does not know it"):

@@ -127,7 +127,7 @@ async def test_more_than_there_is_ever_room_for(options: dict[str, Any]) -> None
     assert line.asked() == []
     assert await session.get_items() == []
     await session.add_items(numbered(0, 3))
-    await session.aclose()
+    await session.aclose(timeout=60)
 
 
 @pytest.mark.parametrize("limit", ["max_items", "max_bytes"])
@@ -275,5 +275,5 @@ async def test_the_history_before_what_waits_is_bounded() -> None:
     line.heal()
     for session in sessions:
         assert len(await session.get_items()) == 6
-        await session.aclose()
+        await session.aclose(timeout=60)
     assert all(len(line.texts(name)) == 6 for name in conversations)

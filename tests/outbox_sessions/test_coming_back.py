@@ -79,7 +79,7 @@ async def test_what_a_closed_session_held(world: OneDisk, kind: str) -> None:
         session = world.session(outbox, cache=cache)
         await session.get_items()
         await session.add_items(users(f"more {number}"))
-        await session.aclose()
+        await session.aclose(timeout=60)
         asked = world.line.asked()
         assert number == 0 or asked == ["list", "append"]
 

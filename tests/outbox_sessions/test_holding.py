@@ -12,7 +12,6 @@ from openai import PermissionDeniedError
 from cached_session import (
     BacklogChanged,
     CachedSession,
-    DeadlineExceeded,
     OutboxError,
     OutboxFull,
     Sending,
@@ -183,7 +182,7 @@ async def test_a_cancelled_close(world: OneDisk, cancelled: int) -> None:
     await world.kept_open(process)
     world.line.on(is_append, FaultKind.HANG)
     await one.add_items(users("x"))
-    closing = world.begin(one.aclose())
+    closing = world.begin(one.aclose(timeout=60))
     for _ in range(cancelled):
         await asyncio.sleep(1)
         closing.cancel()
@@ -207,7 +206,7 @@ async def test_a_close_that_is_cancelled_late(world: OneDisk) -> None:
     await one.add_items(users("x"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5.3):
-            await one.aclose()
+            await one.aclose(timeout=60)
     world.line.heal()
     await asyncio.sleep(100)
     await world.goes_on(two)
@@ -249,7 +248,7 @@ async def test_a_key_provider_that_fails_late(world: OneDisk) -> None:
 
 @on_one_disk("a")
 async def test_a_close_that_cannot_let_go(world: OneDisk) -> None:
-    """Where a close cannot record that it lets go, it says so, and keeps nobody from sending."""
+    """Where it cannot be recorded that a closed session's backlog is let go of, others send."""
     process = world.process("1")
     one, two = await world.opened(process, world.process("2"))
     other = await world.kept_open(process)
@@ -257,11 +256,10 @@ async def test_a_close_that_cannot_let_go(world: OneDisk) -> None:
     await one.add_items(users("x"))
     await asyncio.sleep(1)
     failed = fails(process, "release")
-    with pytest.raises(DeadlineExceeded) as raised:
-        await one.aclose()
-    assert failed()
-    assert "the disk is full" in str(raised.value.__notes__)
+    await one.aclose()
     world.line.heal()
+    await asyncio.sleep(60)
+    assert failed()
     await world.goes_on(two)
     await other.add_items(users("p"))
     await other.flush()

@@ -50,7 +50,7 @@ async def test_left_by_an_exception(new_outbox: Callable[[], SQLiteOutbox]) -> N
 async def test_left_with_nothing_in_flight(
     new_outbox: Callable[[], SQLiteOutbox], path: Path
 ) -> None:
-    """A session that is left while its sender pauses lets go of the file."""
+    """What a session leaves while its sender pauses is sent, and then the file is let go of."""
     with Emulator() as emulator:
         conversation = Elsewhere(emulator).conversation()
         async with Process(emulator, new_outbox()) as first:
@@ -59,7 +59,9 @@ async def test_left_with_nothing_in_flight(
             emulator.stop()
             await session.add_items(users("a"))
             await left_by_an_exception(session)
+            emulator.start()
             await until(lambda: not list(path.parent.glob("*-owner-*")))
+            assert texts(emulator.items(conversation)) == ["a"]
 
 
 @in_virtual_time

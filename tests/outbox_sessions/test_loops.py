@@ -136,13 +136,22 @@ def test_a_read_sends_what_waits(outbox: Outbox, emulator: Emulator) -> None:
     asyncio.run(session.aclose())
 
 
-@pytest.mark.parametrize("call", ["pop_item", "clear_session", "flush", "aclose", "refresh"])
+CALLS: dict[str, Callable[[CachedSession], Coroutine[Any, Any, Any]]] = {
+    "pop_item": CachedSession.pop_item,
+    "clear_session": CachedSession.clear_session,
+    "flush": CachedSession.flush,
+    "aclose": lambda session: session.aclose(timeout=60),
+    "refresh": CachedSession.refresh,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_every_call_goes_on(call: str, outbox: Outbox, emulator: Emulator) -> None:
     """Each call finds what a loop before left, and does with it what it says."""
     session = session_on(emulator, outbox)
     asyncio.run(session.add_items(users("a", "b")))
     conversation = session.session_id
-    result = asyncio.run(getattr(session, call)())
+    result = asyncio.run(CALLS[call](session))
     if call == "pop_item":
         assert words([result]) == ["b"]
         asyncio.run(session.flush())
@@ -155,7 +164,7 @@ def test_every_call_goes_on(call: str, outbox: Outbox, emulator: Emulator) -> No
         asyncio.run(session.flush())
     else:
         assert texts(emulator.items(conversation)) == ["a", "b"]
-    asyncio.run(session.aclose())
+    asyncio.run(session.aclose(timeout=60))
 
 
 # `run_sync` shuts down its loop's generators after every run and goes on with the
@@ -202,26 +211,31 @@ for number in range(int(sys.argv[3])):
     model = ScriptedModel([[assistant_message(f"answer {number}")]])
     agent = Agent(name="assistant", model=model)
     Runner.run_sync(agent, f"question {number}", session=session)
+if sys.argv[4] == "wait":
+    asyncio.run(session.flush(20))
 asyncio.run(session.aclose())
 print(session.session_id)
 """
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("runs", [1, 2, 3, 8])
-def test_run_sync_ends_without_a_word(runs: int, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("runs", "end"),
+    [(1, "wait"), (2, "wait"), (3, "wait"), (8, "wait"), (1, "leave"), (3, "leave")],
+)
+def test_run_sync_ends_without_a_word(runs: int, end: str, path: Path) -> None:
     """A program that closes its session on another loop than that of its runs says nothing."""
     with Emulator(latency=0.02) as emulator:
         program = subprocess.run(
-            [sys.executable, "-c", PROGRAM, emulator.base_url, path, str(runs)],
+            [sys.executable, "-c", PROGRAM, emulator.base_url, path, str(runs), end],
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert (program.stderr, program.returncode) == ("", 0)
-        assert texts(emulator.items(program.stdout.strip())) == [
-            text for number in range(runs) for text in (f"question {number}", f"answer {number}")
-        ]
+        said = [f"{kind} {number}" for number in range(runs) for kind in ("question", "answer")]
+        there = texts(emulator.items(program.stdout.strip()))
+        assert there == (said if end == "wait" else said[: len(there)])
 
 
 def test_run_sync_meets_no_generator_of_ours(outbox: Outbox, emulator: Emulator) -> None:
@@ -321,13 +335,13 @@ def test_a_stopped_loop_keeps_nobody_from_sending(
     async def go_on() -> None:
         await two.add_items(users("d"))
         await two.flush(timeout=20)
-        await two.aclose()
+        await two.aclose(timeout=60)
 
     asyncio.run(go_on())
     assert texts(emulator.items(conversation)) == ["a", "b", "c", "d"]
     # The first one goes on, too, and hears what was done.
     loop.run_until_complete(one.add_items(users("e")))
-    loop.run_until_complete(one.aclose())
+    loop.run_until_complete(one.aclose(timeout=60))
     loop.close()
     assert texts(emulator.items(conversation)) == ["a", "b", "c", "d", "e"]
 
@@ -441,7 +455,7 @@ def test_dropped_with_its_loop_beside_another_process(
             await other.add_items(users("c"))
             await other.flush(timeout=20)
             await other.aclose()
-            await outbox.close()
+            await outbox.let_go()
 
         asyncio.run(go_on())
         assert texts(emulator.items(conversation)) == ["a", "b", "c"]

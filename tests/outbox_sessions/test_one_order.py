@@ -59,10 +59,10 @@ async def test_both_with_one_outbox(
             await session.add_items(users(f"{name} {number}"))
             expected.append(f"{name} {number}")
         assert words(await first.get_items()) == words(await second.get_items()) == expected
-    await first.aclose()
+    await first.aclose(timeout=60)
     assert texts(emulator.items(conversation)) == expected
     await second.add_items(users("after"))
-    await second.aclose()
+    await second.aclose(timeout=60)
     assert texts(emulator.items(conversation)) == [*expected, "after"]
 
 
@@ -121,11 +121,11 @@ async def test_two_outboxes(emulator: Emulator, client: AsyncOpenAI, outbox: Out
         assert str(error).startswith("outbox: ")
         assert conversation in str(error)
     await first.add_items(users("a"))
-    await first.aclose()
+    await first.aclose(timeout=60)
     # With the first one closed the conversation is free.
     assert texts(await second.get_items()) == ["start", "a"]
     await second.add_items(users("b"))
-    await second.aclose()
+    await second.aclose(timeout=60)
     assert texts(emulator.items(conversation)) == ["start", "a", "b"]
 
 
@@ -188,7 +188,7 @@ async def test_other_accounts(outbox: Outbox, emulator: Emulator) -> None:
         await asyncio.gather(first.add_items(users("a")), second.add_items(users("b")))
         assert words(await first.get_items()) == ["a"]
         assert words(await second.get_items()) == ["b"]
-        await first.aclose()
-        await second.aclose()
+        await first.aclose(timeout=60)
+        await second.aclose(timeout=60)
         assert texts(emulator.items(first.session_id)) == ["a"]
         assert texts(emulator.items(second.session_id)) == ["b"]

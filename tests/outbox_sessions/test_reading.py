@@ -84,7 +84,7 @@ async def test_an_id_of_its_own_stays() -> None:
     await session.add_items([call])
     assert await session.get_items() == [call]
     line.heal()
-    await session.aclose()
+    await session.aclose(timeout=60)
 
 
 @in_virtual_time
@@ -162,8 +162,8 @@ def test_first_read_while_items_wait(limit: int | None) -> None:
         going_on = other.stats.waiting > 0
         expected = ["a", "b", "c", "d"][-limit if limit else 0 :]
         assert words(await other.get_items(limit)) == expected
-        await other.aclose()
-        await session.aclose()
+        await other.aclose(timeout=60)
+        await session.aclose(timeout=60)
         return going_on
 
     assert at_every_step(trial) > 5
@@ -191,7 +191,7 @@ def test_a_pop_while_a_read_is_on_its_way() -> None:
         expected = [["38", "39", "x", "y", "z"], ["37", "38", "39", "x", "y"]]
         assert words(await reading) in (expected if going_on else expected[:1])
         line.heal()
-        await session.aclose()
+        await session.aclose(timeout=60)
         assert line.texts(conversation)[-3:] == ["39", "x", "y"]
         return going_on
 
@@ -225,4 +225,4 @@ async def test_refresh_keeps_what_waits() -> None:
     await session.refresh()
     assert words(await session.get_items()) == ["a", "b", "c"]
     line.heal()
-    await session.aclose()
+    await session.aclose(timeout=60)

@@ -77,7 +77,7 @@ async def test_a_batch_is_refused(
         assert read[2] == BAD
         assert emulator.requests == []
         assert texts(emulator.items(conversation)) == ["before"]
-        assert isinstance(await raised(session.aclose()), OutboxPaused)
+        assert isinstance(await raised(session.aclose(timeout=60)), OutboxPaused)
 
 
 @pytest.mark.parametrize("discard", [False, True], ids=["sent again", "discarded"])
@@ -93,7 +93,7 @@ async def test_somebody_decides(
         assert isinstance(await raised(session.flush()), OutboxPaused)
         command = new_outbox()
         await command.transact(decide(discard=discard))
-        await command.close()
+        await command.let_go()
         await session.add_items(users("c"))
         await session.flush()
         kept = [] if discard else ["a", "b"]
@@ -113,7 +113,7 @@ async def test_refused_once_more(
         assert isinstance(await raised(session.flush()), OutboxPaused)
         command = new_outbox()
         await command.transact(decide(discard=False))
-        await command.close()
+        await command.let_go()
         again = await raised(session.flush())
         assert isinstance(again, OutboxPaused)
         assert isinstance(again.__cause__, openai.BadRequestError)
@@ -128,7 +128,7 @@ async def test_a_new_process_finds_it_paused(
     async with Process(emulator, new_outbox()) as process:
         session = process.session(conversation)
         await session.add_items([BAD])
-        await raised(session.aclose())
+        await raised(session.aclose(timeout=60))
     emulator.clear_log()
     async with Process(emulator, new_outbox()) as process:
         session = process.session(conversation)
@@ -138,7 +138,7 @@ async def test_a_new_process_finds_it_paused(
             assert "status 400" in str(paused)
         assert await session.get_items() == [BAD]
         assert not any(entry.method == "POST" for entry in emulator.requests)
-        await raised(session.aclose())
+        await raised(session.aclose(timeout=60))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ async def test_who_only_looks_holds_nothing(
         await session.get_items()
         emulator.faults = refuse_once()
         await session.add_items(users("a", "b"))
-        await raised(session.aclose())
-        await process.outbox.close()
+        await raised(session.aclose(timeout=60))
+        await process.outbox.let_go()
     async with Process(emulator, new_outbox()) as process:
         looking = process.session(conversation, max_staleness=float("inf"))
         await raised(call(looking))
@@ -175,8 +175,8 @@ async def test_who_only_looks_holds_nothing(
             await session.add_items(users("c"))
             await session.flush()
             assert texts(emulator.items(conversation)) == ["before", "a", "b", "c"]
-            await session.aclose()
-        await looking.aclose()
+            await session.aclose(timeout=60)
+        await looking.aclose(timeout=60)
 
 
 @in_virtual_time

@@ -55,6 +55,7 @@ async def test_full_batches_on_an_existing_conversation(
     assert texts(emulator.items(conversation)) == expected
     assert batches(emulator) <= 1 + 1.05 * appends / 20
     await session.aclose()
+    await outbox.aclose(timeout=20)
 
 
 async def test_late_callers_wait_behind_early_ones(outbox: Outbox, emulator: Emulator) -> None:
@@ -77,6 +78,7 @@ async def test_late_callers_wait_behind_early_ones(outbox: Outbox, emulator: Emu
             stored = texts(slow.items(session.session_id))
             assert stored == [str(number) for number in range(300)]
             await session.aclose()
+            await outbox.aclose(timeout=20)
 
 
 async def test_what_comes_meanwhile_goes_together(outbox: Outbox) -> None:

@@ -252,6 +252,6 @@ async def test_who_waits_for_the_server_owns_it(
             looker = new_outbox()
             (found,) = await looker.transact(lambda store: store.summaries())
             assert (found.items, found.sealed, found.owned) == (1, 0, True)
-            await looker.close()
+            await looker.let_go()
             emulator.start()
             await session.aclose()

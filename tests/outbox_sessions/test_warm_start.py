@@ -53,6 +53,7 @@ async def before(
         session = process.session(conversation, **options)
         await past(process, session)
         await session.aclose()
+        assert not await outbox.aclose(timeout=20)
     emulator.clear_log()
     return conversation
 
@@ -69,7 +70,7 @@ async def test_one_request(
         assert sent(emulator) == ["GET items"]
         assert await session.get_items(3) == emulator.items(conversation)[-3:]
         assert sent(emulator) == []
-        await session.aclose()
+        await session.aclose(timeout=60)
 
 
 @pytest.mark.parametrize("past", PASTS)
@@ -86,7 +87,7 @@ async def test_no_request(
         await session.flush()
         assert sent(emulator) == ["POST items"]
         assert await session.get_items() == emulator.items(conversation)
-        await session.aclose()
+        await session.aclose(timeout=60)
 
 
 async def test_without_the_server(new_outbox: Callable[[], SQLiteOutbox]) -> None:
@@ -109,7 +110,7 @@ async def test_without_the_server(new_outbox: Callable[[], SQLiteOutbox]) -> Non
             session = process.session(conversation)
             await session.flush()
             assert texts(emulator.items(conversation)) == expected
-            await session.aclose()
+            await session.aclose(timeout=60)
 
 
 @pytest.mark.parametrize("news", [1, 60], ids=str)
@@ -127,7 +128,7 @@ async def test_what_others_added(
         session = process.session(conversation)
         assert await session.get_items() == emulator.items(conversation)
         assert sent(emulator) == ["GET items"] * (1 if news < 20 else 2)
-        await session.aclose()
+        await session.aclose(timeout=60)
 
 
 async def test_what_others_removed(
@@ -221,7 +222,7 @@ async def test_no_windows(new_outbox: Callable[..., SQLiteOutbox], emulator: Emu
         session = process.session(conversation)
         assert await session.get_items(20) == emulator.items(conversation)[-20:]
         assert sent(emulator) == ["GET items"]
-        await session.aclose()
+        await session.aclose(timeout=60)
 
 
 async def test_two_processes_keep_one_window(

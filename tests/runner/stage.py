@@ -147,7 +147,8 @@ class Stage:
         """Closes every session that the scenario used, where sessions can be closed."""
         for session in self._sessions:
             if isinstance(session, CachedSession):
-                await session.aclose()
+                # With an outbox, when all of it is on the server.
+                await session.aclose(timeout=60)
 
     def end(self) -> Record:
         """The record of the whole scenario."""

@@ -176,7 +176,7 @@ class SimOutbox(Shared):
                 loop.call_later(self._delay(), self._commit)
         return cast(T, (await future).result())
 
-    async def close(self) -> None:
+    async def let_go(self) -> None:
         """Does what it was asked before and lets go of all backlogs; goes on as another owner."""
         if self._dead:
             return

@@ -94,9 +94,10 @@ class Process:
         await session.aclose()
 
     async def close_all(self) -> None:
-        """Closes what is open."""
+        """Closes what is open, and sends what it has left, as far as there is time for it."""
         while self._sessions:
             await self.close(self._sessions[0])
+        await self.outbox.aclose(timeout=self.deadline)
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Runs something in it."""

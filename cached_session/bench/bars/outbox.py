@@ -128,7 +128,8 @@ async def _one_round(site: Site, runs: int) -> _Round:
         local = await run_loop(file, runs=runs, tools=1)
         file.close()
         async with site.client(counter) as client:
-            session = outbox_session(client, SQLiteOutbox(Path(directory) / "outbox.db"))
+            outbox = SQLiteOutbox(Path(directory) / "outbox.db")
+            session = outbox_session(client, outbox)
             ours = await run_loop(session, runs=runs, tools=1)
             with Stopwatch() as watch:
                 await session.flush()
@@ -141,6 +142,7 @@ async def _one_round(site: Site, runs: int) -> _Round:
             table.close()
             await put_away(site, [session])
             await session.aclose()
+            await outbox.aclose(timeout=60)
     return _Round(ours, local, played, recorded, watch.seconds, requests)
 
 
@@ -150,7 +152,8 @@ async def full_batches(site: Site, *, appends: int = 10_000, size: int = 3) -> l
     sent = items(size)
     with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
         async with site.client(counter) as client:
-            session = outbox_session(client, SQLiteOutbox(Path(directory) / "outbox.db"))
+            outbox = SQLiteOutbox(Path(directory) / "outbox.db")
+            session = outbox_session(client, outbox)
             tracemalloc.start()
             # The first time, what grows with the number of tasks grows.
             _, before = await _burst(session, sent, appends)
@@ -160,6 +163,7 @@ async def full_batches(site: Site, *, appends: int = 10_000, size: int = 3) -> l
             tracemalloc.stop()
             await put_away(site, [session])
             await session.aclose()
+            await outbox.aclose(timeout=60)
     least = appends * size / BATCH
     how = f"{appends:,} `add_items` calls of {size} items at once, accepted in {seconds:.1f} s"
     return [
