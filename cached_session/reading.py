@@ -63,12 +63,18 @@ class Reading(Mirror):
         try:
             if not self._opened and turn.current:
                 async with self.replica.turn(operation):
-                    self._come = False
-                    await self._load(operation)
-                    self._opened = True
+                    # Meanwhile the sender may have read it, for a call that was
+                    # cancelled, and knows more by now than the outbox does.
+                    if self._opened:
+                        await self._catch_up()
+                    else:
+                        self._come = False
+                        await self._load(operation)
             elif self.outdated and turn.current:
                 await self.reload(operation)
         except BaseException:
+            # Or the next call would be answered without what is recorded.
+            self._come = True
             turn.end()
             raise
         turn.end_for_all()
@@ -187,10 +193,14 @@ class Reading(Mirror):
             # Another process has had it since the last session on it was closed here.
             window.forget()
             window.unsettled = Unsettled()
+        sealed = [row for row in mailbox.rows if row.sealed]
+        if sealed:
+            # Some of it may have landed and be listed here already: what waits
+            # is shown behind what was kept with it, until a listing decides.
+            window.forget()
         if window.history is None and stored is not None:
             kept = self._kept.read(stored, read.newest, removed=window.removed)
             window.take_up(kept, first=not self._opened)
-        sealed = [row for row in mailbox.rows if row.sealed]
         if self._opened or (mine and mailbox.doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
             window.unsettled = Unsettled()
@@ -209,6 +219,7 @@ class Reading(Mirror):
             self.waiting.sealed_are(self.batch, max(self.batch, default=0))
             self.waiting.show_behind(self._shown())
         self.paused = mailbox.paused
+        self._opened = True
         self._tell_of_pause()
         self.changed.fire()
 

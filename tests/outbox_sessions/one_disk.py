@@ -151,6 +151,14 @@ class OneDisk:
             (reason, self.conversation),
         )
 
+    def owner(self) -> str | None:
+        """Who has the conversation's backlog, or had it last."""
+        found = self._disk.connection.execute(
+            "SELECT owner FROM conversations WHERE conversation = ?", (self.conversation,)
+        )
+        owner: str | None = found.fetchone()[0]
+        return owner
+
     def sealed(self) -> int:
         """How many items may have been sent, and are not known to have landed."""
         return int(self._disk.connection.execute("SELECT SUM(sealed) FROM items").fetchone()[0])

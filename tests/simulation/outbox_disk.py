@@ -12,7 +12,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
 from cached_session.outbox import Address, Row, Store, schema
@@ -20,6 +20,9 @@ from cached_session.outbox.shared import Shared
 from cached_session.outbox.writer import Outcome, run_group
 from tests.simulation.outbox_calls import Call, Change
 from tests.simulation.outbox_ledger import OutboxLedger
+
+if TYPE_CHECKING:
+    from tests.simulation.outbox_process import Process
 
 T = TypeVar("T")
 
@@ -160,6 +163,8 @@ class SimOutbox(Shared):
         self._answered = 0.0
         self.failures = delays.failures
         """As in `Delays`; may be changed at any time."""
+        self.process: Process | None = None
+        """Whose it is."""
         disk.living.add(token)
 
     async def transact(self, work: Callable[[Store], T]) -> T:

@@ -13,6 +13,7 @@ import httpx2
 from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Event, RetryBudget, RetryPolicy
+from cached_session.sending import Sender
 from tests.simulation.ledger import Violation
 from tests.simulation.network import Network
 from tests.simulation.outbox_disk import SimOutbox
@@ -63,6 +64,7 @@ class Process:
         self.stopping = False
         self.tasks: list[asyncio.Task[Any]] = []
         self.outbox = outbox
+        outbox.process = self
         self._line = Line(network)
         self._client: AsyncOpenAI | None = network.client(self._line)
         self._cache: ConversationCache | None = ConversationCache(max_bytes=max_bytes)
@@ -153,6 +155,10 @@ def task_factory(
     loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None
 ) -> asyncio.Task[Any]:
     """Makes a task and tells its process, so that it ends with it."""
+    maker = coroutine.cr_frame.f_locals.get("self")
+    if isinstance(maker, Sender):
+        # It is made in an empty context, which the tasks that it makes copy.
+        PROCESS.set(maker._journal.outbox.process)  # type: ignore[attr-defined]  # a SimOutbox
     task = asyncio.Task(coroutine, loop=loop, context=context)
     process = PROCESS.get() if context is None else context.get(PROCESS)
     if process is not None:
