@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,16 +14,20 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import openai
 import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession, ConversationCache
+from benchmarks.line import LOOPBACK, Line
+from cached_session import CachedSession, ConversationCache, RetryPolicy
 from cached_session.emulator import Emulator
 from tests.session.support import Elsewhere, in_threads, new_client, sent, texts, users
-from tests.session.wire import Wire, sockets_to, wire
+from tests.session.wire import Wire, sockets_to, tunnel, wire
 
 
 @pytest.fixture(name="line")
@@ -259,3 +266,102 @@ def test_under_nest_asyncio(module: str, emulator: Emulator) -> None:
         timeout=60,
     )
     assert (program.stderr, program.stdout, program.returncode) == ("", "2\n", 0)
+
+
+OVER_TLS = """
+import asyncio, sys
+from openai import AsyncOpenAI
+from cached_session import CachedSession
+
+async def main():
+    client = AsyncOpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
+    first = CachedSession(openai_client=client)
+    await first.add_items([{"role": "user", "content": "x" * 300_000}])
+    for number in range(19):
+        async with CachedSession(
+            conversation_id=first.session_id, openai_client=client
+        ) as session:
+            await session.add_items([{"role": "user", "content": str(number)}])
+    await first.refresh()
+    print(len(await first.get_items()))
+    await client.close()
+
+asyncio.run(main())
+"""
+
+
+def port_of(emulator: Emulator) -> int:
+    port = urlsplit(emulator.base_url).port
+    assert port is not None
+    return port
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "through a proxy"])
+def test_over_tls(proxied: bool, emulator: Emulator, tmp_path: Path) -> None:
+    """Over TLS twenty sessions write and read on one connection, through a proxy's tunnel, too."""
+    with Line(port_of(emulator)) as line, tunnel(line.port) as proxy:
+        # Which certificates are trusted is read once a process.
+        environment = {**os.environ, "SSL_CERT_FILE": str(line.trust(tmp_path))}
+        if proxied:
+            environment |= {"HTTPS_PROXY": proxy.base_url, "NO_PROXY": "", "no_proxy": ""}
+        program = subprocess.run(
+            [sys.executable, "-W", "error", "-c", OVER_TLS, f"https://{LOOPBACK}:{line.port}/v1"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+        )
+        assert (program.stderr, program.stdout, program.returncode) == ("", "20\n", 0)
+        assert line.connections == 1
+        assert proxy.opened == int(proxied)
+
+
+async def test_a_certificate_that_is_not_trusted(emulator: Emulator) -> None:
+    """To a server whose certificate is not trusted nothing is sent, and the error says so."""
+    emulator.clear_log()
+    with Line(port_of(emulator)) as line:
+        await refuses(f"https://{LOOPBACK}:{line.port}/v1", lambda: line.connections)
+    assert sent(emulator) == []
+
+
+async def test_a_server_that_leaves_in_the_handshake() -> None:
+    """A connection that ends in the TLS handshake is one that never was: nothing was stored."""
+    with hanging_up() as (port, opened):
+        await refuses(f"https://{LOOPBACK}:{port}/v1", lambda: len(opened))
+
+
+async def refuses(base_url: str, opened: Callable[[], int]) -> None:
+    """An append over a connection that never comes about fails after so many attempts."""
+    async with AsyncOpenAI(base_url=base_url, api_key="key", max_retries=0) as client:
+        session = CachedSession(
+            conversation_id="conv_x",
+            openai_client=client,
+            cache=ConversationCache(),
+            retry=RetryPolicy(connect_attempts=3, initial_delay=0.001, max_delay=0.01),
+        )
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await session.add_items(users("x"))
+        assert "nothing was stored" in "".join(caught.value.__notes__)
+        assert opened() == 3
+        assert sockets_to(base_url) == 0
+
+
+@contextmanager
+def hanging_up() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that closes each connection when it has heard something; its port, what it heard."""
+    heard: list[bytes] = []
+    with socket.create_server((LOOPBACK, 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # shut down at the end
+                while True:
+                    client, _ = listening.accept()
+                    with client:
+                        heard.append(client.recv(65536))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1], heard
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
