@@ -9,7 +9,7 @@ from cached_session.appending import Append
 from cached_session.core.outcomes import Applied
 from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.core.wording import counted, rewritten_or_not
-from cached_session.errors import AppendOutcomeUnknown, OutboxError
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
@@ -65,6 +65,15 @@ async def deliver(journal: Journal, operation: Operation) -> None:
         except AppendOutcomeUnknown as error:
             if not window.unsettled.undecided:
                 await _give_up(journal, error)
+            raise
+        except TurnLost:
+            raise
+        except Exception:
+            if not window.unsettled.undecided:
+                # It was refused, or never had a connection. Whoever takes over
+                # is to know, and not to take what others append meanwhile for
+                # this batch, rewritten.
+                await journal.record()
             raise
 
 

@@ -9,13 +9,15 @@ closed from anywhere.
 from __future__ import annotations
 
 import asyncio
-import os
+import functools
+import ipaddress
+import itertools
 import select
 import socket
 import ssl
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -23,6 +25,11 @@ import anyio.abc
 import httpcore2
 import httpx2
 from anyio.streams.tls import TLSAttribute, TLSStream
+
+from cached_session.errands import forsake
+
+# Seconds until the next of a host's addresses is tried, too; RFC 8305 recommends it.
+_HEAD_START = 0.25
 
 
 class Sockets:
@@ -37,12 +44,15 @@ class Sockets:
         Neither httpx2 nor openai has a public way to say over what a client
         connects, short of a transport of one's own, for which proxies and
         errors would have to be done again. Where a release has other names for
-        it, the client keeps its own connections, and a test says so.
+        it, the client keeps its own connections, and a test says so. So it does
+        on Windows, where an event loop binds a socket to itself for good.
         """
+        if sys.platform == "win32":
+            return
         for transport in (http._transport, *http._mounts.values()):
             pool = getattr(transport, "_pool", None)
             if isinstance(pool, httpcore2.AsyncConnectionPool):
-                pool._network_backend = _Backend(pool._network_backend, self)
+                pool._network_backend = _Backend(self)
 
     def add(self, sock: socket.socket) -> None:
         """Takes in a socket that was opened."""
@@ -60,10 +70,13 @@ class Sockets:
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
-    """Connects as another one does, and takes over the socket."""
+    """Connects plain sockets.
 
-    def __init__(self, connector: httpcore2.AsyncNetworkBackend, sockets: Sockets) -> None:
-        self._connector = connector
+    httpcore's own does so in cancel scopes of anyio, which keep a task, and so
+    its loop, for ever where that loop was closed in between.
+    """
+
+    def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
 
     async def connect_tcp(
@@ -74,41 +87,120 @@ class _Backend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        stream = await self._connector.connect_tcp(
-            host, port, timeout, local_address, socket_options
-        )
-        return await self._taken_over(stream)
+        # asyncio sets it, too: a request comes in two pieces, its head and its body.
+        options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *(socket_options or ())]
+
+        async def connect() -> socket.socket:
+            return await self._first(
+                [
+                    functools.partial(self._open, family, address, options, local_address)
+                    for family, address in await _addresses(host, port)
+                ]
+            )
+
+        return await self._wire(connect, timeout)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore2.AsyncNetworkStream:
-        stream = await self._connector.connect_unix_socket(path, timeout, socket_options)
-        return await self._taken_over(stream)
+        options = [*(socket_options or ())]
+        return await self._wire(lambda: self._open(socket.AF_UNIX, path, options), timeout)
 
     async def sleep(self, seconds: float) -> None:
-        await self._connector.sleep(seconds)
+        await asyncio.sleep(seconds)
 
-    async def _taken_over(
-        self, stream: httpcore2.AsyncNetworkStream
-    ) -> httpcore2.AsyncNetworkStream:
-        if sys.platform == "win32":
-            # The event loop there has bound the socket to itself for good.
-            return stream
-        sock: socket.socket | None = None
+    async def _wire(
+        self, connect: Callable[[], Coroutine[Any, Any, socket.socket]], timeout: float | None
+    ) -> _Wire:
+        """What comes of connecting; every failure of it is one before anything was sent."""
         try:
-            sock = socket.socket(fileno=os.dup(stream.get_extra_info("socket").fileno()))
-            self._sockets.add(sock)
+            async with asyncio.timeout(timeout):
+                try:
+                    return _Wire(_Stream(await connect(), self._sockets))
+                except OSError as error:
+                    raise httpcore2.ConnectError(str(error)) from error
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(str(error)) from error
+
+    async def _open(
+        self, family: int, address: Any, options: Iterable[Any], local_address: str | None = None
+    ) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        self._sockets.add(sock)
+        try:
             sock.setblocking(False)
-            own = _Stream(sock, self._sockets)
-            sock = None
-        except OSError as error:
-            # It was closed by the other side before anything was written.
-            raise httpcore2.ConnectError(str(error)) from error
+            for option in options:
+                sock.setsockopt(*option)
+            if local_address is not None:
+                sock.bind((local_address, 0))
+            await asyncio.get_running_loop().sock_connect(sock, address)
+        except BaseException:
+            self._sockets.remove(sock)
+            raise
+        return sock
+
+    async def _first(
+        self, attempts: Sequence[Callable[[], Coroutine[Any, Any, socket.socket]]]
+    ) -> socket.socket:
+        """The first attempt that succeeds, each with a head start over the next; see RFC 8305."""
+        if len(attempts) == 1:
+            return await attempts[0]()
+        begun: list[asyncio.Task[socket.socket]] = []
+        found: asyncio.Task[socket.socket] | None = None
+        try:
+            while True:
+                found = next((task for task in begun if _succeeded(task)), None)
+                if found is not None:
+                    return found.result()
+                if len(begun) < len(attempts):
+                    begun.append(asyncio.create_task(attempts[len(begun)]()))
+                    # Should its loop be closed before it ends, nobody misses it.
+                    forsake(begun[-1])
+                rest = len(attempts) - len(begun)
+                if under_way := [task for task in begun if not task.done()]:
+                    await asyncio.wait(
+                        under_way,
+                        timeout=_HEAD_START if rest else None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                elif not rest:
+                    failures = [error for task in begun if (error := task.exception())]
+                    raise OSError("; ".join(map(str, failures))) from failures[0]
         finally:
-            if sock is not None:
-                self._sockets.remove(sock)
-            await stream.aclose()
-        return _Wire(own)
+            for task in begun:
+                if task is not found:
+                    task.cancel()
+                    task.add_done_callback(self._close_unneeded)
+
+    def _close_unneeded(self, task: asyncio.Task[socket.socket]) -> None:
+        if _succeeded(task):
+            self._sockets.remove(task.result())
+
+
+def _succeeded(task: asyncio.Task[socket.socket]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    """The families and addresses of a host, in the resolver's order, but of alternating families.
+
+    Raises:
+        OSError: It has none.
+    """
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
+        return [(family, (host, port))]
+    by_family: dict[int, list[tuple[int, Any]]] = {}
+    for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        by_family.setdefault(family, []).append((family, address))
+    rounds = itertools.zip_longest(*by_family.values())
+    return [found for each in rounds for found in each if found is not None]
 
 
 class _Wire(httpcore2.AsyncNetworkStream):

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import warnings
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Outbox
+from cached_session.emulator import Emulator
 from tests.outbox_sessions.support import held
 from tests.session.support import Elsewhere, Gate, texts, users
 from tests.session.wire import Wire, sockets_to, wire
 
 # What asyncio itself says of the caller's own task, which its loop left lying.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(name="line")
+def _line(emulator: Emulator) -> Iterator[Wire]:
+    with wire(emulator) as line:
+        yield line
+        gc.collect()
 
 
 def session_over(line: Wire, conversation: str, outbox: Outbox | None) -> CachedSession:
@@ -43,6 +52,34 @@ def by_hand(
 def living(loops: list[weakref.ref[asyncio.AbstractEventLoop]]) -> int:
     gc.collect()
     return sum(loop() is not None for loop in loops)
+
+
+def test_loops_that_leave_something_waiting(
+    outbox: Outbox, line: Wire, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of loops that end while items wait nothing lives after the next one; each lands once."""
+    conversation = Elsewhere(emulator).conversation()
+    session = session_over(line, conversation, outbox)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for number in range(20):
+
+            async def work(text: str = str(number)) -> None:
+                await session.add_items(users(text))
+                # Up to another moment of the sending each time.
+                for _ in range(3 * int(text)):
+                    await asyncio.sleep(0)
+
+            loops.append(by_hand(work))
+        asyncio.run(session.flush())
+        assert living(loops) == 0
+        assert sockets_to(line.base_url) <= 1
+        asyncio.run(session.aclose())
+        gc.collect()
+    assert [str(one.message) for one in caught if one.category is ResourceWarning] == []
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    assert texts(emulator.items(conversation)) == [str(number) for number in range(20)]
 
 
 CALLS = [CachedSession.add_items, CachedSession.get_items, CachedSession.pop_item]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,16 +14,21 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import openai
 import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession, ConversationCache
+from benchmarks.line import LOOPBACK, Line
+from cached_session import CachedSession, ConversationCache, RetryPolicy
 from cached_session.emulator import Emulator
 from tests.session.support import Elsewhere, in_threads, new_client, sent, texts, users
-from tests.session.wire import Wire, sockets_to, wire
+from tests.session.wire import Wire, sockets_to, tunnel, wire
 
 
 @pytest.fixture(name="line")
@@ -259,3 +267,168 @@ def test_under_nest_asyncio(module: str, emulator: Emulator) -> None:
         timeout=60,
     )
     assert (program.stderr, program.stdout, program.returncode) == ("", "2\n", 0)
+
+
+OVER_TLS = """
+import asyncio, sys
+from openai import AsyncOpenAI
+from cached_session import CachedSession
+
+async def main():
+    client = AsyncOpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
+    first = CachedSession(openai_client=client)
+    await first.add_items([{"role": "user", "content": "x" * 300_000}])
+    for number in range(19):
+        async with CachedSession(
+            conversation_id=first.session_id, openai_client=client
+        ) as session:
+            await session.add_items([{"role": "user", "content": str(number)}])
+    await first.refresh()
+    print(len(await first.get_items()))
+    await client.close()
+
+asyncio.run(main())
+"""
+
+
+def port_of(emulator: Emulator) -> int:
+    port = urlsplit(emulator.base_url).port
+    assert port is not None
+    return port
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "through a proxy"])
+def test_over_tls(proxied: bool, emulator: Emulator, tmp_path: Path) -> None:
+    """Over TLS twenty sessions write and read on one connection, through a proxy's tunnel, too."""
+    with Line(port_of(emulator)) as line, tunnel(line.port) as proxy:
+        # Which certificates are trusted is read once a process.
+        environment = {**os.environ, "SSL_CERT_FILE": str(line.trust(tmp_path))}
+        if proxied:
+            environment |= {"HTTPS_PROXY": proxy.base_url, "NO_PROXY": "", "no_proxy": ""}
+        program = subprocess.run(
+            [sys.executable, "-W", "error", "-c", OVER_TLS, f"https://{LOOPBACK}:{line.port}/v1"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+        )
+        assert (program.stderr, program.stdout, program.returncode) == ("", "20\n", 0)
+        assert line.connections == 1
+        assert proxy.opened == int(proxied)
+
+
+async def test_a_certificate_that_is_not_trusted(emulator: Emulator) -> None:
+    """To a server whose certificate is not trusted nothing is sent, and the error says so."""
+    emulator.clear_log()
+    with Line(port_of(emulator)) as line:
+        await refuses(f"https://{LOOPBACK}:{line.port}/v1", lambda: line.connections)
+    assert sent(emulator) == []
+
+
+async def test_a_server_that_leaves_in_the_handshake() -> None:
+    """A connection that ends in the TLS handshake is one that never was: nothing was stored."""
+    with hanging_up() as (port, opened):
+        await refuses(f"https://{LOOPBACK}:{port}/v1", lambda: len(opened))
+
+
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+async def test_a_host_with_several_addresses(
+    first: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one of a host's addresses leads nowhere, the next is taken, on one connection."""
+    conversation = Elsewhere(emulator).conversation("a")
+    with nowhere(silent=first == "is silent") as port, wire(emulator) as line:
+        resolves(monkeypatch, port, urlsplit(line.base_url).port)
+        with without_a_warning():
+            async with AsyncOpenAI(
+                base_url="http://several.example/v1", api_key="key", max_retries=0
+            ) as client:
+                session = CachedSession(
+                    conversation_id=conversation, openai_client=client, cache=ConversationCache()
+                )
+                assert texts(await session.get_items()) == ["a"]
+                await session.add_items(users("b"))
+            del session, client
+        assert line.opened == 1
+        assert sockets_to(line.base_url) == 0
+
+
+async def test_a_host_whose_addresses_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every address of a host refuses, nothing was stored, and the error says so."""
+    with nowhere(silent=False) as one, nowhere(silent=False) as other:
+        resolves(monkeypatch, one, other)
+        await refuses("http://several.example:80/v1")
+
+
+async def test_a_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a host's name leads to no address, nothing was stored, and the error says so."""
+    resolves(monkeypatch)
+    await refuses("http://several.example:80/v1")
+
+
+def resolves(monkeypatch: pytest.MonkeyPatch, *ports: int | None) -> None:
+    """Has a host's name lead to these ports of this machine, in this order."""
+    resolve = socket.getaddrinfo
+
+    def found(host: object, *arguments: Any, **named: Any) -> list[Any]:
+        if host != "several.example":
+            return resolve(host, *arguments, **named)  # type: ignore[arg-type]
+        if not ports:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (LOOPBACK, port)) for port in ports]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+@contextmanager
+def nowhere(*, silent: bool) -> Iterator[int]:
+    """A port that refuses connections; or at which they neither come about nor fail."""
+    with contextlib.ExitStack() as kept:
+        bound = kept.enter_context(socket.socket())
+        bound.bind((LOOPBACK, 0))
+        if silent:
+            # Nobody accepts any, so that the queue of those that wait is full.
+            bound.listen(0)
+            for _ in range(2):
+                waiting = kept.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(bound.getsockname())
+        yield bound.getsockname()[1]
+
+
+async def refuses(base_url: str, opened: Callable[[], int] | None = None) -> None:
+    """An append over a connection that never comes about fails after so many attempts."""
+    async with AsyncOpenAI(base_url=base_url, api_key="key", max_retries=0) as client:
+        session = CachedSession(
+            conversation_id="conv_x",
+            openai_client=client,
+            cache=ConversationCache(),
+            retry=RetryPolicy(connect_attempts=3, initial_delay=0.001, max_delay=0.01),
+        )
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await session.add_items(users("x"))
+        assert "nothing was stored" in "".join(caught.value.__notes__)
+        assert opened is None or opened() == 3
+        assert sockets_to(base_url) == 0
+
+
+@contextmanager
+def hanging_up() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that closes each connection when it has heard something; its port, what it heard."""
+    heard: list[bytes] = []
+    with socket.create_server((LOOPBACK, 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # shut down at the end
+                while True:
+                    client, _ = listening.accept()
+                    with client:
+                        heard.append(client.recv(65536))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1], heard
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()

@@ -20,11 +20,12 @@ class Wire:
         base_url: Where clients find it.
     """
 
-    def __init__(self, emulator: Emulator) -> None:
-        server = urlsplit(emulator.base_url)
+    def __init__(self, base_url: str, *, tunnel: bool = False) -> None:
+        server = urlsplit(base_url)
         assert server.hostname is not None
         assert server.port is not None
         self._server = (server.hostname, server.port)
+        self._tunnel = tunnel
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -42,6 +43,8 @@ class Wire:
             while True:
                 client, _ = self._listening.accept()
                 self.opened += 1
+                if self._tunnel:
+                    _agree(client)
                 server = socket.create_connection(self._server)
                 # A request comes in two pieces: its head, then its body. Without this
                 # the second waits 40 ms for the first's acknowledgement.
@@ -60,6 +63,17 @@ class Wire:
             assert not thread.is_alive(), "a connection was left open"
 
 
+def _agree(client: socket.socket) -> None:
+    """Answers a client that asks a proxy for a tunnel."""
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        data = client.recv(65536)
+        assert data
+        asked += data
+    assert asked.startswith(b"CONNECT ")
+    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
     with source:
         # One that is reset has ended, too, and the other side is to hear of it.
@@ -73,7 +87,15 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
 @contextlib.contextmanager
 def wire(emulator: Emulator) -> Iterator[Wire]:
     """A `Wire` to a server; at the end every connection over it is closed."""
-    made = Wire(emulator)
+    made = Wire(emulator.base_url)
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def tunnel(port: int) -> Iterator[Wire]:
+    """A `Wire` that is a proxy, and leads to one port wherever a client wants to be led."""
+    made = Wire(f"http://127.0.0.1:{port}", tunnel=True)
     yield made
     made.close()
 
