@@ -19,18 +19,21 @@ class Chosen:
         owner: The session of the SDK that it was taken over from; None: it was given.
 
     Raises:
-        ValueError: No request can be made through the client: its base URL has no host.
+        ValueError: No request can be made through the client: its base URL has no
+            host, another scheme than HTTP's, or a port that cannot be.
     """
 
     client: AsyncOpenAI
     owner: OpenAIConversationsSession | None = None
 
     def __post_init__(self) -> None:
-        if not self.client.base_url.host:
+        url = self.client.base_url
+        # A transport of one's own may know more schemes, such as http+unix.
+        if not (url.host and url.scheme.startswith("http") and (url.port or 0) < 1 << 16):
             # The URL is left out: without a scheme, "user:password@host" is all path.
             raise ValueError(
-                "openai_client: its base_url names no host; begin it with https:// or http:// "
-                "(it may come from the environment, OPENAI_BASE_URL)"
+                "openai_client: its base_url is not that of a server; it begins with https:// or "
+                "http:// and a host (it may come from the environment, OPENAI_BASE_URL)"
             )
 
     def check(self) -> None:

@@ -85,8 +85,8 @@ class CachedSession(OpenAIConversationsSession):
         ValueError: An argument has an impossible value, or contradicts another;
             or `conversation_id` is a local name of an outbox, and there is none;
             or no `openai_client` is given, and which one the wrapped session
-            uses cannot be told for certain; or the base URL of the client has
-            no host. Every call raises it, too, once somebody has replaced a
+            uses cannot be told for certain; or the base URL of the client is
+            not that of a server. Every call raises it, too, once somebody has replaced a
             client that was not given here.
     """
 

@@ -117,7 +117,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 try:
                     return _Wire(_Stream(await connect(), self._sockets))
-                except OSError as error:
+                except (OSError, OverflowError) as error:  # a port that cannot be overflows
                     raise httpcore2.ConnectError(str(error)) from error
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error

@@ -43,7 +43,8 @@ async def main():
             await session.flush()
     print("accepted", flush=True)
     if await asyncio.to_thread(sys.stdin.readline) == "close\\n":
-        await session.aclose()
+        # Long enough to see it all arrive, whichever of the processes sends it.
+        await session.aclose(timeout=60)
         await client.close()
 
 asyncio.run(main())

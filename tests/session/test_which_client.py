@@ -279,9 +279,19 @@ async def test_a_client_that_contradicts(client: AsyncOpenAI, other: AsyncOpenAI
         CachedSession(wrapped, openai_client=client)
 
 
-@pytest.mark.parametrize("url", ["localhost:8080/v1", "user:pa55word@api.example.com/v1", "/v1"])
-async def test_a_base_url_without_a_host(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose base URL lacks its scheme is refused before anything is sent, by its name."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8080/v1",
+        "user:pa55word@api.example.com/v1",
+        "/v1",
+        "//api.example.com/v1",
+        "ftp://api.example.com/v1",
+        "http://127.0.0.1:99999/v1",
+    ],
+)
+async def test_a_base_url_of_no_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose base URL leads nowhere is refused before anything is sent, by its name."""
     async with AsyncOpenAI(base_url=url, api_key="k") as client:
         for make in (
             lambda: CachedSession(openai_client=client),
