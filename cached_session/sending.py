@@ -16,7 +16,7 @@ from cached_session.classify import classify, says_gone
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.wording import counted
 from cached_session.delivering import deliver, look_back
-from cached_session.errands import cancel, forsake, lost
+from cached_session.errands import cancel, ending, forsake, lost
 from cached_session.errors import (
     AppendOutcomeUnknown,
     CachedSessionError,
@@ -75,6 +75,9 @@ class Sender:
             if self._task is not None and self._task.get_loop().is_closed():
                 forsake(self._task)
                 self._task = None
+            if ending(asyncio.get_running_loop()):
+                # It would be left lying, and asyncio would tell of it.
+                return
             # What is held has to be let go of, also where nothing is sent.
             if not (journal.holds or (journal.waiting and journal.paused is None)):
                 return

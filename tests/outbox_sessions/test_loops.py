@@ -461,9 +461,12 @@ def test_dropped_with_its_loop_beside_another_process(
         assert texts(emulator.items(conversation)) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("slowly", [False, True])
 @pytest.mark.parametrize("call", [CachedSession.flush, CachedSession.pop_item])
 def test_a_loop_ends_with_a_call_under_way(
-    call: Callable[[CachedSession], Coroutine[Any, Any, Any]], caplog: pytest.LogCaptureFixture
+    call: Callable[[CachedSession], Coroutine[Any, Any, Any]],
+    slowly: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A call that ends with its loop leaves nothing behind of which asyncio would tell."""
     for _ in range(6):
@@ -479,6 +482,12 @@ def test_a_loop_ends_with_a_call_under_way(
                 for _ in range(20):
                     await asyncio.sleep(0)
                 assert not under_way.done()
+                if slowly:
+                    # The loop waits for its threads before it is closed, and its
+                    # timers go on meanwhile: those of the cancelled call, too.
+                    loop, done = asyncio.get_running_loop(), threading.Event()
+                    loop.run_in_executor(None, done.wait)
+                    loop.call_later(0.2, done.set)
 
             asyncio.run(leave())
             gate.open()
