@@ -18,7 +18,10 @@ import pytest
 from cached_session.emulator import Emulator
 from tests.session.support import PATIENCE, Elsewhere, sent, texts
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing forks there")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform == "win32", reason="nothing forks there"),
+]
 
 BEGIN = """
 import asyncio, json, os, sys, threading
