@@ -361,7 +361,10 @@ def test_interrupted_benchmark() -> None:
         start_new_session=True,
     ) as process:
         try:
-            eventually(lambda: bool(_children(process.pid)))
+            # Begun, and not only forked: in between nobody could end it yet.
+            eventually(
+                lambda: any("emulator" in name for name in map(_command, _children(process.pid)))
+            )
             # As a terminal does: to all of the foreground's group.
             os.killpg(process.pid, signal.SIGINT)
             _, error = process.communicate(timeout=60)
@@ -373,6 +376,10 @@ def test_interrupted_benchmark() -> None:
 
 def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+def _command(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
 @pytest.mark.processes
