@@ -61,14 +61,19 @@ class Sender:
         self._trouble: Exception | None = None
         self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
         self._ended: Operation | None = None
+        self._unattended = False
         # The one that has ended, and does what comes then.
         self._last: asyncio.Task[Any] | None = None
 
-    def start(self, context: Callable[[], Operation] | None = None) -> None:
+    def start(
+        self, context: Callable[[], Operation] | None = None, *, unattended: bool = False
+    ) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
 
         Args:
             context: Makes the operations from now on; None: the one given last.
+            unattended: Whether no call is under way. The loop may be ending, with
+                all its tasks cancelled but this one: asyncio is not to tell of it.
         """
         with self._lock:
             journal = self._journal
@@ -102,6 +107,9 @@ class Sender:
                 name=f"outbox of {journal.replica.conversation_id}",
             )
             self._task.add_done_callback(self._over)
+            self._unattended = unattended
+            if unattended:
+                forsake(self._task)
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
 
@@ -267,6 +275,8 @@ class Sender:
         self._flying = flying = asyncio.current_task()
         assert flying is not None  # a coroutine runs in one
         flying.add_done_callback(self._over)
+        if self._unattended:
+            forsake(flying)
         await deliver(self._journal, operation)
 
     def _operation(self) -> Operation:
