@@ -301,22 +301,16 @@ class Backlog:
         finally:
             if soon:
                 # Not at once: the loop may be ending, and would leave it lying.
-                loop = asyncio.get_running_loop()
-                loop.call_later(soon, self._go_on, context, failure, True)
+                asyncio.get_running_loop().call_later(soon, self._go_on, context, failure)
             else:
                 self._go_on(context, failure)
                 # Where its session was closed meanwhile.
                 await self._leaving.look(context())
 
-    def _go_on(
-        self,
-        context: Callable[[], Operation],
-        failure: OutboxError | None,
-        unattended: bool = False,
-    ) -> None:
+    def _go_on(self, context: Callable[[], Operation], failure: OutboxError | None) -> None:
         # Where sending failed during the call, and not before it, the next use tries again.
         if self.journal.holds or self.sender.failure in (None, failure):
-            self.sender.start(context, unattended=unattended)
+            self.sender.start(context)
 
     async def recorded(self, operation: Operation) -> None:
         """Waits until what was appended before this call is recorded, or is not going to be."""

@@ -143,14 +143,6 @@ def lost(task: asyncio.Task[Any]) -> bool:
     return task.done() or not task.get_loop().is_running()
 
 
-def ending(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether an event loop is about to be closed: its threads are being waited for, its last act.
-
-    There is no public way to ask. Of a loop that is not asyncio's own it is not known.
-    """
-    return bool(getattr(loop, "_executor_shutdown_called", False))
-
-
 def cancel(task: asyncio.Task[Any]) -> None:
     """Has a task end, on whichever event loop it is."""
     if lost(task):

@@ -254,9 +254,6 @@ class Replica:
         turn = await self.turns.enter(operation.deadline, self.conversation_id)
         if turn.taken_over:
             self.window.abandon()
-            for write in list(self._writes):
-                if not write.get_loop().is_running():
-                    forsake(write)
         bury(self._writes)
         if operation.superseded():
             turn.end()
@@ -283,6 +280,8 @@ class Replica:
         `kept` says whether an outbox has what is written, and sees to it if this fails.
         """
         task = asyncio.get_running_loop().create_task(ended(write))
+        # Whoever has the next turn settles what it leaves, whatever becomes of its loop.
+        forsake(task)
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before
         # its first step runs neither.

@@ -16,7 +16,7 @@ from cached_session.classify import classify, says_gone
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.wording import counted
 from cached_session.delivering import deliver, look_back
-from cached_session.errands import cancel, ending, forsake, lost
+from cached_session.errands import cancel, forsake, lost
 from cached_session.errors import (
     AppendOutcomeUnknown,
     CachedSessionError,
@@ -61,28 +61,19 @@ class Sender:
         self._trouble: Exception | None = None
         self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
         self._ended: Operation | None = None
-        self._unattended = False
         # The one that has ended, and does what comes then.
         self._last: asyncio.Task[Any] | None = None
 
-    def start(
-        self, context: Callable[[], Operation] | None = None, *, unattended: bool = False
-    ) -> None:
+    def start(self, context: Callable[[], Operation] | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
 
         Args:
             context: Makes the operations from now on; None: the one given last.
-            unattended: Whether no call is under way. The loop may be ending, with
-                all its tasks cancelled but this one: asyncio is not to tell of it.
         """
         with self._lock:
             journal = self._journal
             if self._task is not None and self._task.get_loop().is_closed():
-                forsake(self._task)
                 self._task = None
-            if ending(asyncio.get_running_loop()):
-                # It would be left lying, and asyncio would tell of it.
-                return
             # What is held has to be let go of, also where nothing is sent.
             if not (journal.holds or (journal.waiting and journal.paused is None)):
                 return
@@ -90,12 +81,8 @@ class Sender:
                 self._context = context
             if self._context is None:
                 return
-            if self._task is not None:
-                if not self._lost(self._task):
-                    return
-                forsake(self._task)
-                if self._flying is not None and self._lost(self._flying):
-                    forsake(self._flying)
+            if self._task is not None and not self._lost(self._task):
+                return
             self._process = os.getpid()
             self.failure = None
             journal.outbox.told.over(journal.address, Trouble.LEFT)
@@ -107,9 +94,10 @@ class Sender:
                 name=f"outbox of {journal.replica.conversation_id}",
             )
             self._task.add_done_callback(self._over)
-            self._unattended = unattended
-            if unattended:
-                forsake(self._task)
+            # Its loop may end at any moment, or be ending: a call that is cancelled
+            # then begins it when all other tasks have been cancelled. Whoever uses
+            # the conversation next goes on.
+            forsake(self._task)
         if journal.waiting and journal.paused is None:
             self._change(Sending.SENDING)
 
@@ -275,8 +263,6 @@ class Sender:
         self._flying = flying = asyncio.current_task()
         assert flying is not None  # a coroutine runs in one
         flying.add_done_callback(self._over)
-        if self._unattended:
-            forsake(flying)
         await deliver(self._journal, operation)
 
     def _operation(self) -> Operation:

@@ -461,8 +461,6 @@ def test_dropped_with_its_loop_beside_another_process(
         assert texts(emulator.items(conversation)) == ["a", "b", "c"]
 
 
-# Open: now and then asyncio still tells of a task, on a busy machine. Nothing is lost by it.
-@pytest.mark.xfail(strict=False, reason="a timer of the cancelled call may meet the ending loop")
 @pytest.mark.parametrize("slowly", [False, True])
 @pytest.mark.parametrize("call", [CachedSession.flush, CachedSession.pop_item])
 def test_a_loop_ends_with_a_call_under_way(
