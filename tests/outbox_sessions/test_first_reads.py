@@ -8,7 +8,7 @@ import math
 import pytest
 
 from cached_session import ConversationCache
-from cached_session.emulator.requests import is_append
+from cached_session.emulator.requests import is_append, is_listing
 from tests.faults.line import Do
 from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import until, words
@@ -39,6 +39,31 @@ async def test_after_one_that_was_cancelled(world: OneDisk) -> None:
     await until(lambda: bool(later))
     assert words(await later[0]) == ["a", "x"]
     assert words(await session.get_items()) == ["a", "x"] == world.line.texts(world.conversation)
+
+
+@on_one_disk("a")
+async def test_what_was_sent_since_one_that_was_cancelled(world: OneDisk) -> None:
+    """What the server has taken since a cancelled first read is not sent again by the next one.
+
+    Another writer removes it at once, so that no listing tells: only the sender knows.
+    """
+    await _left(world, "x", sealed=False)
+    session = world.session(world.process("2", delay=0.01))
+    first = world.begin(session.get_items())
+    await until(lambda: world.owner() == "2")
+    first.cancel()
+    later: list[asyncio.Task[list[object]]] = []
+
+    def read_and_remove() -> None:
+        later.append(world.begin(session.get_items()))
+        world.line.on(is_listing, Do(lambda: world.line.remove(world.conversation, "x")))
+
+    world.line.on(is_append, Do(read_and_remove))
+    await until(lambda: bool(later))
+    assert words(await later[0]) == ["a"]
+    await session.flush()
+    assert world.line.texts(world.conversation) == ["a"] == words(await session.get_items())
+    assert world.line.asked().count("append") == 1
 
 
 @on_one_disk("a")
