@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Any
 
@@ -270,8 +271,20 @@ async def test_a_full_page_that_was_right() -> None:
         assert line.asked() == asked
 
 
-async def test_the_two_ends_contradict_each_other() -> None:
+@pytest.mark.parametrize("size", [151, 250, 251, 450, 650])
+async def test_the_two_ends_contradict_each_other(size: int) -> None:
     """A listing of both ends is not ended by a page that denies what the other end has shown."""
+    line = Line()
+    conversation = filled(line, size)
+    session = line.session(conversation, max_staleness=math.inf)
+    assert len(await session.get_items(50)) == 50
+    # From now on another server answers, say.
+    line.service.habits = Habits(has_more_false_on_full_page=True)
+    await agrees(session, line, conversation)
+
+
+async def test_pages_that_deny_are_enough_for_a_limit() -> None:
+    """Where every full page denies what follows, a limited read has as many items as it asked."""
     line = Line(habits=Habits(has_more_false_on_full_page=True))
     conversation = filled(line, 450)
     session = line.session(conversation)
