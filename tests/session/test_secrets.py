@@ -20,6 +20,7 @@ from cached_session import (
     SessionClosed,
 )
 from cached_session.emulator import Emulator, Fault, FaultKind, Request
+from tests.faults.line import notes
 from tests.session.support import Elsewhere, new_client
 
 KEY = "sk-secret-key"
@@ -137,6 +138,6 @@ async def test_a_failed_connection_names_the_host_alone() -> None:
         )
         with pytest.raises(openai.APIConnectionError) as caught:
             await session.get_items()
-    assert "no answer from 127.0.0.1:9" in caught.value.__notes__
-    said = "\n".join(caught.value.__notes__)
+    said = notes(caught.value)
+    assert "no answer from 127.0.0.1:9" in said.splitlines()
     assert not re.search("user|pa55word|secret|s3cret|conv_hidden: no", said)
