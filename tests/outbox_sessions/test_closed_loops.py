@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Outbox
 from cached_session.emulator import Emulator
-from tests.outbox_sessions.support import held
+from tests.outbox_sessions.support import held, until
 from tests.session.support import Elsewhere, Gate, texts, users
+from tests.session.test_connections import nowhere, resolves
 from tests.session.wire import Wire, sockets_to, wire
 
 # What asyncio itself says of the caller's own task, which its loop left lying.
@@ -122,6 +126,40 @@ def leave_in_flight(outbox: Outbox | None, call: Callable[..., Any]) -> None:
         stored = texts(emulator.items(conversation))
         assert len(stored) == len({*stored})
         gc.collect()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net")
+@pytest.mark.parametrize("addresses", [1, 2])
+def test_loops_that_end_while_they_connect(
+    addresses: int, line: Wire, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of loops that end while a connection is being made nothing lives after the next one."""
+    conversation = Elsewhere(emulator).conversation("a")
+    client = AsyncOpenAI(base_url="http://several.example/v1", api_key="key", max_retries=0)
+    session = CachedSession(
+        conversation_id=conversation, openai_client=client, cache=ConversationCache()
+    )
+    with nowhere(silent=True) as port:
+        resolves(monkeypatch, *[port] * addresses)
+        before = connecting(port)
+
+        async def work() -> None:
+            under_way = connecting(port)
+            task = asyncio.ensure_future(session.get_items())
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await until(lambda: bool(connecting(port) - under_way))
+
+        loops = [by_hand(work) for _ in range(3)]
+        resolves(monkeypatch, urlsplit(line.base_url).port)
+        assert texts(asyncio.run(session.get_items())) == ["a"]
+        assert living(loops) == 0
+        assert connecting(port) == before
+
+
+def connecting(port: int) -> set[str]:
+    """The local ends of what is on the way to a port of this machine, and has not come there."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    return {row[1] for row in rows if row[2:4] == [f"0100007F:{port:04X}", "02"]}
 
 
 async def _leave(session: CachedSession, gate: Gate, call: Callable[..., Any]) -> None:
