@@ -20,7 +20,7 @@ from typing import NamedTuple
 import httpx2
 from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from cached_session.forks import in_child, keep
+from cached_session.forks import Lock, in_child, keep
 
 _OWN_CLASSES = (AsyncOpenAI, AsyncAzureOpenAI)
 
@@ -44,18 +44,7 @@ class Account(NamedTuple):
     fixed: bool
 
 
-class _Guard:
-    """The lock of what follows; another one in a child, where nobody would ever give it back."""
-
-    def __init__(self) -> None:
-        self.renew()
-        in_child(self, _Guard.renew)
-
-    def renew(self) -> None:
-        self.lock = threading.Lock()
-
-
-_guard = _Guard()
+_lock = Lock()
 _numbers = itertools.count()
 _unnamed: weakref.WeakKeyDictionary[AsyncOpenAI, str] = weakref.WeakKeyDictionary()
 _connections: weakref.WeakKeyDictionary[AsyncOpenAI, Connections] = weakref.WeakKeyDictionary()
@@ -101,7 +90,7 @@ def account(client: AsyncOpenAI) -> Account:
     if fixed:
         digest.update(shown)
     else:
-        with _guard.lock:
+        with _lock:
             token = _unnamed.setdefault(client, f"client {next(_numbers)}")
         digest.update(token.encode())
     return Account(
@@ -127,7 +116,7 @@ def _says_which_software(header: str) -> bool:
 
 def connections(client: AsyncOpenAI) -> Connections:
     """The connection pools made for `client`, the same object at every call."""
-    with _guard.lock:
+    with _lock:
         found = _connections.get(client)
         if found is not None:
             return found

@@ -13,7 +13,7 @@ from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
 from cached_session.events import Reconciled
 from cached_session.journal import Elsewhere, Journal
 from cached_session.operation import Operation
-from cached_session.remote import PAGE
+from cached_session.servers import PAGE
 from cached_session.window import SLACK
 
 

@@ -9,6 +9,7 @@ destroyed, it would do to the sockets and the loops of the parent.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -32,6 +33,23 @@ def keep(*parents: object) -> None:
 def _begin() -> None:
     for holder, begin in list(_actions.items()):
         begin(holder)
+
+
+class Lock:
+    """A lock that is free in a child, whoever had it in the parent."""
+
+    def __init__(self) -> None:
+        self._renew()
+        in_child(self, Lock._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 # Where nothing forks, there is none.

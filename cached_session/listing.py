@@ -12,7 +12,8 @@ from cached_session.classify import is_unknown_cursor
 from cached_session.core.history import History
 from cached_session.core.items import Held
 from cached_session.operation import Operation
-from cached_session.remote import PAGE, Page
+from cached_session.remote import Page
+from cached_session.servers import PAGE
 
 
 class CursorLost(Exception):

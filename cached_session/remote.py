@@ -32,10 +32,8 @@ from cached_session.connections import Account, Connections, account, connection
 from cached_session.core.items import Held, Outgoing, body, hold
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
-from cached_session.servers import PAGE, Server, server_of
+from cached_session.servers import Server, server_of
 from cached_session.transports import Carrier, carrier
-
-__all__ = ["PAGE", "Page", "Remote"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import math
 import random
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
-from cached_session.forks import in_child
+from cached_session.forks import Lock
 from cached_session.transports import found_nobody
 
 if TYPE_CHECKING:
@@ -53,12 +52,7 @@ class RetryBudget:
         self._refill = refill
         self._tokens = capacity
         self._updated = -math.inf
-        self._begin_anew()
-        in_child(self, RetryBudget._begin_anew)
-
-    def _begin_anew(self) -> None:
-        # Another thread of the parent may have had the lock at a fork.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __reduce__(self) -> Any:
         # A policy that is copied or sent to another process keeps its limits;

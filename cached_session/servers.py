@@ -6,7 +6,6 @@ is made, or an outcome stays unknown.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from cachetools import LRUCache
@@ -15,6 +14,7 @@ from cached_session.connections import Account
 from cached_session.core.items import Held, Outgoing, decode, unhold
 from cached_session.core.matching import text_pairs
 from cached_session.core.rewriting import VERBATIM, Rewriting, learned, may_teach
+from cached_session.forks import Lock
 
 
 class Server:
@@ -42,7 +42,7 @@ class Server:
 # is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
 PAGE = 100
 
-_lock = threading.Lock()
+_lock = Lock()
 # Clients that show no account are one each.
 _servers: LRUCache[Account, Server] = LRUCache(256)
 

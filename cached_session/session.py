@@ -86,8 +86,8 @@ class CachedSession(OpenAIConversationsSession):
             or `conversation_id` is a local name of an outbox, and there is none;
             or no `openai_client` is given, and which one the wrapped session
             uses cannot be told for certain; or the base URL of the client is
-            not that of a server. Every call raises it, too, once somebody has replaced a
-            client that was not given here.
+            not that of a server. Every call raises it, too, once somebody has
+            replaced a client that was not given here.
     """
 
     def __init__(

@@ -9,24 +9,22 @@ closed from anywhere.
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
-import itertools
 import select
 import socket
 import ssl
 import sys
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import aiohappyeyeballs
 import anyio
 import anyio.abc
 import httpcore2
 import httpx2
+from aiohappyeyeballs import AddrInfoType, SocketFactoryType, addr_to_addr_infos
 from anyio.streams.tls import TLSAttribute, TLSStream
-
-from cached_session.errands import forsake
 
 # Seconds until the next of a host's addresses is tried, too; RFC 8305 recommends it.
 _HEAD_START = 0.25
@@ -87,120 +85,81 @@ class _Backend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        # asyncio sets it, too: a request comes in two pieces, its head and its body.
-        options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *(socket_options or ())]
+        local = None if local_address is None else (local_address, 0)
 
-        async def connect() -> socket.socket:
-            return await self._first(
-                [
-                    functools.partial(self._open, family, address, options, local_address)
-                    for family, address in await _addresses(host, port)
-                ]
+        async def connect(make: SocketFactoryType) -> socket.socket:
+            return await aiohappyeyeballs.start_connection(
+                await _addresses(host, port),
+                local_addr_infos=local and addr_to_addr_infos(local),
+                happy_eyeballs_delay=_HEAD_START,
+                interleave=1,
+                socket_factory=make,
             )
 
-        return await self._wire(connect, timeout)
+        # asyncio sets it, too: a request comes in two pieces, its head and its body.
+        options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *(socket_options or ())]
+        return await self._wire(connect, options, timeout)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore2.AsyncNetworkStream:
-        options = [*(socket_options or ())]
-        return await self._wire(lambda: self._open(socket.AF_UNIX, path, options), timeout)
+        async def connect(make: SocketFactoryType) -> socket.socket:
+            sock = make((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", (path,)))
+            await asyncio.get_running_loop().sock_connect(sock, path)
+            return sock
+
+        return await self._wire(connect, socket_options or (), timeout)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def _wire(
-        self, connect: Callable[[], Coroutine[Any, Any, socket.socket]], timeout: float | None
+        self,
+        connect: Callable[[SocketFactoryType], Awaitable[socket.socket]],
+        options: Iterable[Any],
+        timeout: float | None,
     ) -> _Wire:
         """What comes of connecting; every failure of it is one before anything was sent."""
-        try:
-            async with asyncio.timeout(timeout):
-                try:
-                    return _Wire(_Stream(await connect(), self._sockets))
-                except (OSError, OverflowError) as error:  # a port that cannot be overflows
-                    raise httpcore2.ConnectError(str(error)) from error
-        except TimeoutError as error:
-            raise httpcore2.ConnectTimeout(str(error)) from error
+        made: list[socket.socket] = []
+        connected: socket.socket | None = None
 
-    async def _open(
-        self, family: int, address: Any, options: Iterable[Any], local_address: str | None = None
-    ) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        self._sockets.add(sock)
-        try:
+        def make(address: AddrInfoType) -> socket.socket:
+            sock = socket.socket(*address[:3])
+            made.append(sock)
+            self._sockets.add(sock)
             sock.setblocking(False)
             for option in options:
                 sock.setsockopt(*option)
-            if local_address is not None:
-                sock.bind((local_address, 0))
-            await asyncio.get_running_loop().sock_connect(sock, address)
-        except BaseException:
-            self._sockets.remove(sock)
-            raise
-        return sock
+            return sock
 
-    async def _first(
-        self, attempts: Sequence[Callable[[], Coroutine[Any, Any, socket.socket]]]
-    ) -> socket.socket:
-        """The first attempt that succeeds, each with a head start over the next; see RFC 8305."""
-        if len(attempts) == 1:
-            return await attempts[0]()
-        begun: list[asyncio.Task[socket.socket]] = []
-        found: asyncio.Task[socket.socket] | None = None
         try:
-            while True:
-                found = next((task for task in begun if _succeeded(task)), None)
-                if found is not None:
-                    return found.result()
-                if len(begun) < len(attempts):
-                    begun.append(asyncio.create_task(attempts[len(begun)]()))
-                    # Should its loop be closed before it ends, nobody misses it.
-                    forsake(begun[-1])
-                rest = len(attempts) - len(begun)
-                if under_way := [task for task in begun if not task.done()]:
-                    await asyncio.wait(
-                        under_way,
-                        timeout=_HEAD_START if rest else None,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                elif not rest:
-                    failures = [error for task in begun if (error := task.exception())]
-                    raise OSError("; ".join(map(str, failures))) from failures[0]
+            async with asyncio.timeout(timeout):
+                try:
+                    connected = await connect(make)
+                except (OSError, OverflowError) as error:  # a port that cannot be overflows
+                    raise httpcore2.ConnectError(str(error)) from error
+            return _Wire(_Stream(connected, self._sockets))
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(str(error)) from error
         finally:
-            for task in begun:
-                if task is not found:
-                    task.cancel()
-                    task.add_done_callback(self._close_unneeded)
-
-    def _close_unneeded(self, task: asyncio.Task[socket.socket]) -> None:
-        if _succeeded(task):
-            self._sockets.remove(task.result())
+            for sock in made:
+                if sock is not connected:
+                    self._sockets.remove(sock)
 
 
-def _succeeded(task: asyncio.Task[socket.socket]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
-
-
-async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
-    """The families and addresses of a host, in the resolver's order, but of alternating families.
+async def _addresses(host: str, port: int) -> Sequence[AddrInfoType]:
+    """Where a host is, as `getaddrinfo` says it.
 
     Raises:
-        OSError: It has none.
+        OSError: It has no address.
     """
     try:
-        literal = ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
-        pass
-    else:
-        family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
-        return [(family, (host, port))]
-    by_family: dict[int, list[tuple[int, Any]]] = {}
-    for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
-        by_family.setdefault(family, []).append((family, address))
-    rounds = itertools.zip_longest(*by_family.values())
-    return [found for each in rounds for found in each if found is not None]
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # Not in a thread: a loop that is closed meanwhile would leave that behind.
+    return addr_to_addr_infos((host, port)) or []
 
 
 class _Wire(httpcore2.AsyncNetworkStream):

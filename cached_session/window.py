@@ -22,7 +22,7 @@ from cached_session.errors import UnexpectedAnswer
 from cached_session.events import LateCopyRemoved, LateCopySuspected
 from cached_session.listing import CursorLost, Newest, extend, newest, rest
 from cached_session.operation import Operation, is_gone
-from cached_session.remote import PAGE
+from cached_session.servers import PAGE
 
 # How many of the newest verified items a check recognises the conversation by.
 # One would do; more, because another writer may have deleted it.

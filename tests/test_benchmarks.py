@@ -72,6 +72,7 @@ def by_session(figures: list[Any], value: str) -> dict[str, Any]:
     return {figure.session: figure.values[value] for figure in figures}
 
 
+@pytest.mark.processes
 def test_loop_counts_requests(bench: Callable[..., list[Any]]) -> None:
     """Three runs with one tool call: ours creates and appends; the SDK's reads as well."""
     figures = bench("loop", "--runs", "3", "--tools", "1")
@@ -82,6 +83,7 @@ def test_loop_counts_requests(bench: Callable[..., list[Any]]) -> None:
     assert all(len(figure.series["run ms"]) == 3 for figure in figures)
 
 
+@pytest.mark.processes
 def test_reads_hold_the_bare_copy_beside_every_kind(bench: Callable[..., list[Any]]) -> None:
     """Each size and limit has a figure for the bare copy and for each kind of session."""
     figures = bench("reads", "--sizes", "24", "--limits", "0,20", "--rounds", "3")
@@ -97,6 +99,7 @@ def test_cold_counts_pages(bench: Callable[..., list[Any]]) -> None:
     assert by_session(figures, "requests") == {SDK: 13, OURS: 3}
 
 
+@pytest.mark.processes
 def test_appends_count_batches(bench: Callable[..., list[Any]]) -> None:
     """One request for each call of at most 20 items, from one session and from two at once."""
     figures = bench("appends", "--sizes", "1", "--at-once", "2", "--times", "2")
@@ -105,6 +108,7 @@ def test_appends_count_batches(bench: Callable[..., list[Any]]) -> None:
         assert counts == [2, 4]
 
 
+@pytest.mark.processes
 def test_memory_is_given_back_by_eviction(bench: Callable[..., list[Any]]) -> None:
     """With a bound the cache keeps some conversations, and no more bytes than the bound."""
     options = ("--conversations", "12", "--sizes", "20", "--bound", "60000")

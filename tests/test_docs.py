@@ -76,6 +76,7 @@ def succeed(arguments: list[str], environment: dict[str, str], directory: Path) 
     return done.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
@@ -263,6 +264,7 @@ def test_errors_in_the_reference_are_those_of_the_package() -> None:
         assert f"`{event.__name__}`" in source
 
 
+@pytest.mark.processes
 def test_demo_in_the_readme_is_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     """What the README shows of the demo is what the demo prints, times aside."""
     [shown] = blocks(README, "text")

@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT
 from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import (
+    Gate,
     Process,
     batches,
     held,
@@ -42,6 +44,17 @@ from tests.session.support import Elsewhere, new_client, numbered, texts, users
 def is_open(path: Path) -> bool:
     """Whether somebody has the outbox open."""
     return bool(list(path.parent.glob("*-owner-*")))
+
+
+async def leave_in_flight(
+    process: Process, conversation: str, gate: Gate, items: list[Any]
+) -> None:
+    """A session appends items, and is closed while the gate holds the request that carries them."""
+    async with process.session(conversation) as session:
+        await session.get_items()
+        gate.hold()
+        await session.add_items(items)
+        await gate.arrived()
 
 
 @in_virtual_time
@@ -102,11 +115,7 @@ async def test_the_next_session_goes_on(outbox: Outbox) -> None:
     with held() as (emulator, gate):
         conversation = Elsewhere(emulator).conversation("a")
         async with Process(emulator, outbox) as process:
-            async with process.session(conversation) as session:
-                await session.get_items()
-                gate.hold()
-                await session.add_items(users("b"))
-                await gate.arrived()
+            await leave_in_flight(process, conversation, gate, users("b"))
             again = process.session(conversation)
             await again.add_items(users("c"))
             gate.open()
@@ -121,11 +130,7 @@ async def test_the_next_session_has_another_cache(outbox: Outbox) -> None:
     with held() as (emulator, gate):
         conversation = Elsewhere(emulator).conversation("a")
         async with Process(emulator, outbox) as process:
-            async with process.session(conversation) as session:
-                await session.get_items()
-                gate.hold()
-                await session.add_items(numbered(0, 25))
-                await gate.arrived()
+            await leave_in_flight(process, conversation, gate, numbered(0, 25))
             process.cache = ConversationCache()
             again = process.session(conversation)
             adding = asyncio.create_task(again.add_items(users("c")))
@@ -346,11 +351,7 @@ async def test_an_outbox_object_for_each_session(path: Path) -> None:
     with held() as (emulator, gate):
         conversation = Elsewhere(emulator).conversation("a")
         process = Process(emulator, SQLiteOutbox(path))
-        async with process.session(conversation) as session:
-            await session.get_items()
-            gate.hold()
-            await session.add_items(numbered(0, 25))
-            await gate.arrived()
+        await leave_in_flight(process, conversation, gate, numbered(0, 25))
         async with Process(emulator, SQLiteOutbox(path)) as another:
             another.cache, another.client = process.cache, process.client
             again = another.session(conversation)
@@ -370,11 +371,7 @@ async def test_another_outbox_while_one_sends() -> None:
         conversation = Elsewhere(emulator).conversation("a")
         first = MemoryOutbox()
         async with Process(emulator, first) as process:
-            async with process.session(conversation) as session:
-                await session.get_items()
-                gate.hold()
-                await session.add_items(users("b"))
-                await gate.arrived()
+            await leave_in_flight(process, conversation, gate, users("b"))
             process.outbox = MemoryOutbox()
             refused = process.session(conversation)
             with pytest.raises(ValueError, match="another outbox"):

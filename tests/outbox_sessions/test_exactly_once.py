@@ -116,7 +116,8 @@ async def test_a_late_copy_is_removed() -> None:
 @in_virtual_time
 async def test_the_server_was_away_for_long() -> None:
     """A batch whose answer was lost is found after hours: it is not sent again."""
-    line, session, conversation = await opened("a")
+    # A request a minute, and not every eight seconds: it is the hours that count.
+    line, session, conversation = await opened("a", retry=policy(max_delay=60.0))
     line.on(is_append, LOST)
     line.always(is_listing, CUT)
     await session.add_items(numbered(0, 20))

@@ -472,7 +472,8 @@ def test_a_loop_ends_with_a_call_under_way(
     # What earlier tests have left on loops that stand still is theirs.
     gc.collect()
     caplog.clear()
-    for _ in range(6):
+    # In a loop that ends at once it depends on the moment.
+    for _ in range(1 if slowly else 6):
         with held() as (emulator, gate):
             session = session_on(emulator, MemoryOutbox())
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import cached_session
 from cached_session.emulator import Emulator
 from tests.session.support import PATIENCE, Elsewhere, sent, texts
 
@@ -287,6 +290,15 @@ def test_no_lock_of_the_parent_is_stuck(emulator: Emulator, tmp_path: Path) -> N
     assert program.until_fork() == []
     assert program.fork() == [{"child": ["a"]}, {"child": ["a", "c"]}]
     assert program.end() == []
+
+
+def test_no_module_has_a_lock_of_the_parent() -> None:
+    """No module of the package keeps a plain lock, which a fork may leave taken for good."""
+    plain = (type(threading.Lock()), type(threading.RLock()))
+    for found in pkgutil.walk_packages(cached_session.__path__, "cached_session."):
+        if not found.name.endswith("__main__"):
+            for name, value in vars(importlib.import_module(found.name)).items():
+                assert not isinstance(value, plain), f"{found.name}.{name}"
 
 
 IN_FLIGHT = """

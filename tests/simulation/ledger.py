@@ -14,7 +14,7 @@ Listing = tuple[str, ...]
 BATCH = 20
 """Items that one request may append."""
 
-_NAME = re.compile(r"(?:text|old|foreign) \d+|yes|no")
+_NAME = re.compile(r"\[([^]]*)\]")
 
 
 class Violation(AssertionError):
@@ -28,11 +28,11 @@ def text_of(item: dict[str, Any]) -> str:
     if "call_id" in item:
         return f"call {item['call_id']}"
     content = item["content"]
-    text = content[0]["text"] if isinstance(content, list) else content
-    text = str(text["value"] if isinstance(text, dict) else text)
-    # Whatever a server leaves of a text that it rewrites, this is left.
+    text = str(content[0]["text"] if isinstance(content, list) else content)
+    # Whatever a server leaves of a text that it rewrites, its name is left. Where none
+    # does, no text has a name in it, and each counts as it is, to the letter.
     found = _NAME.search(text)
-    return text if found is None else found[0]
+    return text if found is None else found[1]
 
 
 @dataclass

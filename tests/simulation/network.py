@@ -72,6 +72,8 @@ class Network(httpx2.AsyncBaseTransport):
         # What one run has learned of its server is nothing to another.
         self._key = f"simulated {next(_numbers)}"
         self._shown: dict[str, str] = {}
+        # Requests that may still be carried out.
+        self._undone: list[Request] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         loop = asyncio.get_running_loop()
@@ -83,11 +85,14 @@ class Network(httpx2.AsyncBaseTransport):
         )
         self.in_flight += 1
         try:
+            self._undone.append(plain)
             try:
                 await asyncio.sleep(self._latency * self._random.uniform(0.2, 1.0))
             except asyncio.CancelledError:
                 self.cut_off(plain)
                 raise
+            finally:
+                self._undone.remove(plain)
             if loop.time() < self._away_until:
                 self._note(plain, "away", "refused")
                 raise connect_error()
@@ -122,9 +127,17 @@ class Network(httpx2.AsyncBaseTransport):
 
     def later(self, seconds: float, request: Request) -> None:
         """Carries a request out when nobody waits for its answer any more."""
+        self._undone.append(request)
         asyncio.get_running_loop().call_later(seconds, self._late, request)
 
+    def undone(self, conversation_id: str) -> bool:
+        """Whether a request may still be carried out that changes a conversation."""
+        return any(
+            request.method != "GET" and conversation_id in request.path for request in self._undone
+        )
+
     def _late(self, request: Request) -> None:
+        self._undone.remove(request)
         self.service.handle(request)
         self._note(request, "late_commit", "applied now")
         self.committed()

@@ -122,11 +122,10 @@ LOST_OR_DOUBLED = "at the end: lost"
 UNTRUE = "a read shows|a read "
 POPPED = "a pop removed"
 UNRECORDED = "an append returned and was recorded as"
-GIVEN_UP = "nobody else writes, and a batch was given up on"
 
 OUTBOX_ABLATIONS: dict[Ablation, str] = {
     doubt_not_restored: f"{LOST_OR_DOUBLED}|{UNTRUE}",
-    seal_without_anchor: f"{LOST_OR_DOUBLED}|{UNTRUE}|{GIVEN_UP}",
+    seal_without_anchor: f"{LOST_OR_DOUBLED}|{UNTRUE}",
     nothing_is_sealed: f"{LOST_OR_DOUBLED}|{UNTRUE}|{POPPED}",
     landed_not_recorded_before_a_pop: POPPED,
     claim_always_granted: f"{LOST_OR_DOUBLED}|{UNTRUE}",

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
-from cached_session.outbox import Address, Row, Store, schema
+from cached_session.outbox import Address, Claim, Row, Store, schema
 from cached_session.outbox.shared import Shared
 from cached_session.outbox.writer import Outcome, run_group
 from tests.simulation.outbox_calls import Call, Change
@@ -81,7 +81,8 @@ class Disk:
         found = self.connection.execute(
             "SELECT owner FROM conversations WHERE conversation = ?", (self.conversation,)
         )
-        return any(owner not in (None, token) for (owner,) in found)
+        # A human looks after none.
+        return any(owner not in (None, token, self._hand.token) for (owner,) in found)
 
     def close(self) -> None:
         """Ends it."""
@@ -109,6 +110,14 @@ class WatchedStore(Store):
         if address.conversation == self._disk.conversation:
             self.noted.append(lambda: ledger.accepted(call, seqs, items))
         return seqs
+
+    def claim(self, address: Address) -> Claim | None:
+        claimed = super().claim(address)
+        if claimed is Claim.TAKEN and address.conversation == self._disk.conversation:
+            # Whoever has claimed reads what was done meanwhile.
+            for change in self._disk.ledger.discards:
+                self.noted.append(lambda change=change: change)
+        return claimed
 
     def withdraw(self, address: Address) -> Row | None:
         row = super().withdraw(address)

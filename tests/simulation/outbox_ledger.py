@@ -39,9 +39,9 @@ class OutboxLedger:
         given_up: Places and texts of batches whose answer was lost, and of which no listing tells
             whether they are there: the foreign writer, or a pop whose process had ended,
             took away what stood before, or the foreign writer's items stand where they
-            would. A human has to look; each is there once or not at all in the end, as
-            what comes late after a listing has not shown it is taken away.
+            would. A human has to look, and has it sent again or discards it.
         calls: All appends and pops.
+        discards: What a human has discarded, which a process learns of when it claims.
         violations: What was found to be wrong.
     """
 
@@ -51,6 +51,7 @@ class OutboxLedger:
         self.cursors_ignored = False
         self.given_up: dict[int, str] = {}
         self.calls: list[Call] = []
+        self.discards: list[Change] = []
         self._entries: list[_Entry] = []
         self._states: list[tuple[str, ...]] = [()]
         self._changes: list[Change] = []
@@ -134,6 +135,12 @@ class OutboxLedger:
             self._ghosts.add(item_id)
             change.heard = change.at
 
+    def discarded(self, places: Iterable[int]) -> None:
+        """A human has taken out of the outbox what waited at these places, and sends it no more."""
+        gone = set(places)
+        self._entries = [entry for entry in self._entries if entry.place not in gone]
+        self.discards.append(self._changed())
+
     def _removed(self, call: Call | None, text: str, item_id: str | None) -> Change:
         if call is None or call.kind != "pop":
             raise self.broken(f"removed, and nobody popped it: {text}")
@@ -159,6 +166,8 @@ class OutboxLedger:
 
     def began(self, process: int) -> None:
         """A process begins."""
+        if self.single:
+            self.heard(self.discards)
         self._began[process] = now()
 
     def came(self, item_id: str, text: str) -> None:
@@ -293,8 +302,18 @@ class OutboxLedger:
             # next page is to begin, that page begins anew.
             return
         order = {entry.text: index for index, entry in enumerate(self._entries)}
-        unsure = doubled.union(self.given_up.values())
-        once = [text for text in texts if text not in unsure]
+        # Until somebody has decided, what was given up on and did land is shown on the
+        # server and, behind that, as waiting.
+        waits = {text_of(item) for item in items if "id" not in item}
+        unsure = waits.intersection(self.given_up.values())
+        once = [
+            text_of(item)
+            for item in items
+            if item.get("id") not in self._ghosts
+            and asked[text_of(item)] == 1
+            and text_of(item) not in doubled
+            and not ("id" in item and text_of(item) in unsure)
+        ]
         places = [order[text] for text in once if text in order]
         if len(set(once)) < len(once) or places != sorted(places):
             raise self.broken(f"a read shows items twice or out of order: {texts}")
@@ -308,7 +327,7 @@ class OutboxLedger:
             for call in self.calls
             if call.process == process and call.ended == "returned" and call.ended_at < started
             for text in call.texts
-            if asked[text] == 1 and text in order and text not in unsure.union(texts)
+            if asked[text] == 1 and text in order and text not in texts
         ]
         if lost:
             raise self.broken(f"a read does not show what its process had appended: {lost}")
@@ -335,10 +354,8 @@ class OutboxLedger:
         """The server holds what was accepted and not popped, once, in order."""
         texts = tuple(text for text in map(text_of, listing) if not text.startswith("foreign"))
         state = self._states[-1]
-        lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
-        rest = iter(state)
-        in_order = all(text in rest for text in texts)
-        if doubled or lost - Counter(self.given_up.values()) or not in_order:
+        if texts != state:
+            lost, doubled = Counter(state) - Counter(texts), Counter(texts) - Counter(state)
             raise self.broken(
                 f"at the end: lost {dict(lost)}, too many {dict(doubled)}"
                 f"\n  server {list(texts)[-40:]}\n  ideal  {list(state)[-40:]}"

@@ -16,7 +16,7 @@ from cached_session import (
     OutboxFull,
     OutboxPaused,
 )
-from cached_session.outbox import Address
+from cached_session.outbox import Address, Store
 from tests.simulation.ledger import Violation, text_of
 from tests.simulation.outbox_calls import Call
 from tests.simulation.outbox_disk import CALL, Disk
@@ -24,6 +24,8 @@ from tests.simulation.outbox_ledger import OutboxLedger
 from tests.simulation.outbox_process import Process
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.world import World
+
+GIVEN_UP = "nobody else writes, and a batch was given up on"
 
 
 class OutboxWork(World):
@@ -114,19 +116,28 @@ class OutboxWork(World):
             self._resume()
 
     def _resume(self) -> None:
-        """Somebody looks at what was refused, and has it sent again."""
+        """Somebody looks at what was refused, and has it sent again, or discards it."""
+        self._note_given_up()
         for summary in self.disk.by_hand(lambda store: store.summaries()):
             if summary.paused is not None:
                 self.tally[f"paused: {summary.paused}"] += 1
                 address = summary.address
-                if "AppendOutcomeUnknown" in summary.paused:
-                    self._look(address)
-                self.disk.by_hand(lambda store, address=address: store.resume(address))
+                if "AppendOutcomeUnknown" in summary.paused and (landed := self._look(address)):
+                    self._discard(address, landed)
+                else:
+                    # As `retry` does, whoever has it.
+                    self.disk.by_hand(lambda store, address=address: store.resume(address))
 
     def _note_given_up(self) -> None:
-        """Notes of which batches nothing tells whether they are on the server."""
+        """Notes of which batches nothing tells whether they are on the server.
+
+        Where nobody else writes there is none, with all safeguards on: what stands before a
+        batch is recorded with it.
+        """
         for summary in self.disk.by_hand(lambda store: store.summaries()):
             if summary.paused is not None and "AppendOutcomeUnknown" in summary.paused:
+                if self.account.alone and not self.account.orphaned:
+                    raise self.account.broken(GIVEN_UP)
                 address = summary.address
                 mailbox = self.disk.by_hand(lambda store, address=address: store.mailbox(address))
                 sealed = {
@@ -134,19 +145,40 @@ class OutboxWork(World):
                 }
                 self.account.given_up.update(sealed)
 
-    def _look(self, address: Address) -> None:
-        """Somebody looks at the server what is there of a batch, and takes it out of the outbox."""
-        if self.account.alone and not self.account.orphaned:
-            raise self.account.broken("nobody else writes, and a batch was given up on")
+    def _look(self, address: Address) -> int:
+        """Somebody looks at the server how much of a batch is there."""
         if address.conversation != self._conversation_id:
-            return
+            return 0
         rows = self.disk.by_hand(lambda store: store.mailbox(address)).rows
         sealed = [(row.seq, text_of(json.loads(row.data))) for row in rows if row.sealed]
         listing = [text_of(item) for item in self.network.service.items(address.conversation)]
-        landed = self.account.landed_of(sealed, self.disk.waiting(), listing)
-        if landed:
-            through = sealed[landed - 1][0]
-            self.disk.by_hand(lambda store: store.landed(address, through))
+        return self.account.landed_of(sealed, self.disk.waiting(), listing)
+
+    def _discard(self, address: Address, landed: int) -> None:
+        """Somebody discards a backlog, of which so many items are on the server.
+
+        As the command does: it claims, or changes nothing where a living process has it. And
+        not before all is over that may still change what was seen there: nobody looks after
+        late copies any more.
+        """
+        if self.network.undone(address.conversation):
+            return
+
+        def work(store: Store) -> list[int] | None:
+            if store.claim(address) is None:
+                return None
+            seqs = [row.seq for row in store.mailbox(address).rows]
+            store.resume(address)
+            store.drop(address, sealed=True)
+            store.release(address)
+            return seqs
+
+        seqs = self.disk.by_hand(work)
+        if seqs is None:
+            self.tally["discard refused"] += 1
+            return
+        self.tally["discarded"] += 1
+        self.account.discarded(seqs[landed:])
 
     async def _append_in(
         self, process: Process, session: CachedSession, rng: random.Random, worker: int

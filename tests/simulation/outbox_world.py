@@ -31,6 +31,9 @@ from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.outbox_work import OutboxWork
 from tests.simulation.world import SETTLED
 
+# How often somebody decides at most, at the end, what is to become of a paused backlog.
+DECISIONS = 20
+
 
 class OutboxWorld(OutboxWork):
     """A conversation, the processes that work on it one after another, and the account of it."""
@@ -238,11 +241,16 @@ class OutboxWorld(OutboxWork):
         self._resume()
         session = process.session(conversation_id=self._conversation_id)
         await self._checked_read(process, session, None)
-        try:
-            await session.flush()
-        except OutboxPaused:
-            self._resume()
-            await session.flush()
+        for _ in range(DECISIONS):
+            try:
+                await session.flush()
+                break
+            except OutboxPaused:
+                self._resume()
+                # Another process may have it, or something be on its way, for a moment.
+                await asyncio.sleep(1.0)
+        else:
+            raise Violation("it is paused again and again, on a network that is good")
         for options in ({}, {"max_staleness": 0}):
             session = process.session(conversation_id=self._conversation_id, **options)
             await self._checked_read(process, session, None)

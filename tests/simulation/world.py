@@ -176,10 +176,13 @@ class World:
         await self._check_end()
 
     def _fill(self) -> None:
-        items = [{"role": "user", "content": f"old {n}"} for n in range(self.setting.filled)]
+        items = [
+            {"role": "user", "content": self._named_text(f"old {n}")}
+            for n in range(self.setting.filled)
+        ]
         for start in range(0, len(items), 20):
             self._directly("POST", "", {"items": items[start : start + 20]})
-            texts = tuple(item["content"] for item in items[start : start + 20])
+            texts = tuple(text_of(item) for item in items[start : start + 20])
             self.ledger.appended.append(Appended(texts, -2, start, len(texts), unknown=False))
 
     def _directly(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
@@ -227,7 +230,8 @@ class World:
             own = items and text_of(items[-1]).startswith("foreign")
             if rng.random() < 0.7 or not own:
                 text = f"foreign {number}"
-                self._directly("POST", "", {"items": [{"role": "user", "content": text}]})
+                item = {"role": "user", "content": self._named_text(text)}
+                self._directly("POST", "", {"items": [item]})
                 self.ledger.appended.append(Appended((text,), -1, number, landed=1, unknown=False))
             else:
                 self._directly("DELETE", f"/{items[-1]['id']}")
@@ -311,7 +315,11 @@ class World:
             return text
         return rng.choice(
             ("{}", " {}\n", "{}\r\n.", "{}\0", "{} e\u0301", "{} a@b.org", _LONG)
-        ).format(text)
+        ).format(self._named_text(text))
+
+    def _named_text(self, text: str) -> str:
+        """A text by which `text_of` knows it, also where the server rewrites what is about it."""
+        return f"[{text}]" if self.setting.habits.rewrites else text
 
     async def _read(self, session: CachedSession, rng: random.Random, *, strict: bool) -> None:
         limit = rng.choice((None, None, 0, 1, 3, 10))
@@ -362,7 +370,9 @@ class World:
     async def _clear(self) -> None:
         """A conversation of its own: filled, cleared, used again. Never half of it is left."""
         session = CachedSession(openai_client=self._client, cache=self._cache, retry=self._policy)
-        words: list[Any] = [{"role": "user", "content": text} for text in ("a", "b", "c")]
+        words: list[Any] = [
+            {"role": "user", "content": self._named_text(text)} for text in ("a", "b", "c")
+        ]
         try:
             await session.add_items(words)
             cleared = session.session_id
