@@ -63,14 +63,18 @@ def test_killed_amid_removals(nursery: Nursery) -> None:
 
 
 def _missed(plans: Iterable[Round], nursery: Nursery, ablation: str) -> None:
-    with pytest.raises(Failure) as failure:
-        for _ in play(plans, nursery, ablation):
-            pass
-    cause = failure.value.__cause__
-    # A worker that failed, or printed something, shows nothing of the account.
-    assert isinstance(cause, Violation), f"{failure.value}, which is a {type(cause).__name__}"
-    assert re.search(r"[1-9]\d* doubled|: a read of ", str(cause)), failure.value
-    assert f"--ablation {ablation}" in str(failure.value)
+    for plan in plans:
+        try:
+            list(play([plan], nursery, ablation))
+        except Failure as failure:
+            cause, told = failure.__cause__, str(failure)
+            # A worker that failed, or printed something, shows nothing of the account: without
+            # its safeguard it may as well warn that a batch can't be told from another's.
+            if isinstance(cause, Violation):
+                assert re.search(r"[1-9]\d* doubled|: a read of ", str(cause)), told
+                assert f"--ablation {ablation}" in told
+                return
+    pytest.fail(f"no promise was broken without {ablation}")
 
 
 @CAMPAIGN
