@@ -152,8 +152,8 @@ async def test_a_reader_that_ends(world: OneDisk, moment: int) -> None:
     """What a reader leaves in the file is not shown beside a dead process's batch it has listed.
 
     A reader listed the conversation, kept that in the file, and ended, before it was noted that a
-    dead process's batch had landed: the next one showed both (simulation, seeds 19000104,
-    19000721).
+    dead process's batch had landed: the next one showed both (a review; mended with what
+    the simulation's seeds 19000104 and 19000721 had shown).
     """
     process, reader = world.process("2"), world.process("1", delay=0.1)
     one, two = await world.opened(reader, process, max_staleness=0)
