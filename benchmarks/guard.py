@@ -22,13 +22,13 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
-from cached_session.bench.bars.footprint import import_both
-from cached_session.bench.holding import hold_conversations
-from cached_session.bench.kinds import Counter, MakeSession, cached_session
-from cached_session.bench.loops import run_loop
-from cached_session.bench.payload import items, structural_copy
-from cached_session.bench.sites import BATCH, Site, Sites, append, delete
-from cached_session.bench.timing import Stopwatch, alternate
+from benchmarks.bars.footprint import import_both
+from benchmarks.holding import hold_conversations
+from benchmarks.kinds import Counter, MakeSession, cached_session
+from benchmarks.loops import run_loop
+from benchmarks.payload import items, structural_copy
+from benchmarks.sites import BATCH, Site, Sites, append, delete
+from benchmarks.timing import Stopwatch, alternate
 
 PAGE = 100
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cached_session.bench.bars.table import Bar, bars_markdown
-from cached_session.bench.display import figures_markdown
-from cached_session.bench.results import Figure, read_figures
+from benchmarks.bars.table import Bar, bars_markdown
+from benchmarks.display import figures_markdown
+from benchmarks.results import Figure, read_figures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -100,7 +100,7 @@ def measure(kind: Kind, items: int, count: int) -> Cost:
             settings["SSL_CERT_FILE"] = str(line.trust(directory))
             base_url = f"https://{LOOPBACK}:{line.port}/v1"
             log = directory / "log"
-            with serving(base_url, log, app=kind.app, **settings) as web:
+            with serving(base_url, log, app=kind.app, **settings) as web:  # type: ignore[arg-type]  # names in capitals
                 with httpx2.Client(base_url=web.url, trust_env=False, timeout=60) as http:
                     # What is imported, and connected, at first use is there then.
                     post(http, "warm up", None)

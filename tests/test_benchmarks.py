@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -15,24 +19,24 @@ from agents import TResponseInputItem
 from openai import AsyncOpenAI
 
 from benchmarks import guard
+from benchmarks.__main__ import main
+from benchmarks.bars.footprint import imports, memory_held
+from benchmarks.bars.loops import late_runs, loop_against_memory
+from benchmarks.bars.reads import held_reads
+from benchmarks.bars.table import Bar, bars_markdown
+from benchmarks.bars.wire import cold_reads, long_appends
+from benchmarks.holding import hold_conversations
+from benchmarks.kinds import OURS, SDK, cached_session
+from benchmarks.payload import items, json_bytes, structural_copy
+from benchmarks.results import environment, read_figures
+from benchmarks.sites import Site, Sites
+from benchmarks.timing import alternate, percentile, spread
+from benchmarks.work import WORKS
+from benchmarks.work.flaky import identity
 from cached_session import CachedSession, ConversationCache
-from cached_session.bench.bars.footprint import imports, memory_held
-from cached_session.bench.bars.loops import late_runs, loop_against_memory
-from cached_session.bench.bars.reads import held_reads
-from cached_session.bench.bars.table import Bar, bars_markdown
-from cached_session.bench.bars.wire import cold_reads, long_appends
-from cached_session.bench.holding import hold_conversations
-from cached_session.bench.kinds import OURS, SDK, cached_session
-from cached_session.bench.payload import items, json_bytes, structural_copy
-from cached_session.bench.results import environment, read_figures
-from cached_session.bench.sites import Site, Sites
-from cached_session.bench.timing import alternate, percentile, spread
-from cached_session.bench.work import WORKS
-from cached_session.bench.work.flaky import identity
-from cached_session.cli import main
 from cached_session.emulator import Emulator
 from tests.pages import ROOT, links
-from tests.servers import accepts
+from tests.servers import accepts, eventually
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "plots"
@@ -55,12 +59,12 @@ def _site(emulator: Emulator) -> Site:
 def _bench(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[Any]]:
-    """Runs `cached-session bench` on the user's own server; returns the figures."""
+    """Runs `python -m benchmarks` on the user's own server; returns the figures."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def run(work: str, *options: str) -> list[Any]:
-        line = ["bench", work, "--base-url", emulator.base_url, "--output", str(tmp_path)]
+        line = [work, "--base-url", emulator.base_url, "--output", str(tmp_path)]
         assert main([*line, *options]) == 0
         return read_figures(tmp_path / f"{work}.json")
 
@@ -130,7 +134,7 @@ def test_flaky_counts_what_is_lost_and_doubled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On emulators of its own: ours loses and doubles nothing where requests fail."""
-    line = ["bench", "flaky", "--runs", "3", "--rates", "0,0.3", "--latency", "0"]
+    line = ["flaky", "--runs", "3", "--rates", "0,0.3", "--latency", "0"]
     assert main([*line, "--output", str(tmp_path), "--seed", "3"]) == 0
     figures = read_figures(tmp_path / "flaky.json")
     assert len(figures) == 4
@@ -176,9 +180,9 @@ def test_emulators_end_with_the_benchmark() -> None:
 
 
 def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    """`bench --help` names each benchmark with its options."""
+    """`--help` names each benchmark with its options."""
     with pytest.raises(SystemExit):
-        main(["bench", "--help"])
+        main(["--help"])
     text = capsys.readouterr().out
     for name in (*WORKS, "all", "bars"):
         assert re.search(rf"\b{name}\b", text)
@@ -200,8 +204,62 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_line_is_refused(options: list[str]) -> None:
     """What the command line cannot mean is said before anything is measured."""
     with pytest.raises(SystemExit) as error:
-        main(["bench", *options])
+        main(options)
     assert error.value.code == 2
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
+def test_interrupted_benchmark() -> None:
+    """Ctrl-C reaches a benchmark and not its emulator: one line, and the status of interrupts."""
+    command = [sys.executable, "-m", "benchmarks", "loop", "--runs", "300"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            # Begun, and not only forked: in between nobody could end it yet.
+            eventually(
+                lambda: any("emulator" in name for name in map(_command, _children(process.pid)))
+            )
+            # As a terminal does: to all of the foreground's group.
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert error == "python -m benchmarks: interrupted\n"
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+def _command(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("loop", "--runs", "0"),
+        ("flaky", "--runs", "0"),
+        ("memory", "--conversations", "0"),
+        ("cold", "--times", "0"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that leaves nothing to do is refused by the option's name."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[-2].lstrip("-") in error
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from benchmarks.__main__ import main as benchmarks
 from cached_session import (
     CachedSession,
     ConversationCache,
@@ -142,7 +143,10 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert (ROOT / directory / "app.py").exists()
             known = {name for parameter in uvicorn.main.params for name in parameter.opts}
             assert {option for option in options if option.startswith("--")} <= known
-        case ["pip", "install", what]:
+        case ["python", "-m", "benchmarks", *options]:
+            assert_known(options, help_of([], capsys, benchmarks))
+        case ["pip", "install", what, *more]:
+            assert not more or (more[0] == "-r" and (ROOT / more[1]).exists())
             assert set(re.findall(r"\[(.+)\]", what)) <= set(project()["optional-dependencies"])
         case _:
             pytest.fail(f"the tests do not know the command {words}")
@@ -157,10 +161,14 @@ def assert_known(options: list[str], text: str) -> None:
             assert option in text, f"{option} is not a choice"
 
 
-def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def help_of(
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    program: Callable[[list[str]], int] = main,
+) -> str:
     """What a command says about itself."""
     with pytest.raises(SystemExit):
-        main([*arguments, "--help"])
+        program([*arguments, "--help"])
     return capsys.readouterr().out
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from cached_session.bench.bars.table import Bar
-from cached_session.bench.holding import hold_conversations
-from cached_session.bench.sites import Site
-from cached_session.bench.timing import percentile
+from benchmarks.bars.table import Bar
+from benchmarks.holding import hold_conversations
+from benchmarks.sites import Site
+from benchmarks.timing import percentile
 
 _IMPORTS = """
 import time

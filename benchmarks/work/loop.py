@@ -6,11 +6,11 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amounts, count, numbers, shares
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure
-from cached_session.bench.timing import percentile
+from benchmarks.harness import Bench, Work, amounts, count, numbers, shares
+from benchmarks.kinds import Counter, Kind
+from benchmarks.loops import run_loop
+from benchmarks.results import Figure
+from benchmarks.timing import percentile
 
 # Runs, tool calls, latency. A grid of short loops, and one long loop without
 # latency: with it, the SDK's session would take a quarter of an hour.

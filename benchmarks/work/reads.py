@@ -9,12 +9,12 @@ from typing import Any
 
 from agents.memory import Session
 
-from cached_session.bench.harness import Bench, Work, amount, numbers
-from cached_session.bench.kinds import SDK, Counter
-from cached_session.bench.payload import items, structural_copy
-from cached_session.bench.results import Figure
-from cached_session.bench.sites import BATCH
-from cached_session.bench.timing import Action, alternate, spread
+from benchmarks.harness import Bench, Work, amount, numbers
+from benchmarks.kinds import SDK, Counter
+from benchmarks.payload import items, structural_copy
+from benchmarks.results import Figure
+from benchmarks.sites import BATCH
+from benchmarks.timing import Action, alternate, spread
 
 BARE = "bare structural copy"
 

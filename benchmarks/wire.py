@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cached_session.bench.kinds import Counter, MakeSession, put_away
-from cached_session.bench.payload import items
-from cached_session.bench.sites import Site
-from cached_session.bench.timing import Stopwatch
+from benchmarks.kinds import Counter, MakeSession, put_away
+from benchmarks.payload import items
+from benchmarks.sites import Site
+from benchmarks.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)

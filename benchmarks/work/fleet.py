@@ -7,11 +7,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amount, numbers, shares
-from cached_session.bench.kinds import FILE, Counter, Kind
-from cached_session.bench.payload import items
-from cached_session.bench.results import Figure
-from cached_session.bench.timing import Stopwatch, percentile, spread
+from benchmarks.harness import Bench, Work, amount, numbers, shares
+from benchmarks.kinds import FILE, Counter, Kind
+from benchmarks.payload import items
+from benchmarks.results import Figure
+from benchmarks.timing import Stopwatch, percentile, spread
 
 # How often the event loop is asked whether it is late, in seconds.
 _TICK = 0.01

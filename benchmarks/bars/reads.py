@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from agents import SQLiteSession
 
-from cached_session.bench.bars.table import Bar
-from cached_session.bench.kinds import Counter, cached_session
-from cached_session.bench.payload import items, structural_copy
-from cached_session.bench.sites import Site, delete
-from cached_session.bench.timing import alternate, percentile
+from benchmarks.bars.table import Bar
+from benchmarks.kinds import Counter, cached_session
+from benchmarks.payload import items, structural_copy
+from benchmarks.sites import Site, delete
+from benchmarks.timing import alternate, percentile
 
 
 async def held_reads(

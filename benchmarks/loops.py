@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agents import RunConfig, Runner
+from agents import Agent, RunConfig, Runner, function_tool
 from agents.items import TResponseOutputItem
 from agents.memory import Session, SessionSettings
 from agents.testing import ScriptedModel, assistant_message, function_call
 
-from cached_session.bench.timing import Stopwatch
-from cached_session.demo.scenario import GOODS, warehouse_agent
+from benchmarks.timing import Stopwatch
+
+_GOODS = ("lanterns", "tents", "ropes", "stoves", "kettles", "maps", "axes")
+
+
+@function_tool
+def stock(item: str) -> str:
+    """Says how many of an item the warehouse holds.
+
+    Args:
+        item: The item's name.
+    """
+    return f"{7 + 3 * len(item)} {item} in stock"
 
 
 @dataclass(slots=True)
@@ -66,7 +77,12 @@ async def run_loop(
     for run in range(runs):
         # A new model each time: one model keeps a copy of every input it was
         # given, and the loop would measure that as well.
-        agent = warehouse_agent(ScriptedModel(script(run, tools)))
+        agent = Agent(
+            name="Warehouse",
+            instructions="You look after a warehouse. Use the tools. Answer in one sentence.",
+            tools=[stock],
+            model=ScriptedModel(script(run, tools)),
+        )
         with Stopwatch() as watch:
             try:
                 await Runner.run(agent, question(run), session=session, run_config=config)
@@ -80,13 +96,13 @@ async def run_loop(
 
 def question(run: int) -> str:
     """What is asked in a run; no two runs ask the same."""
-    return f"Question {run}: how many {GOODS[run % len(GOODS)]} are there?"
+    return f"Question {run}: how many {_GOODS[run % len(_GOODS)]} are there?"
 
 
 def script(run: int, tools: int) -> list[list[TResponseOutputItem]]:
     """What the model says in a run: its tool calls, then its answer."""
     calls = [
-        [function_call("stock", {"item": GOODS[run % len(GOODS)]}, call_id=f"call_{run}_{call}")]
+        [function_call("stock", {"item": _GOODS[run % len(_GOODS)]}, call_id=f"call_{run}_{call}")]
         for call in range(tools)
     ]
     return [*calls, [assistant_message(f"Answer {run}: there are plenty.")]]

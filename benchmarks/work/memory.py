@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amount, numbers
-from cached_session.bench.holding import hold_conversations
-from cached_session.bench.kinds import OURS
-from cached_session.bench.results import Figure
+from benchmarks.harness import Bench, Work, amount, numbers
+from benchmarks.holding import hold_conversations
+from benchmarks.kinds import OURS
+from benchmarks.results import Figure
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

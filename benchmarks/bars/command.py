@@ -1,4 +1,4 @@
-"""`cached-session bench bars`: measures the bars and prints their table."""
+"""`python -m benchmarks bars`: measures the bars and prints their table."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from cached_session.bench.bars.footprint import imports, memory_held
-from cached_session.bench.bars.loops import late_runs, loop_against_memory
-from cached_session.bench.bars.outbox import full_batches, loop_against_file
-from cached_session.bench.bars.reads import held_reads
-from cached_session.bench.bars.table import Bar, bars_markdown, bars_table
-from cached_session.bench.bars.wire import cold_reads, long_appends
-from cached_session.bench.display import Display
-from cached_session.bench.results import write_json
-from cached_session.bench.sites import Sites
+from benchmarks.bars.footprint import imports, memory_held
+from benchmarks.bars.loops import late_runs, loop_against_memory
+from benchmarks.bars.outbox import full_batches, loop_against_file
+from benchmarks.bars.reads import held_reads
+from benchmarks.bars.table import Bar, bars_markdown, bars_table
+from benchmarks.bars.wire import cold_reads, long_appends
+from benchmarks.display import Display
+from benchmarks.results import write_json
+from benchmarks.sites import Sites
 
 # Seconds between request and answer where the table says so.
 LATENCY = 0.05

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amount, numbers, shares
-from cached_session.bench.kinds import Counter
-from cached_session.bench.payload import items
-from cached_session.bench.results import Figure
-from cached_session.bench.sites import delete
-from cached_session.bench.timing import percentile
-from cached_session.bench.wire import Taken, cold_read
+from benchmarks.harness import Bench, Work, amount, numbers, shares
+from benchmarks.kinds import Counter
+from benchmarks.payload import items
+from benchmarks.results import Figure
+from benchmarks.sites import delete
+from benchmarks.timing import percentile
+from benchmarks.wire import Taken, cold_read
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cached_session.bench.kinds import Counter
-from cached_session.bench.payload import items, json_bytes
-from cached_session.bench.sites import Site, delete
+from benchmarks.kinds import Counter
+from benchmarks.payload import items, json_bytes
+from benchmarks.sites import Site, delete
 from cached_session.cache import ConversationCache
 from cached_session.session import CachedSession
 

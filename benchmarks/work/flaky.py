@@ -11,12 +11,12 @@ from agents.exceptions import AgentsException
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.harness import Bench, Work, amount, count, shares
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure
-from cached_session.bench.sites import Site
-from cached_session.bench.timing import percentile
+from benchmarks.harness import Bench, Work, amount, count, shares
+from benchmarks.kinds import Counter, Kind
+from benchmarks.loops import run_loop
+from benchmarks.results import Figure
+from benchmarks.sites import Site
+from benchmarks.timing import percentile
 from cached_session.errors import CachedSessionError
 
 # What a bad network does, each an equal share of the rate: before or after the

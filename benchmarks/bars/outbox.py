@@ -15,13 +15,13 @@ from typing import Any
 from agents import SQLiteSession
 from openai import AsyncOpenAI
 
-from cached_session.bench.bars.loops import Played
-from cached_session.bench.bars.table import Bar
-from cached_session.bench.kinds import Counter, outbox_session, put_away
-from cached_session.bench.loops import Loop, run_loop
-from cached_session.bench.payload import items
-from cached_session.bench.sites import BATCH, Site
-from cached_session.bench.timing import Stopwatch
+from benchmarks.bars.loops import Played
+from benchmarks.bars.table import Bar
+from benchmarks.kinds import Counter, outbox_session, put_away
+from benchmarks.loops import Loop, run_loop
+from benchmarks.payload import items
+from benchmarks.sites import BATCH, Site
+from benchmarks.timing import Stopwatch
 from cached_session.core.items import accept
 from cached_session.outbox import SQLiteOutbox
 from cached_session.session import CachedSession

@@ -6,11 +6,11 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amount, count, numbers, shares
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.payload import items
-from cached_session.bench.results import Figure
-from cached_session.bench.timing import Stopwatch, spread
+from benchmarks.harness import Bench, Work, amount, count, numbers, shares
+from benchmarks.kinds import Counter, Kind
+from benchmarks.payload import items
+from benchmarks.results import Figure
+from benchmarks.timing import Stopwatch, spread
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

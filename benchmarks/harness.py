@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure, Parameter
-from cached_session.bench.sites import Sites
+from benchmarks.kinds import Counter, Kind
+from benchmarks.loops import run_loop
+from benchmarks.results import Figure, Parameter
+from benchmarks.sites import Sites
 
 
 @dataclass(frozen=True, slots=True)

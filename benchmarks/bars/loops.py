@@ -8,12 +8,12 @@ from typing import Any
 from agents import OpenAIConversationsSession, SQLiteSession
 from openai import AsyncOpenAI
 
-from cached_session.bench.bars.table import Bar
-from cached_session.bench.kinds import Counter, cached_session, put_away
-from cached_session.bench.loops import Loop, run_loop
-from cached_session.bench.payload import structural_copy
-from cached_session.bench.sites import Site, append, delete
-from cached_session.bench.timing import Stopwatch, percentile
+from benchmarks.bars.table import Bar
+from benchmarks.kinds import Counter, cached_session, put_away
+from benchmarks.loops import Loop, run_loop
+from benchmarks.payload import structural_copy
+from benchmarks.sites import Site, append, delete
+from benchmarks.timing import Stopwatch, percentile
 
 
 async def loop_against_memory(

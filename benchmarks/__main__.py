@@ -1,40 +1,50 @@
-"""`cached-session bench`: its options, and one benchmark after the other."""
+"""`python -m benchmarks`: its options, and one benchmark after the other."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import gc
-import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from cached_session.bench.bars import command as bars
-from cached_session.bench.display import Display, figures_markdown, figures_table, workloads
-from cached_session.bench.harness import Bench
-from cached_session.bench.kinds import KINDS, REDIS, Kind, redis_answers
-from cached_session.bench.results import Figure, write_json
-from cached_session.bench.sites import Sites
-from cached_session.bench.work import WORKS
+from benchmarks.bars import command as bars
+from benchmarks.display import Display, figures_markdown, figures_table, workloads
+from benchmarks.harness import Bench
+from benchmarks.kinds import KINDS, REDIS, Kind, redis_answers
+from benchmarks.plots import plot
+from benchmarks.results import Figure, write_json
+from benchmarks.sites import Sites
+from benchmarks.work import WORKS
+from cached_session.cli import run_command
 
 # Where there is no terminal, tables are as wide as they have to be.
 WIDTH = 160
 
 
-def main(arguments: Sequence[str]) -> int:
+PROGRAM = "python -m benchmarks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs benchmarks.
 
     Args:
-        arguments: The command line behind `bench`.
+        arguments: The command line without the program's name; None: that of the process.
 
     Returns:
-        Exit status: 0 if all was measured, whatever the figures are.
+        The exit status: 0 if all was measured, whatever the figures are; 1 where the standard
+        output could not be written, 130 after an interrupt.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
     """
+    return run_command(lambda: _run(arguments), PROGRAM, PROGRAM)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -70,11 +80,6 @@ def _report(console: Console, name: str, figures: list[Figure], output: Path | N
         return
     write_json(output / f"{name}.json", "figures", figures)
     (output / f"{name}.md").write_text(figures_markdown(figures) + "\n", encoding="utf-8")
-    if importlib.util.find_spec("matplotlib") is None:
-        console.print('no plots: from a checkout, pip install ".[bench]"', markup=False)
-        return
-    from cached_session.bench.plots import plot
-
     for path in plot(name, figures, output):
         console.print(f"wrote {path.name}", markup=False)
 
@@ -88,7 +93,7 @@ async def _kinds(options: Sequence[str] | None) -> list[Kind]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cached-session bench",
+        prog=PROGRAM,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures CachedSession side by side with the SDK's session and with other "
         "stores,\nin one run on one machine.",
@@ -133,3 +138,7 @@ def _kind_options(text: str) -> list[str]:
     if not known.issuperset(options):
         raise argparse.ArgumentTypeError(f"must be of {', '.join(sorted(known))}")
     return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from agents import OpenAIConversationsSession, SQLiteSession
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.sites import Site
+from benchmarks.sites import Site
 from cached_session.cache import ConversationCache
 from cached_session.errors import CachedSessionError
 from cached_session.outbox import SQLiteOutbox

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cached_session.bench.bars.table import Bar
-from cached_session.bench.harness import count
-from cached_session.bench.kinds import Counter, cached_session, sdk_session
-from cached_session.bench.payload import items
-from cached_session.bench.sites import Site, delete
-from cached_session.bench.wire import Taken, cold_read, long_append
+from benchmarks.bars.table import Bar
+from benchmarks.harness import count
+from benchmarks.kinds import Counter, cached_session, sdk_session
+from benchmarks.payload import items
+from benchmarks.sites import Site, delete
+from benchmarks.wire import Taken, cold_read, long_append
 
 # Ours, and what it is held against.
 _MAKERS = (cached_session, sdk_session)
