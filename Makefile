@@ -76,10 +76,11 @@ bench-bars: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks bars --output benchmarks/results $(ARGS)
 
 bench-guard: $(VENV)/.bench
-	$(VENV)/bin/python -m benchmarks.guard
+	$(VENV)/bin/python -m benchmarks guard
 
 bench-web: $(VENV)/.bench
-	$(VENV)/bin/python -m benchmarks.web $(ARGS)
+	$(VENV)/bin/python -m benchmarks web --output benchmarks/results $(ARGS)
+	$(VENV)/bin/python -m benchmarks workers --output benchmarks/results
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist

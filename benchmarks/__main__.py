@@ -11,21 +11,30 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.bars import command as bars
-from benchmarks.display import Display, figures_markdown, figures_table, workloads
+from benchmarks import guard, page
+from benchmarks.bars import BARS
+from benchmarks.display import (
+    Display,
+    bars_markdown,
+    bars_table,
+    figures_markdown,
+    figures_table,
+    guard_table,
+    workloads,
+)
 from benchmarks.harness import Bench
 from benchmarks.kinds import KINDS, REDIS, Kind, redis_answers
 from benchmarks.plots import plot
-from benchmarks.results import Figure, write_json
+from benchmarks.results import Bar, Figure, write_json
 from benchmarks.sites import Sites
 from benchmarks.work import WORKS
+from benchmarks.work.loop import loop_on
 from cached_session.cli import run_command
+
+PROGRAM = "python -m benchmarks"
 
 # Where there is no terminal, tables are as wide as they have to be.
 WIDTH = 160
-
-
-PROGRAM = "python -m benchmarks"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None: that of the process.
 
     Returns:
-        The exit status: 0 if all was measured, whatever the figures are; 1 where the standard
-        output could not be written, 130 after an interrupt.
+        The exit status: 0 if all was measured, whatever the figures are; 1 where the guard found
+        too much or the standard output could not be written, 130 after an interrupt.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
@@ -50,26 +59,45 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
     with Sites(options.base_url) as sites:
-        asyncio.run(_measure(console, sites, options))
+        return asyncio.run(_measure(Display(console), sites, options))
+
+
+async def _measure(display: Display, sites: Sites, options: argparse.Namespace) -> int:
+    match options.work:
+        case "bars":
+            await _bars(display, sites, options)
+        case "guard":
+            return await _guard(display, sites)
+        case "page":
+            page.write()
+        case "all":
+            names = [name for name, work in WORKS.items() if not work.own]
+            # Each benchmark's own defaults.
+            chosen = {name: _parser().parse_args([name]) for name in names}
+            await _works(display, sites, options, chosen)
+        case name:
+            await _works(display, sites, options, {name: options})
     return 0
 
 
-async def _measure(console: Console, sites: Sites, options: argparse.Namespace) -> None:
-    display = Display(console)
-    if options.work == "bars":
-        await bars.run(console, display, sites, options)
-        return
-    kinds = await _kinds(options.sessions)
+async def _works(
+    display: Display,
+    sites: Sites,
+    options: argparse.Namespace,
+    chosen: dict[str, argparse.Namespace],
+) -> None:
+    """Runs benchmarks, each with its options."""
+    kinds = [] if all(WORKS[name].own for name in chosen) else await _kinds(options.sessions)
     bench = Bench(sites, kinds, display.measuring)
-    await bench.warm_up()
-    names = list(WORKS) if options.work == "all" else [options.work]
-    for name in names:
-        # For `all`, each benchmark's own defaults.
-        chosen = _parser().parse_args([name]) if options.work == "all" else options
+    # One run of each kind that nobody counts: what is imported at first use is there then.
+    with display.measuring("warming up", len(kinds)) as step:
+        for kind in kinds:
+            await loop_on(kind, sites.at(), runs=1, after_run=step)
+    for name, own in chosen.items():
         # What one benchmark has left behind is no work of the next.
         gc.collect()
-        figures = [figure async for figure in WORKS[name].run(bench, chosen)]
-        _report(console, name, figures, options.output)
+        figures = [figure async for figure in WORKS[name].run(bench, own)]
+        _report(display.console, name, figures, options.output)
 
 
 def _report(console: Console, name: str, figures: list[Figure], output: Path | None) -> None:
@@ -82,6 +110,29 @@ def _report(console: Console, name: str, figures: list[Figure], output: Path | N
     (output / f"{name}.md").write_text(figures_markdown(figures) + "\n", encoding="utf-8")
     for path in plot(name, figures, output):
         console.print(f"wrote {path.name}", markup=False)
+
+
+async def _bars(display: Display, sites: Sites, options: argparse.Namespace) -> None:
+    """Measures the bars, one group after the other, and prints the table."""
+    bars: list[Bar] = []
+    for name in options.only or BARS:
+        gc.collect()
+        with display.measuring(f"bars: {name}", 1):
+            bars += await BARS[name](sites)
+    display.console.print(bars_table(bars))
+    if options.output is not None:
+        write_json(options.output / "bars.json", "bars", bars)
+        (options.output / "bars.md").write_text(bars_markdown(bars) + "\n", encoding="utf-8")
+
+
+async def _guard(display: Display, sites: Sites) -> int:
+    """Measures, and once more if something is too much: noise seldom comes twice."""
+    for _ in range(2):
+        checks = await guard.measure(sites.at())
+        display.console.print(guard_table(checks))
+        if all(check.met for check in checks):
+            return 0
+    return 1
 
 
 async def _kinds(options: Sequence[str] | None) -> list[Kind]:
@@ -98,31 +149,41 @@ def _parser() -> argparse.ArgumentParser:
         description="Measures CachedSession side by side with the SDK's session and with other "
         "stores,\nin one run on one machine.",
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    parser.set_defaults(base_url=None)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where to write JSON, tables and plots"
+    )
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument(
         "--base-url",
         help="a Conversations API server to measure, its key in OPENAI_API_KEY; what is made "
         "there is deleted again (emulators in processes of their own)",
     )
-    common.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write JSON, tables and plots"
-    )
-    works = argparse.ArgumentParser(add_help=False, parents=[common])
-    works.add_argument(
+    sessions = argparse.ArgumentParser(add_help=False)
+    sessions.add_argument(
         "--sessions",
         type=_kind_options,
         help=f"kinds to compare, of {','.join(kind.option for kind in KINDS)} (all; redis where "
         "a server answers)",
     )
     commands = parser.add_subparsers(dest="work", required=True, metavar="WORK")
-    commands.add_parser("all", parents=[works], help="all of them but bars")
-    table = commands.add_parser(
-        "bars", parents=[common], help="the table of what has to be reached"
+    own = ", ".join(name for name, work in WORKS.items() if work.own)
+    commands.add_parser(
+        "all", parents=[server, sessions, output], help=f"all of them but bars, guard, {own}"
     )
-    bars.add_options(table)
+    table = commands.add_parser(
+        "bars", parents=[server, output], help="the table of what has to be reached"
+    )
+    table.add_argument(
+        "--only", choices=BARS, action="append", help="these lines only; may be given again"
+    )
+    commands.add_parser("guard", help="ratios that a change must not make much worse")
+    commands.add_parser("page", help="put what was found into the pages of docs")
     each = [table]
     for work in WORKS.values():
-        each.append(commands.add_parser(work.name, parents=[works], help=work.summary))
+        parents = [output] if work.own else [server, sessions, output]
+        each.append(commands.add_parser(work.name, parents=parents, help=work.summary))
         work.options(each[-1])
     parser.epilog = "\n".join(map(_usage, each))
     return parser

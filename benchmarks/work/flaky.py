@@ -12,12 +12,12 @@ from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
 from benchmarks.harness import Bench, Work, amount, count, shares
-from benchmarks.kinds import Counter, Kind
-from benchmarks.loops import run_loop
+from benchmarks.kinds import Kind
 from benchmarks.results import Figure
-from benchmarks.sites import Site
+from benchmarks.sites import Counter, Site
 from benchmarks.timing import percentile
-from cached_session.errors import CachedSessionError
+from benchmarks.work.loop import run_loop
+from cached_session import CachedSessionError
 
 # What a bad network does, each an equal share of the rate: before or after the
 # server has carried out the request, with or without a word.
@@ -122,7 +122,7 @@ async def _stored(site: Site, session: Session) -> list[Any]:
         conversation_id = session.session_id
     except ValueError:  # no run came as far as making one
         return []
-    async with site.client(Counter()) as client:
+    async with site.client() as client:
         return await _listing(client.with_options(max_retries=50), conversation_id)
 
 
