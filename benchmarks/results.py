@@ -24,6 +24,7 @@ PACKAGES = (
     "cachetools",
     "tenacity",
     "starlette",
+    "h11",
     "uvicorn",
     "redis",
 )

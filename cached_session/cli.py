@@ -38,13 +38,13 @@ COMMANDS = {
         "the same agent on OpenAIConversationsSession and on CachedSession, side by side",
         "cached_session.demo.command",
         "cli",
-        ("rich", "starlette", "uvicorn"),
+        ("h11", "rich", "starlette"),
     ),
     "serve": Command(
         "a Conversations API server for offline work and tests",
         "cached_session.emulator.__main__",
         "emulator",
-        ("starlette", "uvicorn"),
+        ("h11", "starlette"),
         function="serve",
     ),
     "outbox": Command(
