@@ -296,6 +296,36 @@ def test_readme_names_the_lowest_versions() -> None:
     assert "Python 3.11 or later" in source
 
 
+def test_extras_that_are_named_exist() -> None:
+    """Every extra that a page or the package tells of exists, and brings what a command needs."""
+    extras: dict[str, list[str]] = project()["optional-dependencies"]
+    sources = [*PAGES, *(ROOT / "cached_session").rglob("*.py")]
+    named = {
+        name
+        for source in sources
+        for found in re.findall(r"(?:\.|cached-session)\[([a-z,]+)\]", source.read_text("utf-8"))
+        for name in found.split(",")
+    }
+    assert named <= set(extras)
+    assert {"cli", "emulator"} <= named
+    for command in COMMANDS.values():
+        brought = {
+            re.split("[^a-z0-9-]", requirement)[0]
+            for extra in {command.extra, *(["emulator"] if command.extra == "cli" else [])} - {""}
+            for requirement in extras[extra]
+        }
+        assert set(command.needs) == brought - {"cached-session"}
+
+
+def test_what_is_installed_is_the_package_alone() -> None:
+    """The wheel has the package and nothing of the benchmarks; the sdist has what tests it."""
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    targets = source["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"] == {"packages": ["cached_session"]}
+    assert {"cached_session", "benchmarks", "tests"} <= set(targets["sdist"]["include"])
+    assert not list((ROOT / "cached_session").rglob("*bench*"))
+
+
 def test_web_page_shows_the_whole_example() -> None:
     """The blocks of docs/web.md are the example that the tests serve, from its first import on."""
     source = (ROOT / "examples" / "web" / "app.py").read_text(encoding="utf-8")
