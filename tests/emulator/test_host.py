@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -157,18 +159,61 @@ def test_an_app_that_fails_answers_with_500(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_stop_resets_whatever_is_open() -> None:
-    """A stop resets connections: idle, half a request, an answer that nobody reads."""
+    """A stop resets connections: fresh, idle, half a request, an answer that nobody reads."""
     before = set(threading.enumerate())
     emulator = Emulator()
-    with emulator:
-        idle, half, full = (connected(emulator) for _ in range(3))
+    emulator.start()
+    conversation = json.loads(post(emulator, "/v1/conversations", {}))["id"]
+    path = f"/v1/conversations/{conversation}/items"
+    for _ in range(5):
+        large = [{"role": "user", "content": "x" * 200_000}] * 20
+        post(emulator, path, {"items": large})
+    with (
+        ThreadPoolExecutor(1) as pool,
+        connected(emulator) as full,
+        connected(emulator) as half,
+        connected(emulator) as idle,
+    ):
+        full.sendall(f"GET {path}?limit=100 HTTP/1.1\r\n".encode() + HEAD + b"\r\n")
+        # Its answer has begun, and is far longer than what the way can hold.
+        full.recv(1)
         half.sendall(CREATE)
-        full.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        full.sendall(HEALTH * 20_000)
-    for connection in (idle, half, full):
-        with connection, pytest.raises(ConnectionResetError):
-            b"".join(iter(lambda: connection.recv(1 << 20), b""))  # noqa: B023  # called at once
+        idle.sendall(HEALTH)
+        assert answer(idle)[0] == 200
+        with connected(emulator) as fresh:
+            pool.submit(emulator.stop).result(30)
+            for connection in (fresh, full, half, idle):
+                with pytest.raises(ConnectionResetError):
+                    b"".join(iter(lambda: connection.recv(1 << 20), b""))  # noqa: B023  # at once
     assert set(threading.enumerate()) == before
+
+
+def post(emulator: Emulator, path: str, body: object) -> bytes:
+    """A request with a client of its own; returns the answer."""
+    answer = httpx2.post(
+        emulator.base_url.removesuffix("/v1") + path,
+        json=body,
+        headers={"authorization": "Bearer key"},
+        trust_env=False,
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text[:200]
+    return answer.content
+
+
+def test_what_comes_behind_a_silent_request_does_not_end_it(emulator: Emulator) -> None:
+    """A request that gets no answer goes on while its client sends the next one."""
+    emulator.faults = Faults.script([FaultKind.HANG])
+    with connected(emulator) as silent, connected(emulator) as other:
+        silent.sendall(with_body(b"{}"))
+        eventually(lambda: len(emulator.requests) == 1)
+        silent.sendall(HEALTH)
+        # One loop serves both: what came before these was seen before their answers left.
+        for _ in range(3):
+            other.sendall(HEALTH)
+            assert answer(other)[0] == 200
+        readable, _, _ = select.select([silent], [], [], 0)
+        assert readable == []
 
 
 def test_a_connection_in_use_ends_with_its_answer_when_new_ones_are_refused() -> None:
