@@ -10,6 +10,7 @@ PYTEST = bin/python -m pytest
 # do many things at once themselves, and by the clock.
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 NOT_SIMULATED = --ignore=tests/simulation
+BENCHMARKS = benchmarks/requirements.txt
 
 .PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard bench-web clean
 .NOTPARALLEL:
@@ -69,16 +70,17 @@ test-simulation:
 	fi
 
 bench: $(VENV)/.bench
-	$(VENV)/bin/cached-session bench all --output benchmarks/results $(ARGS)
+	$(VENV)/bin/python -m benchmarks all --output benchmarks/results $(ARGS)
 
 bench-bars: $(VENV)/.bench
-	$(VENV)/bin/cached-session bench bars --output benchmarks/results $(ARGS)
+	$(VENV)/bin/python -m benchmarks bars --output benchmarks/results $(ARGS)
 
 bench-guard: $(VENV)/.bench
-	$(VENV)/bin/python -m benchmarks.guard
+	$(VENV)/bin/python -m benchmarks guard
 
-bench-web: $(VENV)/.test
-	$(VENV)/bin/python -m benchmarks.web $(ARGS)
+bench-web: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks web --output benchmarks/results $(ARGS)
+	$(VENV)/bin/python -m benchmarks workers --output benchmarks/results
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist
@@ -90,21 +92,21 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[cli]"
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[test]"
+$(VENV)/.test: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) --editable ".[test]" -r $(BENCHMARKS)
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[bench]"
+$(VENV)/.bench: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) --editable ".[cli]" -r $(BENCHMARKS)
 	@touch $@
 
-$(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/$(INSTALL) --editable ".[test,lint]"
+$(VENV)/.lint: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) --editable ".[test,lint]" -r $(BENCHMARKS)
 	@touch $@
 
-$(OLDEST)/.test: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
+$(OLDEST)/.test: pyproject.toml .ci/lowest.py $(BENCHMARKS) | $(OLDEST)/bin/python
 	$(OLDEST)/bin/python .ci/lowest.py > $(OLDEST)/lowest.txt
-	$(OLDEST)/$(INSTALL) --editable ".[test]" --constraint $(OLDEST)/lowest.txt
+	$(OLDEST)/$(INSTALL) --editable ".[test]" -r $(BENCHMARKS) --constraint $(OLDEST)/lowest.txt
 	@touch $@
 
 $(SIMULATION)/.test: pyproject.toml | $(SIMULATION)/bin/python

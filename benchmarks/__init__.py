@@ -1,1 +1,1 @@
-"""The guard of this repository; the benchmarks themselves are in `cached_session.bench`."""
+"""The benchmarks: `python -m benchmarks`. No part of the package that is installed."""

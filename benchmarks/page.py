@@ -1,6 +1,4 @@
-"""Puts what `make bench` and `make bench-bars` found into docs/benchmarks.md.
-
-    python -m benchmarks.page
+"""`page`: puts what was found into docs/benchmarks.md and docs/web.md.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; what is between them
 is replaced. Plots are copied.
@@ -15,19 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cached_session.bench.bars.table import Bar, bars_markdown
-from cached_session.bench.display import figures_markdown
-from cached_session.bench.results import Figure, read_figures
+from benchmarks.display import bars_markdown, figures_markdown
+from benchmarks.results import Bar, Figure, read_figures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "web.md"]
 PLOTS = ROOT / "docs" / "plots"
 
 # The whole grid of loops is too long for a page.
 SHOWN: dict[str, Callable[[Figure], bool]] = {
     "loop": lambda figure: (
-        figure.parameters["latency ms"] == 50 or int(figure.parameters["runs"]) > 30
+        figure.parameters.get("latency ms", 50) == 50 or int(figure.parameters["runs"]) > 30
     )
 }
 
@@ -40,24 +37,25 @@ def fill(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def main() -> None:
-    """Reads the results that are there, and writes the page."""
+def write() -> None:
+    """Reads the results that are there, and writes the pages."""
     tables = {}
     for path in sorted(RESULTS.glob("*.json")):
         name = path.stem
         if name == "bars":
             found = json.loads(path.read_text(encoding="utf-8"))
             tables[name] = bars_markdown([Bar(**entry) for entry in found["bars"]])
-            tables["environment"] = described(found["environment"])
+            tables["environment"] = _described(found["environment"])
         else:
             figures = [figure for figure in read_figures(path) if SHOWN.get(name, bool)(figure)]
             tables[name] = figures_markdown(figures)
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
     for plot in RESULTS.glob("*.png"):
         shutil.copy(plot, PLOTS / plot.name)
 
 
-def described(environment: dict[str, Any]) -> str:
+def _described(environment: dict[str, Any]) -> str:
     """The environment in a sentence."""
     packages = ", ".join(
         f"{name} {version}"
@@ -69,7 +67,3 @@ def described(environment: dict[str, Any]) -> str:
         f"{environment['python']} on {environment['platform']}, {environment['cpus']} CPUs, "
         f"{packages}."
     )
-
-
-if __name__ == "__main__":
-    main()

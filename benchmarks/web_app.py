@@ -24,4 +24,4 @@ def _plain(chat: Chat, conversation_id: str | None) -> PlainSession:
     return PlainSession(conversation_id=conversation_id, openai_client=chat.client)
 
 
-Chat.session = _plain
+Chat.session = _plain  # type: ignore[assignment, method-assign]  # all that is different

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -38,24 +38,18 @@ COMMANDS = {
         "the same agent on OpenAIConversationsSession and on CachedSession, side by side",
         "cached_session.demo.command",
         "cli",
-        ("rich", "starlette", "uvicorn"),
+        ("h11", "rich", "starlette"),
     ),
     "serve": Command(
         "a Conversations API server for offline work and tests",
         "cached_session.emulator.__main__",
         "emulator",
-        ("starlette", "uvicorn"),
+        ("h11", "starlette"),
         function="serve",
     ),
     "outbox": Command(
         "what waits in an outbox's file: list, show, retry, discard, export",
         "cached_session.outbox_command.command",
-    ),
-    "bench": Command(
-        "time, requests, CPU and memory, side by side with other sessions",
-        "cached_session.bench.command",
-        "bench",
-        ("rich", "starlette", "uvicorn"),
     ),
 }
 
@@ -74,15 +68,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: The command line is wrong, or its help was asked for.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    who = ["cached-session", *(name for name in given[:1] if name in COMMANDS)]
+    return run_command(lambda: _run(given), "cached-session", " ".join(who))
+
+
+def run_command(command: Callable[[], int], program: str, who: str) -> int:
+    """Runs a command; what ends it from outside is told of in a line on standard error.
+
+    Args:
+        command: What to run; it returns an exit status.
+        program: What is interrupted by Ctrl-C.
+        who: Whom an error of the operating system ends, such as a full disk.
+
+    Returns:
+        The exit status, as in `main`.
+    """
     try:
         try:
-            return _run(given)
+            return command()
         finally:
             # Here it can be told of. At its end the interpreter would complain in its own words.
             if sys.stdout is not None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        print("cached-session: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has left, which is nothing to tell of.
@@ -93,8 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _output_fails():
             _leave_output()
             reason = f"standard output: {error.strerror}"
-        who = ["cached-session", *(name for name in given[:1] if name in COMMANDS)]
-        print(f"{' '.join(who)}: {reason}", file=sys.stderr)
+        print(f"{who}: {reason}", file=sys.stderr)
         return 1
 
 

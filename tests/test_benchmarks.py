@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,25 +18,22 @@ import pytest
 from agents import TResponseInputItem
 from openai import AsyncOpenAI
 
-from benchmarks import guard
+from benchmarks import guard, page
+from benchmarks.__main__ import main
+from benchmarks.bars import appends, batches, cold, imports, late, loop, memory, outbox_loop, reads
+from benchmarks.display import bars_markdown
+from benchmarks.kinds import OURS, SDK, cached_session
+from benchmarks.payload import items, json_bytes, structural_copy
+from benchmarks.results import Bar, environment, read_figures
+from benchmarks.sites import Site, Sites
+from benchmarks.timing import alternate, percentile, spread
+from benchmarks.work import WORKS
+from benchmarks.work.flaky import identity
+from benchmarks.work.memory import hold_conversations
 from cached_session import CachedSession, ConversationCache
-from cached_session.bench.bars.footprint import imports, memory_held
-from cached_session.bench.bars.loops import late_runs, loop_against_memory
-from cached_session.bench.bars.reads import held_reads
-from cached_session.bench.bars.table import Bar, bars_markdown
-from cached_session.bench.bars.wire import cold_reads, long_appends
-from cached_session.bench.holding import hold_conversations
-from cached_session.bench.kinds import OURS, SDK, cached_session
-from cached_session.bench.payload import items, json_bytes, structural_copy
-from cached_session.bench.results import environment, read_figures
-from cached_session.bench.sites import Site, Sites
-from cached_session.bench.timing import alternate, percentile, spread
-from cached_session.bench.work import WORKS
-from cached_session.bench.work.flaky import identity
-from cached_session.cli import main
 from cached_session.emulator import Emulator
 from tests.pages import ROOT, links
-from tests.servers import accepts
+from tests.servers import accepts, eventually
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "plots"
@@ -55,12 +56,12 @@ def _site(emulator: Emulator) -> Site:
 def _bench(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[Any]]:
-    """Runs `cached-session bench` on the user's own server; returns the figures."""
+    """Runs `python -m benchmarks` on the user's own server; returns the figures."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def run(work: str, *options: str) -> list[Any]:
-        line = ["bench", work, "--base-url", emulator.base_url, "--output", str(tmp_path)]
+        line = [work, "--base-url", emulator.base_url, "--output", str(tmp_path)]
         assert main([*line, *options]) == 0
         return read_figures(tmp_path / f"{work}.json")
 
@@ -130,7 +131,7 @@ def test_flaky_counts_what_is_lost_and_doubled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On emulators of its own: ours loses and doubles nothing where requests fail."""
-    line = ["bench", "flaky", "--runs", "3", "--rates", "0,0.3", "--latency", "0"]
+    line = ["flaky", "--runs", "3", "--rates", "0,0.3", "--latency", "0"]
     assert main([*line, "--output", str(tmp_path), "--seed", "3"]) == 0
     figures = read_figures(tmp_path / "flaky.json")
     assert len(figures) == 4
@@ -148,6 +149,17 @@ def test_a_users_server_is_left_as_it_was(
     before = emulator.store.ids()
     bench("loop", "--runs", "1", "--tools", "0", "--sessions", "sdk,cached")
     bench("cold", "--sizes", "30", "--times", "1")
+    assert emulator.store.ids() == before
+
+
+async def test_bars_leave_a_users_server_as_it_was(emulator: Emulator) -> None:
+    """The loops that are held against ours, and their yardsticks, are deleted there as well."""
+    before = emulator.store.ids()
+    site = Site(emulator.base_url, "none needed", own=False)
+    await loop(site, runs=2, latency=0, times=1)
+    await outbox_loop(site, runs=2, latency=0, times=1)
+    await reads(site, size=2, large=2, few=1, rounds=1)
+    await appends(site, size=2, times=1)
     assert emulator.store.ids() == before
 
 
@@ -176,9 +188,9 @@ def test_emulators_end_with_the_benchmark() -> None:
 
 
 def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    """`bench --help` names each benchmark with its options."""
+    """`--help` names each benchmark with its options."""
     with pytest.raises(SystemExit):
-        main(["bench", "--help"])
+        main(["--help"])
     text = capsys.readouterr().out
     for name in (*WORKS, "all", "bars"):
         assert re.search(rf"\b{name}\b", text)
@@ -200,8 +212,62 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_line_is_refused(options: list[str]) -> None:
     """What the command line cannot mean is said before anything is measured."""
     with pytest.raises(SystemExit) as error:
-        main(["bench", *options])
+        main(options)
     assert error.value.code == 2
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
+def test_interrupted_benchmark() -> None:
+    """Ctrl-C reaches a benchmark and not its emulator: one line, and the status of interrupts."""
+    command = [sys.executable, "-m", "benchmarks", "loop", "--runs", "300"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            # Begun, and not only forked: in between nobody could end it yet.
+            eventually(
+                lambda: any("emulator" in name for name in map(_command, _children(process.pid)))
+            )
+            # As a terminal does: to all of the foreground's group.
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert error == "python -m benchmarks: interrupted\n"
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+def _command(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("loop", "--runs", "0"),
+        ("flaky", "--runs", "0"),
+        ("memory", "--conversations", "0"),
+        ("cold", "--times", "0"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that leaves nothing to do is refused by the option's name."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[-2].lstrip("-") in error
 
 
 @pytest.mark.parametrize(
@@ -257,7 +323,7 @@ def test_payload_is_stored_and_told_apart(emulator: Emulator) -> None:
 async def test_held_reads_are_hits(site: Site, emulator: Emulator) -> None:
     """The bars on reads measure reads that ask nobody."""
     emulator.clear_log()
-    bars = await held_reads(site, size=40, large=120, few=4, rounds=5)
+    bars = await reads(site, size=40, large=120, few=4, rounds=5)
     assert [bar.most for bar in bars] == [1.15, 1.5, 1.1, 0.2]
     listings = [request for request in emulator.requests if request.method == "GET"]
     # Three first reads: of 40, of 120 (the ends meet at once) and of 20 items.
@@ -266,7 +332,7 @@ async def test_held_reads_are_hits(site: Site, emulator: Emulator) -> None:
 
 async def test_cold_reads_count_requests(site: Site) -> None:
     """The bar on requests is exact: 300 items are 15 pages of the SDK's and five of ours."""
-    time_bar, request_bar, cpu_bar = await cold_reads(site, size=300, latency=0, times=1)
+    time_bar, request_bar, cpu_bar = await cold(site, size=300, latency=0, times=1)
     assert request_bar.measured == pytest.approx(5 / 15)
     assert "5 against 15" in request_bar.workload
     assert min(time_bar.measured, cpu_bar.measured) > 0
@@ -274,14 +340,14 @@ async def test_cold_reads_count_requests(site: Site) -> None:
 
 async def test_long_appends_count_requests(site: Site) -> None:
     """The bar on appends is one call of so many items."""
-    [bar] = await long_appends(site, size=20, times=1)
+    [bar] = await appends(site, size=20, times=1)
     assert "1 request;" in bar.workload
 
 
 async def test_loop_bars(site: Site, emulator: Emulator) -> None:
     """The loop is held against as many bare requests as it makes itself."""
     emulator.clear_log()
-    bars = await loop_against_memory(site, runs=2, latency=0, times=1)
+    bars = await loop(site, runs=2, latency=0, times=1)
     assert [bar.unit for bar in bars] == ["%", "%"]
     assert "for 7 bare requests" in bars[0].workload
     posts = [request for request in emulator.requests if request.method == "POST"]
@@ -289,16 +355,33 @@ async def test_loop_bars(site: Site, emulator: Emulator) -> None:
     assert len(posts) == 3 * 7
 
 
+async def test_outbox_bar(site: Site) -> None:
+    """The loop with an outbox is held against SQLite on file, with both yardsticks beside it."""
+    [bar] = await outbox_loop(site, latency=0, runs=2, times=1)
+    assert bar.most == 1.1
+    assert bar.measured > 0
+    assert re.search(r"\d+ requests; .* `flush\(\)` takes .* table of SQLite", bar.workload)
+
+
+async def test_batches_are_counted(site: Site) -> None:
+    """What is appended at once leaves in full batches; the first one may go before it is full."""
+    requests, left = await batches(site, appends=200, size=3)
+    assert requests.most == 1.05
+    assert requests.measured in (30 / 30, 31 / 30)
+    assert "requests for 600 items" in requests.workload
+    assert left.unit == "bytes"
+
+
 async def test_late_runs(site: Site) -> None:
     """The bar on late runs names both stretches."""
-    [bar] = await late_runs(site, runs=14, early=2, limit=4, times=1)
+    [bar] = await late(site, runs=14, early=2, limit=4, times=1)
     assert "runs 5 to 14" in bar.workload
     assert "runs 2 to 11" in bar.workload
 
 
 async def test_memory_bars(site: Site) -> None:
     """Memory is within its bars even where little is held, and the count is right."""
-    per_byte, counted = await memory_held(site, conversations=10, size=40)
+    per_byte, counted = await memory(site, conversations=10, size=40)
     assert per_byte.met
     assert counted.met
 
@@ -321,11 +404,12 @@ async def test_imports_are_measured_in_new_processes() -> None:
 def test_bars_say_whether_they_are_met() -> None:
     """Small ratios are fractions, shares have their sign, and a bar not met says so."""
     bars = [
-        Bar("w", "at most 1/5", 0.2, measured, unit, "x")
+        Bar("w", measured, 0.2, "x", unit)
         for measured, unit in ((0.1, ""), (0.9, ""), (0.2, "%"), (0.3, "ms"))
     ]
     assert [bar.shown for bar in bars] == ["1/10.00", "0.90", "0.2 %", "0 ms"]
     assert [bar.met for bar in bars] == [True, False, True, False]
+    assert [bar.bar for bar in bars] == ["at most 1/5"] * 2 + ["at most 0.2 %", "at most 0.2 ms"]
     assert bars_markdown(bars).count("| no |") == 2
 
 
@@ -365,17 +449,17 @@ def slow_session(client: AsyncOpenAI, conversation_id: str | None = None) -> Slo
     )
 
 
-async def checks_of(group: AsyncIterator[guard.Check]) -> dict[str, guard.Check]:
+async def checks_of(group: AsyncIterator[Bar]) -> dict[str, Bar]:
     """The checks of one group, by name."""
-    return {check.name: check async for check in group}
+    return {check.work: check async for check in group}
 
 
 @pytest.mark.processes
 async def test_guard_notices_slow_reads(site: Site) -> None:
     """Reads that take twice as long are too much; the one against itself is not."""
     checks = await checks_of(guard.reads(site, slow_session))
-    assert not checks["get_items() of 500 held / bare copy"].passed
-    assert not checks["get_items(20) of 3,000 held / bare copy"].passed
+    assert not checks["get_items() of 500 held / bare copy"].met
+    assert not checks["get_items(20) of 3,000 held / bare copy"].met
 
 
 @pytest.mark.processes
@@ -383,16 +467,16 @@ async def test_guard_notices_slow_writes_and_first_reads(site: Site) -> None:
     """Appends and first reads that take twice the CPU are too much."""
     checks = await checks_of(guard.wire(site, slow_session))
     assert len(checks) == 2
-    assert not any(check.passed for check in checks.values())
+    assert not any(check.met for check in checks.values())
 
 
 async def test_guard_notices_requests_too_many(site: Site) -> None:
     """A session that forgets its copy after each append is noticed by its requests alone."""
     checks = await checks_of(guard.requests(site, slow_session))
-    assert checks["requests of a first read of 1,000"].passed
-    assert not checks["requests of 5 runs with one tool call"].passed
+    assert checks["requests of a first read of 1,000"].met
+    assert not checks["requests of 5 runs with one tool call"].met
     checks = await checks_of(guard.requests(site, cached_session))
-    assert all(check.passed for check in checks.values())
+    assert all(check.met for check in checks.values())
 
 
 def test_guard_notices_half_as_much_again() -> None:
@@ -415,13 +499,35 @@ def test_guard_fails_only_twice(
 ) -> None:
     """What is too much is measured again, and fails if it is too much again."""
 
-    async def measure(_: object) -> list[guard.Check]:
-        return [guard.Check("reads", measured, 1.0)]
+    async def measure(_: object) -> list[Bar]:
+        return [Bar("reads", measured, 1.0)]
 
     monkeypatch.setattr(guard, "measure", measure)
     monkeypatch.setattr(Sites, "at", lambda _: None)
-    assert guard.main() == status
+    assert main(["guard"]) == status
     assert capsys.readouterr().out.count("reads") == times
+
+
+def test_what_was_found_comes_into_the_pages(
+    bench: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`page` puts each table between its marks, in every page, and leaves the rest as it is."""
+    pages = [tmp_path / "one.md", tmp_path / "two.md"]
+    pages[0].write_text("a\n<!-- loop -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
+    pages[1].write_text("<!-- web -->\nold\n<!-- end -->\n", encoding="utf-8")
+    for name, value in (("RESULTS", tmp_path), ("PAGES", pages), ("PLOTS", tmp_path / "plots")):
+        monkeypatch.setattr(page, name, value)
+    (tmp_path / "plots").mkdir()
+    bench("loop", "--runs", "31", "--tools", "0", "--sessions", "cached")
+    assert main(["page"]) == 0
+    table = (tmp_path / "loop.md").read_text(encoding="utf-8")
+    assert pages[0].read_text(encoding="utf-8") == (
+        f"a\n<!-- loop -->\n\n{table}\n<!-- end -->\nb\n"
+    )
+    assert pages[1].read_text(encoding="utf-8") == "<!-- web -->\nold\n<!-- end -->\n"
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        path.name for path in tmp_path.glob("*.png")
+    }
 
 
 def test_page_shows_every_plot() -> None:

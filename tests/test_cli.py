@@ -24,7 +24,6 @@ from cached_session.demo.comparison import histories_differ, inputs_differ
 from cached_session.demo.loop import LoopResult
 from cached_session.emulator import Emulator
 from tests.answers import answer_as_model
-from tests.servers import eventually
 
 # A demo that takes milliseconds, still over real HTTP.
 QUICK = ("demo", "--runs", "7", "--latency", "0")
@@ -255,7 +254,7 @@ def test_wrong_command_line_is_explained(
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("demo", ".[cli]"), ("serve", ".[emulator]"), ("bench", ".[bench]")],
+    [("demo", ".[cli]"), ("serve", ".[emulator]")],
 )
 def test_missing_extra_is_named(
     name: str, hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -328,10 +327,6 @@ async def opened(outbox: SQLiteOutbox) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("bench", "loop", "--runs", "0"),
-        ("bench", "flaky", "--runs", "0"),
-        ("bench", "memory", "--conversations", "0"),
-        ("bench", "cold", "--times", "0"),
         ("serve", "--latency", "nan"),
         ("serve", "--latency", "inf"),
         ("demo", "--latency", "nan"),
@@ -346,40 +341,6 @@ def test_numbers_that_cannot_be(
     assert ended.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert arguments[-2].lstrip("-") in error
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
-def test_interrupted_benchmark() -> None:
-    """Ctrl-C reaches a benchmark and not its emulator: one line, and the status of interrupts."""
-    command = [sys.executable, "-m", "cached_session", "bench", "loop", "--runs", "300"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            # Begun, and not only forked: in between nobody could end it yet.
-            eventually(
-                lambda: any("emulator" in name for name in map(_command, _children(process.pid)))
-            )
-            # As a terminal does: to all of the foreground's group.
-            os.killpg(process.pid, signal.SIGINT)
-            _, error = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert error == "cached-session: interrupted\n"
-
-
-def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-
-
-def _command(pid: str) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
 @pytest.mark.processes

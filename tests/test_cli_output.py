@@ -43,6 +43,7 @@ def shell(line: str) -> tuple[int, str]:
         ("PYTHON cached_session.emulator", ""),
         ("PYTHON cached_session demo --help", "cached-session demo: "),
         ("PYTHON cached_session --help", "cached-session: "),
+        ("PYTHON benchmarks --help", "python -m benchmarks: "),
     ],
 )
 @FULL

@@ -14,13 +14,14 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from benchmarks.__main__ import main as benchmarks
 from cached_session import (
     CachedSession,
     ConversationCache,
@@ -142,7 +143,10 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert (ROOT / directory / "app.py").exists()
             known = {name for parameter in uvicorn.main.params for name in parameter.opts}
             assert {option for option in options if option.startswith("--")} <= known
-        case ["pip", "install", what]:
+        case ["python", "-m", "benchmarks", *options]:
+            assert_known(options, help_of([], capsys, benchmarks))
+        case ["pip", "install", what, *more]:
+            assert not more or (more[0] == "-r" and (ROOT / more[1]).exists())
             assert set(re.findall(r"\[(.+)\]", what)) <= set(project()["optional-dependencies"])
         case _:
             pytest.fail(f"the tests do not know the command {words}")
@@ -157,10 +161,14 @@ def assert_known(options: list[str], text: str) -> None:
             assert option in text, f"{option} is not a choice"
 
 
-def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def help_of(
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    program: Callable[[list[str]], int] = main,
+) -> str:
     """What a command says about itself."""
     with pytest.raises(SystemExit):
-        main([*arguments, "--help"])
+        program([*arguments, "--help"])
     return capsys.readouterr().out
 
 
@@ -286,6 +294,36 @@ def test_readme_names_the_lowest_versions() -> None:
             assert f"`{found[1]}` {found[2]} or later" in source
     assert project()["requires-python"] == ">=3.11"
     assert "Python 3.11 or later" in source
+
+
+def test_extras_that_are_named_exist() -> None:
+    """Every extra that a page or the package tells of exists, and brings what a command needs."""
+    extras: dict[str, list[str]] = project()["optional-dependencies"]
+    sources = [*PAGES, *(ROOT / "cached_session").rglob("*.py")]
+    named = {
+        name
+        for source in sources
+        for found in re.findall(r"(?:\.|cached-session)\[([a-z,]+)\]", source.read_text("utf-8"))
+        for name in found.split(",")
+    }
+    assert named <= set(extras)
+    assert {"cli", "emulator"} <= named
+    for command in COMMANDS.values():
+        brought = {
+            re.split("[^a-z0-9-]", requirement)[0]
+            for extra in {command.extra, *(["emulator"] if command.extra == "cli" else [])} - {""}
+            for requirement in extras[extra]
+        }
+        assert set(command.needs) == brought - {"cached-session"}
+
+
+def test_what_is_installed_is_the_package_alone() -> None:
+    """The wheel has the package and nothing of the benchmarks; the sdist has what tests it."""
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    targets = source["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"] == {"packages": ["cached_session"]}
+    assert {"cached_session", "benchmarks", "tests"} <= set(targets["sdist"]["include"])
+    assert not list((ROOT / "cached_session").rglob("*bench*"))
 
 
 def test_web_page_shows_the_whole_example() -> None:

@@ -1,7 +1,7 @@
 """A Conversations API server for offline work and tests.
 
 It imports nothing from the rest of ``cached_session``, so that it can be trusted as a witness.
-``Emulator`` and ``create_app`` need Starlette and uvicorn (``pip install
+``Emulator`` and ``create_app`` need Starlette and h11 (``pip install
 "cached-session[emulator]"``); the rest needs the standard library only.
 """
 
@@ -45,7 +45,7 @@ _NEEDS_SERVER = {"Emulator": "server", "create_app": "app"}
 
 
 def __getattr__(name: str) -> object:
-    """Imports what needs Starlette and uvicorn only when it is asked for."""
+    """Imports what needs Starlette and h11 only when it is asked for."""
     import importlib
 
     if name not in _NEEDS_SERVER:
@@ -53,9 +53,9 @@ def __getattr__(name: str) -> object:
     try:
         module = importlib.import_module(f".{_NEEDS_SERVER[name]}", __name__)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+        if (error.name or "").partition(".")[0] not in ("h11", "starlette"):
             raise
         raise ImportError(
-            f'{name} needs Starlette and uvicorn: from a checkout, pip install ".[emulator]"'
+            f'{name} needs Starlette and h11: from a checkout, pip install ".[emulator]"'
         ) from error
     return getattr(module, name)

@@ -108,16 +108,6 @@ class _Endpoint:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._answer(scope, receive, send)
-        except asyncio.CancelledError:
-            # The emulator's host cancels a request when it stops, with the connection gone
-            # already. Raised any further, the server would log that as a failure of the app.
-            # Without a connection the task is somebody else's, and so is its cancellation.
-            if _connection(scope) is None:
-                raise
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = StarletteRequest(scope, receive)
         try:
             body = await _body(incoming)

@@ -40,7 +40,7 @@ def run_alone(code: str) -> str:
 def test_package_needs_no_server_to_be_imported() -> None:
     """Without Starlette the package imports; asking for the emulator says what to install."""
     code = (
-        "sys.modules['starlette'] = None; sys.modules['uvicorn'] = None\n"
+        "sys.modules['starlette'] = None; sys.modules['h11'] = None\n"
         "from cached_session.emulator import Service, Faults, Habits\n"
         "try:\n    from cached_session.emulator import Emulator\n"
         "except ImportError as error:\n    print(error)\n"

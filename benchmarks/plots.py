@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from cached_session.bench.results import Figure
+from benchmarks.results import Figure
 
 
 def plot(name: str, figures: Sequence[Figure], folder: Path) -> list[Path]:

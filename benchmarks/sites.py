@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
-from openai import AsyncOpenAI
-
-from cached_session.demo.loop import Place
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 # "You may add up to 20 items at a time." Source: OpenAI's OpenAPI document.
 BATCH = 20
@@ -21,6 +20,21 @@ BATCH = 20
 # How many requests fill an emulator at once. A server of somebody else's gets
 # one at a time, because it may refuse to work on a conversation twice at once.
 _LANES = 16
+
+
+class Counter:
+    """Counts the requests of a client.
+
+    Attributes:
+        requests: How many were sent.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    async def __call__(self, _: httpx2.Request) -> None:
+        """Counts one."""
+        self.requests += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +51,49 @@ class Site:
     api_key: str | None
     own: bool
 
-    def client(self, on_request: Callable[[httpx2.Request], Any]) -> AsyncOpenAI:
-        """A client that tells of every request it sends."""
-        return Place(self.base_url, self.api_key, local=self.own).client(on_request)
+    def client(self, counter: Counter | None = None) -> AsyncOpenAI:
+        """A client whose requests are counted."""
+        # No proxy stands before what is on this machine.
+        http = DefaultAsyncHttpxClient(
+            event_hooks={"request": [counter or Counter()]}, trust_env=not self.own
+        )
+        return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, http_client=http)
 
-    async def fill(self, client: AsyncOpenAI, stored: Sequence[Any]) -> str:
+    async def fill(
+        self, client: AsyncOpenAI, stored: Sequence[Any], *, in_order: bool = False
+    ) -> str:
         """Makes a conversation with these items and returns its id.
 
-        On an emulator the batches may stand in any order.
+        On an emulator the batches may stand in any order, unless it is asked for.
         """
-        answer = await client.post("/conversations", body={}, cast_to=httpx2.Response)
-        conversation_id: str = answer.json()["id"]
+        conversation_id = await create(client)
         batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
 
         async def send() -> None:
             while batches:
                 await append(client, conversation_id, batches.pop(0))
 
-        await asyncio.gather(*(send() for _ in range(_LANES if self.own else 1)))
+        lanes = _LANES if self.own and not in_order else 1
+        await asyncio.gather(*(send() for _ in range(lanes)))
         return conversation_id
+
+    @asynccontextmanager
+    async def holding(self, *stored: Sequence[Any]) -> AsyncIterator[tuple[AsyncOpenAI, list[str]]]:
+        """A client and a conversation for each list of items, which are deleted at the end."""
+        async with self.client() as client:
+            made = [await self.fill(client, one) for one in stored]
+            try:
+                yield client, made
+            finally:
+                for conversation_id in made:
+                    await delete(client, conversation_id)
+
+
+async def create(client: AsyncOpenAI) -> str:
+    """Makes an empty conversation; returns its id."""
+    answer = await client.post("/conversations", body={}, cast_to=httpx2.Response)
+    conversation_id: str = answer.json()["id"]
+    return conversation_id
 
 
 async def append(client: AsyncOpenAI, conversation_id: str, batch: Sequence[Any]) -> None:

@@ -7,11 +7,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from cached_session.bench.harness import Bench, Work, amount, numbers, shares
-from cached_session.bench.kinds import FILE, Counter, Kind
-from cached_session.bench.payload import items
-from cached_session.bench.results import Figure
-from cached_session.bench.timing import Stopwatch, percentile, spread
+from benchmarks.harness import Bench, Work, amount, numbers, shares
+from benchmarks.kinds import FILE, Kind
+from benchmarks.payload import items
+from benchmarks.results import Figure
+from benchmarks.sites import Counter
+from benchmarks.timing import at_once, percentile, spread
 
 # How often the event loop is asked whether it is late, in seconds.
 _TICK = 0.01
@@ -42,24 +43,17 @@ async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int
         f"add_items() of 2 items, {bench.at(latency)}"
     )
     counter = Counter()
-    taken: list[float] = []
     lags: list[float] = []
     with bench.measuring(f"fleet: {kind.name}, {workload}", many * turns) as step:
         async with kind.shelf(bench.sites.at(latency), counter) as make:
             sessions = [make() for _ in range(many)]
 
-            async def turn_by_turn(number: int) -> None:
-                session = sessions[number]
-                for _ in range(turns):
-                    with Stopwatch() as watch:
-                        await session.get_items()
-                        await session.add_items(items(2))
-                    taken.append(watch.seconds)
-                    step()
+            async def turn(number: int) -> None:
+                await sessions[number].get_items()
+                await sessions[number].add_items(items(2))
 
             lag = asyncio.create_task(_watch_lag(lags))
-            with Stopwatch() as whole:
-                await asyncio.gather(*map(turn_by_turn, range(many)))
+            each, together = await at_once(many, turns, turn, step)
             lag.cancel()
             requests = counter.requests
     return Figure(
@@ -68,11 +62,11 @@ async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int
         kind.name,
         {"sessions": many, **bench.where(latency)},
         {
-            "turns a second": many * turns / whole.seconds,
-            **{f"turn {name}": value for name, value in spread(taken).items()},
+            "turns a second": many * turns / together.total,
+            **{f"turn {name}": value for name, value in spread(each.seconds).items()},
             "lag p50 ms": percentile(lags, 50) * 1e3,
             "lag p99 ms": percentile(lags, 99) * 1e3,
-            "CPU s": whole.cpu,
+            "CPU s": together.total_cpu,
             "requests": requests,
         },
     )

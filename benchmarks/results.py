@@ -1,4 +1,4 @@
-"""What a benchmark found, where it found it, and both of them as JSON."""
+"""What was found: figures, and bars that they have to reach; where; and all of it as JSON."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ PACKAGES = (
     "cachetools",
     "tenacity",
     "starlette",
+    "h11",
     "uvicorn",
     "redis",
 )
@@ -48,6 +49,49 @@ class Figure:
     parameters: Mapping[str, Parameter]
     values: Mapping[str, float]
     series: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A ratio or count, and the most that it may be.
+
+    Attributes:
+        work: What is done, or what is held against what.
+        measured: What was measured, as a ratio or in the bar's unit.
+        most: The largest measured value that reaches the bar.
+        workload: What exactly was done, and what stood against what.
+        unit: The unit, empty for a ratio.
+        words: What is to be reached, where "at most" so much does not say it.
+    """
+
+    work: str
+    measured: float
+    most: float
+    workload: str = ""
+    unit: str = ""
+    words: str = ""
+
+    @property
+    def bar(self) -> str:
+        """What is to be reached."""
+        most = f"{self.most:g}" if self.unit or self.most >= 0.5 else f"1/{1 / self.most:g}"
+        return self.words or f"at most {most} {self.unit}".rstrip()
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is reached."""
+        return self.measured <= self.most
+
+    @property
+    def shown(self) -> str:
+        """The measured value as text."""
+        if self.unit == "%":
+            return f"{self.measured:.1f} %"
+        if self.unit:
+            return f"{self.measured:.0f} {self.unit}"
+        if self.measured < 0.5:
+            return f"1/{1 / self.measured:.2f}"
+        return f"{self.measured:.2f}"
 
 
 def environment() -> dict[str, Any]:

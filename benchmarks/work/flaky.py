@@ -11,13 +11,13 @@ from agents.exceptions import AgentsException
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.harness import Bench, Work, amount, count, shares
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure
-from cached_session.bench.sites import Site
-from cached_session.bench.timing import percentile
-from cached_session.errors import CachedSessionError
+from benchmarks.harness import Bench, Work, amount, count, shares
+from benchmarks.kinds import Kind
+from benchmarks.results import Figure
+from benchmarks.sites import Counter, Site
+from benchmarks.timing import percentile
+from benchmarks.work.loop import run_loop
+from cached_session import CachedSessionError
 
 # What a bad network does, each an equal share of the rate: before or after the
 # server has carried out the request, with or without a word.
@@ -122,7 +122,7 @@ async def _stored(site: Site, session: Session) -> list[Any]:
         conversation_id = session.session_id
     except ValueError:  # no run came as far as making one
         return []
-    async with site.client(Counter()) as client:
+    async with site.client() as client:
         return await _listing(client.with_options(max_retries=50), conversation_id)
 
 

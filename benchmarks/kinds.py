@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-import httpx2
 from agents import OpenAIConversationsSession, SQLiteSession
 from agents.memory import Session
 from openai import AsyncOpenAI, OpenAIError
 
-from cached_session.bench.sites import Site
-from cached_session.cache import ConversationCache
-from cached_session.errors import CachedSessionError
-from cached_session.outbox import SQLiteOutbox
-from cached_session.session import CachedSession
+from benchmarks.sites import Counter, Site
+from cached_session import CachedSession, CachedSessionError, ConversationCache, SQLiteOutbox
 
 SDK, OURS = "OpenAIConversationsSession", "CachedSession"
 OUTBOX = "CachedSession (outbox)"
@@ -29,21 +31,7 @@ MEMORY, FILE, REDIS = "SQLiteSession (memory)", "SQLiteSession (file)", "RedisSe
 REDIS_URL = "redis://127.0.0.1:6379/0"
 
 _numbers = itertools.count(1)
-
-
-class Counter:
-    """Counts the requests of a client.
-
-    Attributes:
-        requests: How many were sent.
-    """
-
-    def __init__(self) -> None:
-        self.requests = 0
-
-    async def __call__(self, _: httpx2.Request) -> None:
-        """Counts one."""
-        self.requests += 1
+_S = TypeVar("_S")
 
 
 # Makes a session on a client; the id is that of an existing conversation.
@@ -85,49 +73,41 @@ def cached_session(client: AsyncOpenAI, conversation_id: str | None = None) -> S
     )
 
 
-def outbox_session(client: AsyncOpenAI, outbox: SQLiteOutbox) -> CachedSession:
-    """A session that records what it appends, with a cache of its own."""
-    return CachedSession(
-        openai_client=client, cache=ConversationCache(max_bytes=1 << 30), outbox=outbox
-    )
+def remote(name: str, option: str, make: MakeSession) -> Kind:
+    """A kind that keeps its items on the server, and needs no more than a client."""
 
-
-@asynccontextmanager
-async def _by_outbox(site: Site, counter: Counter) -> AsyncIterator[Make]:
-    made: list[CachedSession] = []
-    with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
-        outbox = SQLiteOutbox(Path(directory) / "outbox.db")
-        async with site.client(counter) as client:
-
-            def session() -> Session:
-                made.append(outbox_session(client, outbox))
-                return made[-1]
-
-            try:
-                yield session
-            finally:
-                await put_away(site, made)
-                for one in made:
-                    await one.aclose()
-                await outbox.aclose(timeout=60)
-
-
-def _remote(make: MakeSession) -> Shelf:
     @asynccontextmanager
     async def shelf(site: Site, counter: Counter) -> AsyncIterator[Make]:
         made: list[Session] = []
         async with site.client(counter) as client:
-
-            def session() -> Session:
-                made.append(make(client, None))
-                return made[-1]
-
             try:
-                yield session
+                yield lambda: _noted(made, make(client, None))
             finally:
                 await put_away(site, made)
 
-    return shelf
+    return Kind(name, option, make, shelf)
+
+
+@asynccontextmanager
+async def outbox_sessions(
+    site: Site, counter: Counter
+) -> AsyncIterator[Callable[[], CachedSession]]:
+    """Sessions that record what they append in one file, each with a cache of its own."""
+    made: list[CachedSession] = []
+    async with site.client(counter) as client, AsyncExitStack() as stack:
+        outbox = SQLiteOutbox(stack.enter_context(new_file()))
+        stack.push_async_callback(outbox.aclose, timeout=60)
+        try:
+            yield lambda: _noted(
+                made,
+                CachedSession(
+                    openai_client=client, cache=ConversationCache(max_bytes=1 << 30), outbox=outbox
+                ),
+            )
+        finally:
+            await put_away(site, made)
+            for one in made:
+                await one.aclose()
 
 
 async def put_away(site: Site, made: Iterable[Session]) -> None:
@@ -138,36 +118,30 @@ async def put_away(site: Site, made: Iterable[Session]) -> None:
             await session.clear_session()
 
 
-@asynccontextmanager
-async def _in_memory(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
-    made: list[SQLiteSession] = []
-
-    def session() -> Session:
-        made.append(SQLiteSession(f"bench {next(_numbers)}"))
-        return made[-1]
-
-    try:
-        yield session
-    finally:
-        for one in made:
-            one.close()
+def _noted(made: list[_S], session: _S) -> _S:
+    made.append(session)
+    return session
 
 
-@asynccontextmanager
-async def _in_a_file(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
-    made: list[SQLiteSession] = []
+@contextmanager
+def new_file() -> Iterator[Path]:
+    """A place for a file, until the end of the block."""
     with tempfile.TemporaryDirectory(prefix="cached-session-bench-") as directory:
-        path = Path(directory) / "sessions.db"
+        yield Path(directory) / "sessions.db"
 
-        def session() -> Session:
-            made.append(SQLiteSession(f"bench {next(_numbers)}", path))
-            return made[-1]
 
-        try:
-            yield session
-        finally:
-            for one in made:
-                one.close()
+def _sqlite(place: Callable[[], AbstractContextManager[Path | str]]) -> Shelf:
+    @asynccontextmanager
+    async def shelf(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
+        made: list[SQLiteSession] = []
+        with place() as path:
+            try:
+                yield lambda: _noted(made, SQLiteSession(f"bench {next(_numbers)}", path))
+            finally:
+                for one in made:
+                    one.close()
+
+    return shelf
 
 
 @asynccontextmanager
@@ -190,12 +164,18 @@ async def _in_redis(_site: Site, _counter: Counter) -> AsyncIterator[Make]:
             await one.close()
 
 
+KIND_SDK = remote(SDK, "sdk", sdk_session)
+KIND_OURS = remote(OURS, "cached", cached_session)
+KIND_MEMORY = Kind(
+    MEMORY, "sqlite-memory", None, _sqlite(lambda: contextlib.nullcontext(":memory:"))
+)
+KIND_FILE = Kind(FILE, "sqlite-file", None, _sqlite(new_file))
 KINDS = (
-    Kind(SDK, "sdk", sdk_session, _remote(sdk_session)),
-    Kind(OURS, "cached", cached_session, _remote(cached_session)),
-    Kind(OUTBOX, "cached-outbox", None, _by_outbox),
-    Kind(MEMORY, "sqlite-memory", None, _in_memory),
-    Kind(FILE, "sqlite-file", None, _in_a_file),
+    KIND_SDK,
+    KIND_OURS,
+    Kind(OUTBOX, "cached-outbox", None, outbox_sessions),
+    KIND_MEMORY,
+    KIND_FILE,
     Kind(REDIS, "redis", None, _in_redis),
 )
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cached_session.bench.results import Figure
+from benchmarks.results import Bar, Figure
 
 
 class Display:
@@ -75,6 +75,32 @@ def figures_markdown(figures: Sequence[Figure]) -> str:
     lines.append(["---"] + ["---:"] * (len(cells) - 1))
     lines.extend([str(cell) for cell in row] for row in zip(*cells, strict=True))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bars_table(bars: Sequence[Bar]) -> Table:
+    """Work, bar, measured, met or not, workload."""
+    table = Table("work", "bar", "measured", "met", "workload", show_lines=True)
+    for bar in bars:
+        table.add_row(bar.work, bar.bar, bar.shown, "yes" if bar.met else "NO", bar.workload)
+    return table
+
+
+def bars_markdown(bars: Sequence[Bar]) -> str:
+    """The same table for a page."""
+    rows = [
+        f"| {bar.work} | {bar.bar} | {bar.shown} | {'yes' if bar.met else 'no'} | {bar.workload} |"
+        for bar in bars
+    ]
+    return "\n".join(["| work | bar | measured | met | workload |", "|---|---|---|---|---|", *rows])
+
+
+def guard_table(bars: Sequence[Bar]) -> Table:
+    """What is held against what, measured, and its bound."""
+    table = Table("what", "measured", "at most", "")
+    for bar in bars:
+        verdict = "ok" if bar.met else "TOO MUCH"
+        table.add_row(bar.work, f"{bar.measured:.3g}", f"{bar.most:.3g}", verdict)
+    return table
 
 
 def _number(value: float | None) -> str:

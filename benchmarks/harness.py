@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cached_session.bench.kinds import Counter, Kind
-from cached_session.bench.loops import run_loop
-from cached_session.bench.results import Figure, Parameter
-from cached_session.bench.sites import Sites
+from benchmarks.kinds import Kind
+from benchmarks.results import Figure, Parameter
+from benchmarks.sites import Sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +26,6 @@ class Bench:
     sites: Sites
     kinds: Sequence[Kind]
     measuring: Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-
-    async def warm_up(self) -> None:
-        """One run of each kind that nobody counts: what is imported at first use is there then."""
-        with self.measuring("warming up", len(self.kinds)) as step:
-            for kind in self.kinds:
-                async with kind.shelf(self.sites.at(), Counter()) as make:
-                    await run_loop(make(), runs=1, tools=1)
-                step()
 
     def latencies(self, asked: Sequence[float]) -> Sequence[float]:
         """The latencies to run at. A user's own server has its own, so there is one."""
@@ -61,12 +52,14 @@ class Work:
         summary: What it measures, in one line.
         options: Adds its options to a parser; their defaults are sensible sizes.
         run: Measures, and yields each figure when it is there.
+        own: It has servers and sessions of its own, and is no part of "all".
     """
 
     name: str
     summary: str
     options: Callable[[argparse.ArgumentParser], None]
     run: Run
+    own: bool = False
 
 
 def count(number: int, noun: str) -> str:
