@@ -29,7 +29,7 @@ from benchmarks.results import Bar, Figure, write_json
 from benchmarks.sites import Sites
 from benchmarks.work import WORKS
 from benchmarks.work.loop import loop_on
-from cached_session.cli import run_command
+from cached_session.commands.cli import run_command
 
 PROGRAM = "python -m benchmarks"
 

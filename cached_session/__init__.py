@@ -8,7 +8,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cached_session.cache import ConversationCache
     from cached_session.errors import (
         AppendOutcomeUnknown,
         CachedSessionError,
@@ -40,8 +39,9 @@ if TYPE_CHECKING:
         Outbox,
         SQLiteOutbox,
     )
-    from cached_session.retrying import RetryBudget, RetryPolicy
-    from cached_session.session import CachedSession
+    from cached_session.server.retrying import RetryBudget, RetryPolicy
+    from cached_session.session.cache import ConversationCache
+    from cached_session.session.session import CachedSession
 
 __all__ = [
     "AbandonedWriteFailed",
@@ -78,7 +78,7 @@ __all__ = [
 # Where each name is defined. Imported when it is asked for: the command line's
 # `--version` and `outbox list` need none of the SDK, whose import takes a second.
 _HOMES = {
-    "ConversationCache": "cached_session.cache",
+    "ConversationCache": "cached_session.session.cache",
     "AppendOutcomeUnknown": "cached_session.errors",
     "CachedSessionError": "cached_session.errors",
     "DeadlineExceeded": "cached_session.errors",
@@ -104,9 +104,9 @@ _HOMES = {
     "MemoryOutbox": "cached_session.outbox",
     "Outbox": "cached_session.outbox",
     "SQLiteOutbox": "cached_session.outbox",
-    "RetryBudget": "cached_session.retrying",
-    "RetryPolicy": "cached_session.retrying",
-    "CachedSession": "cached_session.session",
+    "RetryBudget": "cached_session.server.retrying",
+    "RetryPolicy": "cached_session.server.retrying",
+    "CachedSession": "cached_session.session.session",
 }
 
 # Not where a checker looks: it would take every misspelt name for one that is there.

@@ -2,6 +2,6 @@
 
 import sys
 
-from cached_session.cli import main
+from cached_session.commands.cli import main
 
 sys.exit(main())

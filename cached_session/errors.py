@@ -101,6 +101,14 @@ class OutboxError(CachedSessionError):
     """
 
 
+class Reopened(OutboxError):
+    """The outbox was closed and opened again: the file may be another one now.
+
+    Nothing of the transaction that met it was done. It is met inside only: what
+    is recorded is read anew, and the call begins again.
+    """
+
+
 class OutboxFull(OutboxError):
     """The backlog is at a limit of the outbox, and stayed there; nothing was accepted by the call.
 

@@ -18,10 +18,10 @@ import pytest
 from agents import TResponseInputItem
 
 from cached_session import CachedSession, SQLiteOutbox
-from cached_session.cli import COMMANDS, main
-from cached_session.demo import command
-from cached_session.demo.comparison import histories_differ, inputs_differ
-from cached_session.demo.loop import LoopResult
+from cached_session.commands.cli import COMMANDS, main
+from cached_session.commands.demo import command
+from cached_session.commands.demo.comparison import histories_differ, inputs_differ
+from cached_session.commands.demo.loop import LoopResult
 from cached_session.emulator import Emulator
 from tests.answers import answer_as_model
 
@@ -307,7 +307,7 @@ def test_what_needs_no_sdk_does_not_load_it(arguments: tuple[str, ...], tmp_path
     given = [str(file) if argument == "FILE" else argument for argument in arguments]
     code = (
         "import sys\n"
-        "from cached_session.cli import main\n"
+        "from cached_session.commands.cli import main\n"
         "try:\n    main(sys.argv[1:])\n"
         "except SystemExit:\n    pass\n"
         "print('loaded:', 'agents' in sys.modules)\n"

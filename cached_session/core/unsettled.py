@@ -213,6 +213,11 @@ class Unsettled:
             # Not once more: read in turn by several processes it would grow without end.
             self._undecided = sealed
 
+    def expire_no_sooner(self, when: float) -> None:
+        """Notes that all requests that are open may still be applied until then."""
+        for send in self._sends:
+            send.expires = max(send.expires, when)
+
     def acknowledged(
         self, sent: Sent, listed: Sequence[Held], rewriting: Rewriting = VERBATIM
     ) -> None:
@@ -227,10 +232,20 @@ class Unsettled:
             fresh = [item.id for item in listed]
             self._known.update(fresh)
             self._behind += fresh
+            # One that was noted as a late copy, and removed since, was sent again under its id.
+            self.extra[:] = [item_id for item_id in self.extra if item_id not in fresh]
             watched = {item for send in self._sends for item in send.items}
             for item, held in zip(sent, listed, strict=True):
                 if item in watched:
                     self._note_shape(item, decode(item), unhold(held), rewriting)
+
+    def removed(self, item_id: str) -> None:
+        """Notes that an item was removed. One that was sent under an id may come back under it."""
+        if item_id in self.extra:
+            self.extra.remove(item_id)
+        self._known.discard(item_id)
+        self._behind = [known for known in self._behind if known != item_id]
+        self._anchors = tuple(anchor for anchor in self._anchors if anchor != item_id)
 
     def decided_lost(self) -> None:
         """Drops the question what landed: the conversation is not to be found."""
@@ -414,7 +429,8 @@ class Unsettled:
         shown = self._shapes.setdefault(_digest(sent), _Shown([], explained=True))
         if found.digest not in shown.digests:
             shown.digests.append(found.digest)
-        if not (found.plain and compare(item, listed, rewriting) is Match.EQUAL):
+        nameless = {name: value for name, value in item.items() if name != "id"}
+        if not (found.plain and compare(nameless, listed, rewriting) is Match.EQUAL):
             shown.explained = False
 
 

@@ -114,8 +114,15 @@ class Outbox(Protocol):
             OutboxError: This is such a process.
         """
 
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction; when it returns, what the work did is recorded.
+
+        Args:
+            work: Called once. If it raises, what it did is undone.
+            applied: Called with its result as soon as that is recorded, in the order of the
+                works, whatever becomes of the caller and the event loop; in any thread.
 
         Raises:
             OutboxError: Nothing of the work is recorded.

@@ -42,6 +42,10 @@ class Holdings:
     def __bool__(self) -> bool:
         return bool(self._holders)
 
+    def keeps(self, holder: Holder) -> bool:
+        """Whether others are kept from sending one, if there are any."""
+        return not self._shared or holder in self._holders
+
     def add(self, holder: Holder) -> None:
         """Notes that one is held."""
         if self._shared:

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from cached_session.core.wording import counted
 from cached_session.errors import OutboxError
 from cached_session.events import logger
 from cached_session.outbox import schema
@@ -20,6 +19,7 @@ from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.store import Store
 from cached_session.outbox.told import Told, Trouble
 from cached_session.outbox.writer import run_group
+from cached_session.wording import counted
 
 T = TypeVar("T")
 
@@ -78,12 +78,15 @@ class MemoryOutbox(Shared):
             max_window_bytes=0,
         )
 
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction, at once.
 
         Args:
             work: Called once. If it raises, what it did is undone, and the
                 caller gets its exception.
+            applied: See `Outbox.transact`.
 
         Raises:
             OutboxError: There is no memory left, and nothing of the work is
@@ -93,6 +96,8 @@ class MemoryOutbox(Shared):
         try:
             with self._statements:
                 outcome = run_group(self._connection, self._store, _explain, [work]).pop()
+                if applied is not None and outcome.error is None:
+                    applied(outcome.value)
         except sqlite3.Error as error:
             raise _explain(error) from error
         try:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from cached_session.core.queue import Row as Row  # what a log keeps, too
+
 # What stands before the name of an account in the place of a digest, which has no colon.
 NAMED = "account:"
 
@@ -69,22 +71,6 @@ class Mark(NamedTuple):
     number: int
     owner: str | None
     claims: int
-
-
-class Row(NamedTuple):
-    """One accepted item.
-
-    Attributes:
-        seq: Its place in the order of acceptance; grows, never used again.
-        data: The item as UTF-8 JSON, as it will be sent.
-        sealed: Whether it belongs to a batch that may have been sent.
-        accepted_at: When it was accepted, seconds since the epoch.
-    """
-
-    seq: int
-    data: bytes
-    sealed: bool
-    accepted_at: float
 
 
 class Namesake(NamedTuple):

@@ -117,7 +117,9 @@ class Shared(abc.ABC):
         self._begin()
 
     @abc.abstractmethod
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction; see `Outbox.transact`."""
 
     @property
@@ -168,7 +170,7 @@ class Shared(abc.ABC):
             found = await self.transact(Store.summaries)
         finally:
             await self.let_go()
-        names = [one.journal.address for one in backlogs]
+        names = [one.record.address for one in backlogs]
         known = dict(zip(names, reasons, strict=True))
         return Left(
             tuple(

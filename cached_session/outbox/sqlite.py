@@ -111,7 +111,9 @@ class SQLiteOutbox(Shared):
         """The file, absolute and without symbolic links."""
         return Path(self._path)
 
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction, in the outbox's thread, after the works before it.
 
         When this returns, what the work did is on the disk. A caller that is
@@ -120,6 +122,7 @@ class SQLiteOutbox(Shared):
         Args:
             work: Called once. If it raises, what it did is undone, and the
                 caller gets its exception.
+            applied: See `Outbox.transact`. Called in the outbox's thread.
 
         Raises:
             OutboxError: The file could not be read or written, and nothing of
@@ -128,7 +131,7 @@ class SQLiteOutbox(Shared):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
-        self._put(Job(work, functools.partial(_tell, loop, future)))
+        self._put(Job(work, functools.partial(_tell, loop, future, applied)))
         try:
             return cast(T, (await future).result())
         finally:
@@ -173,8 +176,17 @@ def _nothing(store: Store) -> None:
 
 
 def _tell(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Outcome], outcome: Outcome
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Outcome],
+    applied: Callable[[Any], None] | None,
+    outcome: Outcome,
 ) -> None:
+    if applied is not None and outcome.error is None:
+        try:
+            applied(outcome.value)
+        except Exception as error:
+            # An error of this package: the caller's, and not the thread's, which others need.
+            outcome = Outcome(None, error)
     # A loop that is closed has nobody left who waits.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(_settle, future, outcome)

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from cached_session.core.looking import LOOK_AFTER
 from cached_session.errors import OutboxError
 from cached_session.outbox.file import OpenFile
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.store import Store
-from cached_session.turns import LOOK_AFTER
 
 
 class Outcome(NamedTuple):

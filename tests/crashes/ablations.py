@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cached_session.conversation import delivery, listing
 from cached_session.core.unsettled import Unsettled
 from cached_session.outbox import statements
-from cached_session.window import Window
 
 
 def doubt_not_restored() -> None:
@@ -36,13 +36,13 @@ def not_sealed() -> None:
 
 def removals_not_recorded() -> None:
     """A process that takes over does not know which late copies were being deleted."""
-    remove = Window.remove_late_copies
+    remove = listing.remove_late_copies
 
-    async def remove_at_once(self: Any, operation: Any) -> None:
-        self.recording = None
-        await remove(self, operation)
+    async def remove_at_once(ledger: Any, record: Any, operation: Any) -> None:
+        await remove(ledger, None, operation)
 
-    Window.remove_late_copies = remove_at_once  # type: ignore[method-assign]
+    for module in (listing, delivery):
+        module.remove_late_copies = remove_at_once
 
 
 ABLATIONS: dict[str, Callable[[], None]] = {

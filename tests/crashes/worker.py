@@ -62,10 +62,12 @@ class SlowDisk(SQLiteOutbox):
 
     rng = random.Random()
 
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work`, sometimes later, and says so sometimes later."""
         await self._wait()
-        result = await super().transact(work)
+        result = await super().transact(work, applied)
         await self._wait()
         return result
 

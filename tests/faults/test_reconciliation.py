@@ -252,14 +252,14 @@ async def test_every_anchor_is_deleted(lost: FaultKind) -> None:
     await agrees(session, line, conversation)
 
 
-async def test_the_anchor_costs_one_item() -> None:
-    """Before the first append to an unread conversation, one item is read, and it is enough."""
+async def test_the_anchor_costs_one_request() -> None:
+    """Before the first append to an unread conversation its last items are read, in one request."""
     line = Line()
     conversation = line.conversation(*["yes"] * 5)
     session = line.session(conversation)
     line.on(is_append, LOST)
     await session.add_items(users("yes"))
-    assert line.requests[0].parameter("limit") == "1"
+    assert line.requests[0].parameter("limit") == "32"
     assert line.asked() == ["list", "append", "list"]
     assert line.texts(conversation) == ["yes"] * 6
     await agrees(session, line, conversation)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from cached_session.conversation.record import Keeping
 from cached_session.core.history import History
 from cached_session.core.items import hold
-from cached_session.keeping import KeptWindow
 from cached_session.outbox import SQLiteOutbox, Store
+from cached_session.outbox.log import Epoch, Log, Noted
 from tests.outbox.support import ADDRESS
 
 
@@ -17,16 +18,31 @@ def history(*names: str) -> History:
     return History(items, complete=True)
 
 
-async def keep(outbox: SQLiteOutbox, kept: KeptWindow, known: History | None, **so: int) -> None:
+async def keep(
+    outbox: SQLiteOutbox,
+    keeping: Keeping,
+    known: History | None,
+    *,
+    landed: int = 0,
+    removed: int = 0,
+) -> None:
     """Brings the outbox up to date, as its owner does."""
-    write, written = kept.writing(known, **{"landed": 0, "removed": 0, **so})
+    kept, written = keeping.kept(known, (landed, removed), listed=False)
 
-    def work(store: Store) -> None:
+    def work(store: Store) -> Noted:
         store.claim(ADDRESS)
-        write(store, ADDRESS)
+        return Log(store).note(
+            ADDRESS,
+            Epoch(store.token, store.mark(ADDRESS)[::2]),
+            0,
+            landed=0,
+            doubt=None,
+            undoubted=True,
+            kept=kept,
+            release=False,
+        )
 
-    await outbox.transact(work)
-    written()
+    written((await outbox.transact(work)).written)
 
 
 async def names(outbox: SQLiteOutbox) -> list[str] | None:
@@ -37,7 +53,7 @@ async def names(outbox: SQLiteOutbox) -> list[str] | None:
 
 async def test_what_changes_is_kept(on_disk: SQLiteOutbox) -> None:
     """What was appended is added, and what was removed goes, while all of it is known."""
-    kept, known = KeptWindow(wanted=True), history("a", "b")
+    kept, known = Keeping(wanted=True), history("a", "b")
     await keep(on_disk, kept, known)
     known.append(history("c").items)
     await keep(on_disk, kept, known, landed=1)
@@ -50,7 +66,7 @@ async def test_what_changes_is_kept(on_disk: SQLiteOutbox) -> None:
 @pytest.mark.parametrize("so", [{"landed": 3}, {"removed": 1}], ids=str)
 async def test_not_known_any_more(so: dict[str, int], on_disk: SQLiteOutbox) -> None:
     """What lacks items that landed, or holds some that were removed, is forgotten."""
-    kept = KeptWindow(wanted=True)
+    kept = Keeping(wanted=True)
     await keep(on_disk, kept, history("a", "b"))
     await keep(on_disk, kept, None)
     assert await names(on_disk) == ["a", "b"]

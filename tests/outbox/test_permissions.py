@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cached_session.cli import main
+from cached_session.commands.cli import main
 from cached_session.errors import OutboxError
 from cached_session.outbox import SQLiteOutbox, file, owners
 from cached_session.outbox.schema import APPLICATION_ID

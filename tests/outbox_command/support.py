@@ -18,11 +18,11 @@ import pytest
 from openai import AsyncOpenAI
 
 from cached_session import SQLiteOutbox
-from cached_session.addresses import address_of
-from cached_session.cli import main
-from cached_session.connections import account
+from cached_session.commands.cli import main
+from cached_session.conversation.addresses import address_of
 from cached_session.emulator import Emulator
 from cached_session.outbox import Address, Store
+from cached_session.server.connections import account
 from tests.session.support import users
 
 KEY = "sk-recorded"
@@ -107,7 +107,7 @@ def apart(*arguments: object, redirected: str = "", limit: int | None = None) ->
     Returns:
         Its status, and what went to standard error.
     """
-    code = "import sys; from cached_session.cli import main; sys.exit(main())"
+    code = "import sys; from cached_session.commands.cli import main; sys.exit(main())"
     if limit is not None:
         code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
     words = [sys.executable, "-c", code, "outbox", *map(str, arguments)]

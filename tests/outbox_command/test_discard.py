@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cached_session import CachedSession, OutboxPaused, RetryPolicy, SQLiteOutbox
-from cached_session.cache import ConversationCache
 from cached_session.emulator import Emulator, FaultKind, Faults
+from cached_session.session.cache import ConversationCache
 from tests.outbox_command.support import KEY, address, do, living, record, run, told, waiting
 from tests.session.support import new_client, texts, users
 

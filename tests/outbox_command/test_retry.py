@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cached_session import CachedSession, OutboxPaused, SQLiteOutbox
-from cached_session.cache import ConversationCache
 from cached_session.emulator import Emulator, FaultKind, Faults
 from cached_session.outbox import LOCAL
+from cached_session.session.cache import ConversationCache
 from tests.outbox_command.support import (
     KEY,
     SECRET,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox, SQLiteOutbox
-from cached_session.cli import main
+from cached_session.commands.cli import main
 from cached_session.emulator import Emulator, Request
 from tests.outbox_sessions.support import QUICK, until, words
 from tests.session.support import Elsewhere, new_client, texts, users

@@ -195,15 +195,17 @@ async def test_offline_behind_one_item() -> None:
 
 @on_one_disk("a")
 async def test_what_could_not_be_read_at_once(world: OneDisk) -> None:
-    """No batch is larger for items of another process that an append could not read."""
+    """An append that cannot read what another process has recorded records nothing itself."""
     process, other = world.process("1"), world.process("2")
     one, two = await world.opened(process, other)
     world.line.always(any_request, CUT)
     await two.add_items(numbered(0, 15))
     world.ends(other)
     failed = fails(process, "mailbox")
-    await one.add_items(numbered(15, 30))
+    with pytest.raises(OutboxError, match="the disk is full"):
+        await one.add_items(numbered(15, 30))
     assert failed()
+    await one.add_items(numbered(15, 30))
     world.line.heal()
     world.line.on(is_append, FaultKind.HANG)
     await asyncio.sleep(10)

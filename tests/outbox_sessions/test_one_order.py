@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    MemoryOutbox,
+    Outbox,
+    OutboxError,
+    OutboxPaused,
+    SQLiteOutbox,
+)
 from cached_session.emulator import Emulator
-from cached_session.emulator.requests import is_append
-from tests.faults.line import CUT, LOST, Line
+from cached_session.emulator.requests import is_append, is_listing
+from tests.faults.line import CUT, LOST, Do, Line, notes
 from tests.faults.virtual import at_every_step
-from tests.outbox_sessions.support import in_virtual_time, raised, words
+from tests.outbox_sessions.support import in_flight, in_virtual_time, raised, words
 from tests.session.support import Elsewhere, new_client, texts, users
 
 
@@ -64,6 +73,39 @@ async def test_both_with_one_outbox(
     await second.add_items(users("after"))
     await second.aclose(timeout=60)
     assert texts(emulator.items(conversation)) == [*expected, "after"]
+
+
+@pytest.mark.parametrize("how", ["failed", "closed"])
+@pytest.mark.parametrize("call", ["get_items", "pop_item", "flush", "clear_session", "add_items"])
+async def test_what_is_recorded_is_not_known(
+    call: str,
+    how: str,
+    path: Path,
+    emulator: Emulator,
+    client: AsyncOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session without the outbox works where the other one could not read it, or closed it."""
+    outbox = SQLiteOutbox(path)
+    queued, plain, conversation = await pair(emulator, client, outbox, None)
+    if how == "failed":
+
+        async def full(*_: Any) -> Any:
+            raise OutboxError("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(outbox, "transact", full)
+            assert isinstance(await raised(queued.get_items()), OutboxError)
+    else:
+        await queued.get_items()
+        await outbox.let_go()
+    async with asyncio.timeout(20):
+        await getattr(plain, call)(*([users("b")] if call == "add_items" else []))
+    if call != "clear_session":
+        left = {"pop_item": [], "add_items": ["start", "b"]}.get(call, ["start"])
+        assert texts(emulator.items(conversation)) == left
+    await plain.aclose()
+    await queued.aclose()
 
 
 async def test_pops_beside_appends(outbox: Outbox, emulator: Emulator, client: AsyncOpenAI) -> None:
@@ -192,3 +234,40 @@ async def test_other_accounts(outbox: Outbox, emulator: Emulator) -> None:
         await second.aclose(timeout=60)
         assert texts(emulator.items(first.session_id)) == ["a"]
         assert texts(emulator.items(second.session_id)) == ["b"]
+
+
+@in_virtual_time
+async def test_an_append_that_promises_delivery_behind_an_undecided_batch() -> None:
+    """A batch of which nothing can tell any more is paused, whoever comes to look for it first."""
+    line = Line(latency=1.0)
+    conversation = line.conversation()
+    for start in range(0, 120, 20):
+        line.append(conversation, *map(str, range(start, start + 20)))
+    cache = ConversationCache()
+    one = line.session(conversation, outbox=MemoryOutbox(), cache=cache)
+    two = line.session(conversation, cache=cache)
+    await one.get_items(2)
+    await two.get_items(2)
+    await one.refresh()
+    reading = asyncio.create_task(one.get_items(2))
+    await in_flight(line)
+    # The sender waits for its turn behind that, and the append behind the sender.
+    await one.add_items(users("x"))
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert await one.pop_item() is not None
+    appending = asyncio.create_task(two.add_items(users("z")))
+    for _ in range(30):
+        await asyncio.sleep(0)
+    await one.add_items(users("y"))
+    line.on(is_append, LOST)
+    line.on(is_listing, None, Do(lambda: line.remove(conversation, "118", "119"), CUT), None)
+    await reading
+    error = await raised(appending)
+    assert isinstance(error, OutboxPaused)
+    assert "nothing was stored" in notes(error)
+    assert one.stats.sending == "paused"
+    assert line.texts(conversation)[-2:] == ["117", "y"]
+    assert isinstance(await raised(one.flush()), OutboxPaused)
+    await one.clear_session()
+    await one.aclose()

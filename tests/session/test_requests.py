@@ -71,13 +71,13 @@ async def test_read_after_an_append_is_filled_from_its_answer(
 
 
 async def test_append_to_an_unread_conversation(emulator: Emulator, client: AsyncOpenAI) -> None:
-    """The first append to an existing conversation costs one listing of one item, as its anchor."""
-    conversation = Elsewhere(emulator).conversation(*map(str, range(30)))
+    """The first append to an existing conversation costs one listing of its last items."""
+    conversation = Elsewhere(emulator).conversation(*map(str, range(50)))
     session = CachedSession(conversation_id=conversation, openai_client=client)
     await session.add_items(users("a"))
     await session.add_items(users("b"))
     listing, *posts = emulator.requests
-    assert (listing.method, listing.items) == ("GET", 1)
+    assert (listing.method, listing.items) == ("GET", 32)
     assert [post.method for post in posts] == ["POST", "POST"]
 
 

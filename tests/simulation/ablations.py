@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cached_session import appending, operation, replica, turns, window
-from cached_session.core import history, matching, unsettled
+from cached_session.conversation import listing, operation, order, turns
+from cached_session.core import history, ledger, matching, unsettled
 from tests.simulation.campaign import Failure
 from tests.simulation.ledger import Violation
 
@@ -21,12 +21,7 @@ Ablation = Callable[[pytest.MonkeyPatch], None]
 
 def no_reconciliation(patch: pytest.MonkeyPatch) -> None:
     """A lost answer is taken for a refusal: the batch is sent again."""
-
-    async def send_again(self: Any) -> None:
-        self._in_doubt = False
-        self._window.unsettled.reopen(())
-
-    patch.setattr(appending.Append, "_reconcile", send_again)
+    patch.setitem(ledger.TRANSITIONS[ledger.Front.FLYING], ledger.Event.LOST, ledger.Front.SEALED)
 
 
 def no_anchor(patch: pytest.MonkeyPatch) -> None:
@@ -69,52 +64,52 @@ def no_late_commit_watch(patch: pytest.MonkeyPatch) -> None:
 def no_shielding(patch: pytest.MonkeyPatch) -> None:
     """A caller's cancellation reaches the request in flight."""
 
-    async def directly(self: Any, operation: Any, turn: turns.Turn, write: Any) -> Any:
+    async def directly(self: Any, operation: Any, turn: turns.Turn, work: Any, **_: Any) -> Any:
         try:
-            return await write()
+            return await work()
         finally:
             self.leave(turn)
 
-    patch.setattr(replica.Replica, "_write", directly)
+    patch.setattr(order.Order, "write", directly)
 
 
 def no_ordering(patch: pytest.MonkeyPatch) -> None:
     """Everyone works on the conversation at the same time."""
-    at_work: Counter[window.Window] = Counter()
+    at_work: Counter[ledger.Ledger] = Counter()
 
     async def enter(self: Any, caller: operation.Operation) -> turns.Turn:
         if caller.superseded():
             raise operation.Superseded
-        at_work[self.window] += 1
+        at_work[self.ledger] += 1
         return turns.Turn(self.turns, asyncio.get_running_loop())
 
     def leave(self: Any, turn: turns.Turn) -> None:
-        at_work[self.window] -= 1
-        self._resized(self)
+        at_work[self.ledger] -= 1
+        self._worked()
 
-    patch.setattr(replica.Replica, "enter", enter)
-    patch.setattr(replica.Replica, "leave", leave)
+    patch.setattr(order.Order, "enter", enter)
+    patch.setattr(order.Order, "leave", leave)
     # They would stop at an `assert`, or with an IndexError, before the account sees what
-    # they do to each other. So the copy is taken away by those only who are alone at work,
-    # and two may delete the same late copies.
-    forget, drop = window.Window.forget, replica.Replica.drop
-    remove = window.Window.remove_late_copies
+    # they do to each other. So what is known is taken away by those only who are alone at
+    # work, and two may delete the same late copies.
+    forget, forget_all = ledger.Ledger.forget, ledger.Ledger.forget_all
+    remove = listing.remove_late_copies
 
     def forget_alone(self: Any) -> None:
         if at_work[self] < 2:
             forget(self)
 
-    def drop_alone(self: Any) -> None:
-        if not at_work[self.window]:
-            drop(self)
+    def forget_all_alone(self: Any) -> None:
+        if not at_work[self]:
+            forget_all(self)
 
-    async def remove_both(self: Any, caller: operation.Operation) -> None:
-        with contextlib.suppress(IndexError):
-            await remove(self, caller)
+    async def remove_both(*arguments: Any) -> None:
+        with contextlib.suppress(IndexError, ValueError):
+            await remove(*arguments)
 
-    patch.setattr(window.Window, "forget", forget_alone)
-    patch.setattr(replica.Replica, "drop", drop_alone)
-    patch.setattr(window.Window, "remove_late_copies", remove_both)
+    patch.setattr(ledger.Ledger, "forget", forget_alone)
+    patch.setattr(ledger.Ledger, "forget_all", forget_all_alone)
+    patch.setattr(listing, "remove_late_copies", remove_both)
 
 
 def equal_texts_alone(patch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cached_session import backlog, delivering, journal, popping
+from cached_session.conversation import conversation, record
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
-from cached_session.outbox import Address, Claim, Store, statements
+from cached_session.core.ledger import TRANSITIONS, Event, Front
+from cached_session.outbox import Address, Claim, Store, log, statements
 from tests.simulation.ablations import Ablation
 
 
@@ -46,11 +47,11 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
     """A process that takes over sends again what was on the server and was popped."""
 
-    async def put_down(self: Any, *, in_doubt: bool) -> None:
-        if self._journal.waiting:
-            raise popping._Waits
+    async def may_remove(self: Any, backlog: Any, operation: Any) -> bool:
+        await backlog.record.alone(operation)
+        return not self.ledger.queue
 
-    patch.setattr(popping.Popping, "_put_down", put_down)
+    patch.setattr(conversation.Conversation, "_may_remove", may_remove)
 
 
 def claim_always_granted(patch: pytest.MonkeyPatch) -> None:
@@ -62,12 +63,17 @@ def claim_always_granted(patch: pytest.MonkeyPatch) -> None:
 
 def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
     """Who claims a backlog does not look whether somebody else had it meanwhile."""
-    claim = Store.claim
 
-    def claimed(self: Store, address: Address) -> Claim | None:
-        return None if claim(self, address) is None else Claim.KEPT
+    class Unmarked(log.Epoch):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, log.Epoch) and self.opened == other.opened
 
-    patch.setattr(Store, "claim", claimed)
+        def __ne__(self, other: object) -> bool:
+            return not self == other
+
+        __hash__ = log.Epoch.__hash__
+
+    patch.setattr(log, "Epoch", Unmarked)
 
 
 def claims_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -78,44 +84,34 @@ def claims_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """An append returns before it is recorded."""
-    accept = journal.Journal.accept
+    accept, begun = record.Record.accept, set[Any]()
 
     async def early(self: Any, items: Sequence[Outgoing]) -> None:
         task = asyncio.get_running_loop().create_task(accept(self, items))
-        self.replica._writes.add(task)
+        begun.add(task)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.add_done_callback(begun.discard)
 
-    patch.setattr(journal.Journal, "accept", early)
-
-
-def no_settling_before_a_read(patch: pytest.MonkeyPatch) -> None:
-    """A read does not find out first how much of a batch in doubt has landed."""
-
-    async def settle(journal: Any, operation: Any) -> None:
-        return None
-
-    patch.setattr(backlog, "settle", settle)
+    patch.setattr(record.Record, "accept", early)
 
 
 def no_settling_before_a_send(patch: pytest.MonkeyPatch) -> None:
     """What is sealed is sent again without asking how much of it has landed."""
-
-    async def settle(journal: Any, operation: Any) -> None:
-        return None
-
-    patch.setattr(delivering, "settle", settle)
+    patch.setitem(TRANSITIONS[Front.FLYING], Event.LOST, Front.NONE)
 
 
 def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
     """Whether something waits is looked at before a read gets its turn, and not in it."""
-    read = backlog.Backlog.read
+    read = conversation.Conversation.read
 
-    async def decided(self: Any, *args: Any, **options: Any) -> Any:
-        if self.waits:
-            return await read(self, *args, **options)
-        return await self.replica.read(*args, **options)
+    async def decided(self: Any, operation: Any, limit: Any, trust: Any) -> Any:
+        if self.ledger.queue or self.ledger.local or self.ledger.watch.active:
+            return await read(self, operation, limit, trust)
+        async with self.order.turn(operation):
+            history = await conversation.fresh(self.ledger, None, operation, limit, trust)
+            return conversation.copies(history.tail(limit))
 
-    patch.setattr(backlog.Backlog, "read", decided)
+    patch.setattr(conversation.Conversation, "read", decided)
 
 
 LOST_OR_DOUBLED = "at the end: lost"
@@ -132,7 +128,6 @@ OUTBOX_ABLATIONS: dict[Ablation, str] = {
     taking_over_unnoticed: UNTRUE,
     claims_not_counted: UNTRUE,
     mirror_before_the_record: UNRECORDED,
-    no_settling_before_a_read: f"{LOST_OR_DOUBLED}|{UNTRUE}",
     no_settling_before_a_send: f"{LOST_OR_DOUBLED}|{UNTRUE}",
     reads_of_the_server_alone: UNTRUE,
 }

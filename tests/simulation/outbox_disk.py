@@ -130,6 +130,7 @@ class WatchedStore(Store):
 
 class _Job(NamedTuple):
     work: Callable[[Store], Any]
+    applied: Callable[[Any], None] | None
     call: Call | None
     future: asyncio.Future[Outcome]
 
@@ -176,7 +177,9 @@ class SimOutbox(Shared):
         """Whose it is."""
         disk.living.add(token)
 
-    async def transact(self, work: Callable[[Store], T]) -> T:
+    async def transact(
+        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction, with those that wait for the same one.
 
         A caller that is cancelled hears so at once, and its work is still run.
@@ -185,7 +188,7 @@ class SimOutbox(Shared):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         if not self._dead:
-            self._jobs.append(_Job(work, CALL.get(), future))
+            self._jobs.append(_Job(work, applied, CALL.get(), future))
             if len(self._jobs) == 1:
                 loop.call_later(self._delay(), self._commit)
         return cast(T, (await future).result())
@@ -229,6 +232,10 @@ class SimOutbox(Shared):
             outcomes = [Outcome(None, OutboxError("the disk is full")) for _ in jobs]
         else:
             outcomes, changes = self._run(jobs)
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                # What is committed is known at once, whoever lives to hear of it.
+                if job.applied is not None and outcome.error is None:
+                    job.applied(outcome.value)
         loop = asyncio.get_running_loop()
         first = loop.time() + self._delay()
         for job, outcome in zip(jobs, outcomes, strict=True):

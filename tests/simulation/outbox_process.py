@@ -13,7 +13,7 @@ import httpx2
 from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Event, RetryBudget, RetryPolicy
-from cached_session.sending import Sender
+from cached_session.conversation.sender import Sender
 from tests.simulation.ledger import Violation
 from tests.simulation.network import Network
 from tests.simulation.outbox_disk import SimOutbox
@@ -158,7 +158,7 @@ def task_factory(
     maker = coroutine.cr_frame.f_locals.get("self")
     if isinstance(maker, Sender):
         # It is made in an empty context, which the tasks that it makes copy.
-        PROCESS.set(maker._journal.outbox.process)  # type: ignore[attr-defined]  # a SimOutbox
+        PROCESS.set(maker._record.outbox.process)  # type: ignore[attr-defined]  # a SimOutbox
     task = asyncio.Task(coroutine, loop=loop, context=context)
     process = PROCESS.get() if context is None else context.get(PROCESS)
     if process is not None:

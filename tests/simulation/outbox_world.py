@@ -19,8 +19,8 @@ from cached_session import (
     OutboxPaused,
     RequestFinished,
     Sending,
-    removing,
 )
+from cached_session.conversation.conversation import Conversation
 from cached_session.emulator import Fault, FaultKind, Request
 from cached_session.outbox.records import Address
 from tests.simulation.ledger import Violation, text_of
@@ -167,7 +167,7 @@ class OutboxWorld(OutboxWork):
         call, process = CALL.get(), PROCESS.get()
         if request.method != "DELETE" or "/items/" not in request.path or process is None:
             return
-        if call is not None and call.kind == "pop" and _within(removing._delete):
+        if call is not None and call.kind == "pop" and _within(Conversation._delete):
             self._pops[request.path.rpartition("/")[2]] = (call, process)
 
     def _cut_off(self, request: Request) -> None:

@@ -1,0 +1,282 @@
+"""`cached-session outbox`: its subcommands.
+
+They work on the file while others use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from openai import OpenAIError
+
+from cached_session.commands.outbox.checks import check
+from cached_session.commands.outbox.export import export
+from cached_session.commands.outbox.records import (
+    Stop,
+    age,
+    conversation,
+    facts,
+    fitting,
+    key,
+    moment,
+    overview,
+    read,
+    refused,
+    server,
+    state,
+    visible,
+    word,
+)
+from cached_session.errors import CachedSessionError
+from cached_session.outbox import Address, SQLiteOutbox, Store
+from cached_session.outbox.shared import check_account
+from cached_session.wording import counted, verb
+
+_HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
+
+_PAUSES = """\
+A backlog is paused when the server refused a batch, or when it cannot be found
+out whether a batch is on the server. All of it is kept, in order, and nothing
+of it is sent until somebody decides:
+
+  retry    when the reason is gone: clears the pause, and sends what waits
+  move     when another key is to send it: changes whose it is, and sends nothing
+  discard  when it is not wanted: clears the pause, and removes what waits
+  export   first, to keep it: writes what waits to a file, and changes nothing
+
+cached-session outbox COMMAND --help lists a command's options."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of the subcommands.
+
+    Args:
+        arguments: The command line behind `outbox`.
+
+    Returns:
+        Exit status: 0 if it did what it was asked, 1 if not.
+
+    Raises:
+        SystemExit: The command line is wrong, or its help was asked for.
+        OSError: The standard output cannot be written.
+    """
+    options, more = _parser().parse_known_args(arguments)
+    if more:
+        # The parser of all subcommands would show its own usage.
+        options.parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if sys.stdout is None:
+        return _fail("the standard output is closed. Nothing was done.")
+    try:
+        check(options.file)
+        asyncio.run(_run(options))
+    except (Stop, CachedSessionError) as error:
+        return _fail(str(error))
+    except OpenAIError as error:
+        # Its text may quote an item.
+        return _fail(f"the server could not be asked ({type(error).__name__}).")
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> None:
+    # Those that decide for an account have the option.
+    outbox = SQLiteOutbox(options.file, account=getattr(options, "account", None))
+    try:
+        await options.run(outbox, options)
+    finally:
+        await outbox.let_go()
+
+
+async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    found = await outbox.transact(lambda store: store.summaries())
+    chosen = [one for one in found if options.all or one.items or one.paused is not None]
+    if options.json:
+        print(json.dumps([facts(one) for one in chosen], indent=2))
+        return
+    idle = counted(len(found) - len(chosen), "idle conversation")
+    if not chosen:
+        print(f"Nothing waits. --all lists {idle}, too." if found else "Nothing waits.")
+        return
+    lines = [_HEAD, *map(overview, chosen)]
+    if sys.stdout.isatty():
+        lines = fitting(lines, shutil.get_terminal_size().columns)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    if len(chosen) < len(found):
+        print(f"--all lists {idle}, too.")
+
+
+async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    # Only now: it brings the SDK, which the other commands do without.
+    from cached_session.commands.outbox.retry import retry
+
+    await retry(outbox, options)
+
+
+async def _move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    from cached_session.commands.outbox.move import move  # only now: see `_retry`
+
+    await move(outbox, options)
+
+
+async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    summary, mailbox = await outbox.transact(lambda store: read(store, options))
+    address = summary.address
+    became = "refused" if refused(mailbox) else "may have been sent"
+    sealed = f", {summary.sealed} of them {became}" if summary.sealed else ""
+    oldest = "" if summary.oldest is None else f"{moment(summary.oldest)}, {age(summary.oldest)}"
+    for name, value in (
+        ("number", str(summary.number)),
+        ("conversation", conversation(address)),
+        ("server", server(address.base_url)),
+        ("organization", address.organization),
+        ("project", address.project),
+        ("key", await _key(address)),
+        ("items", f"{summary.items}{sealed}"),
+        ("bytes", str(summary.size)),
+        ("oldest", oldest),
+        ("state", state(summary)),
+        ("window bytes", str(summary.window)),
+    ):
+        print(f"{name:14}{visible(value) or '-'}")
+    for row in mailbox.rows:
+        item = json.loads(row.data)
+        kind = word(item.get("type") or ("message" if "role" in item else None))
+        sent = f"sealed, {became}" if row.sealed else "not sent"
+        print(
+            f"{row.seq}  {kind}  {word(item.get('role'))}  {counted(len(row.data), 'byte')}  "
+            f"{moment(row.accepted_at)}  {sent}"
+        )
+        if options.content:
+            print(visible(row.data.decode()))
+
+
+async def _key(address: Address) -> str:
+    from cached_session.commands.outbox.retry import fits  # only now: see `_retry`
+
+    same = await fits(address)
+    if same is None:
+        return key(address)
+    return f"{key(address)}, {'' if same else 'not '}that of the key in OPENAI_API_KEY"
+
+
+async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+    summary, mailbox = await outbox.transact(lambda store: read(store, options))
+    if not summary.items:
+        pause = ""
+        if summary.paused is not None and options.yes:
+            await outbox.transact(lambda store: store.resume(summary.address))
+            pause = " The pause is cleared."
+        elif summary.paused is not None:
+            pause = " It is paused; --yes clears the pause."
+        print(f"Nothing waits in backlog {summary.number}.{pause}")
+        return
+    living = (
+        f"a living process is sending backlog {summary.number}, and nothing was removed. Call "
+        "clear_session() there, which deletes the conversation, too; or end the process, and "
+        "give the command again."
+    )
+    if summary.owned:
+        raise Stop(living)
+    what = (
+        f"{counted(summary.items, 'item')}, {counted(summary.size, 'byte')}, that "
+        f"{verb(summary.items, 'waits', 'wait')} for {conversation(summary.address)}"
+    )
+    if summary.sealed and not refused(mailbox):
+        what += f"; {summary.sealed} of them may be on the server already"
+    if not options.yes:
+        raise Stop(f"this would remove {what}. Nothing was removed. Give --yes to remove it.")
+    print(f"Removing {what}.")
+
+    def work(store: Store) -> int:
+        address = summary.address
+        if store.claim(address) is None:
+            raise Stop(living)
+        store.resume(address)
+        removed = store.drop(address, sealed=True)
+        store.release(address)
+        return removed
+
+    print(f"Removed {counted(await outbox.transact(work), 'item')}.")
+
+
+def _fail(message: str) -> int:
+    print(f"cached-session outbox: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cached-session outbox",
+        description="Shows what waits in the file of an SQLiteOutbox, and decides about it. The "
+        "file may be in use.",
+        epilog=_PAUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run, parser=command)
+        command.add_argument("file", metavar="FILE", help="the outbox's file")
+        if name != "list":
+            command.add_argument(
+                "number", metavar="NUMBER", type=int, help="the backlog's number, as `list` shows"
+            )
+        return command
+
+    table = add("list", _list, "lists the backlogs, one a line, without content")
+    table.add_argument("--all", action="store_true", help="those in which nothing waits, too")
+    table.add_argument("--json", action="store_true", help="as JSON, for programs")
+    show = add("show", _show, "shows one backlog and its items, one a line")
+    show.add_argument("--content", action="store_true", help="show each item's JSON, too")
+    again = add("retry", _retry, "clears what a backlog was paused for, and sends it")
+    again.add_argument("--base-url", metavar="URL", help="the API's base URL (the recorded one)")
+    again.add_argument(
+        "--any-account",
+        action="store_true",
+        help="send under the present key even if it is not the recorded one",
+    )
+    again.add_argument(
+        "--timeout", type=_seconds, default=60.0, help="seconds that it may take (60)"
+    )
+    again.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=; the present key is one of that account",
+    )
+    moving = add("move", _move, "moves a backlog to another account, and sends nothing")
+    moving.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=, such as prod (the account of the present key)",
+    )
+    discard = add("discard", _discard, "removes what waits in a backlog")
+    discard.add_argument("--yes", action="store_true", help="really remove it")
+    out = add("export", export, "writes the waiting items as JSON lines, unchanged")
+    out.add_argument("--output", metavar="PATH", help="a new file (-, the standard output)")
+    return parser
+
+
+def _account(text: str) -> str:
+    try:
+        check_account(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return float(text)

@@ -1,0 +1,1 @@
+"""One conversation: what is done to it, in one order, by whoever uses it."""

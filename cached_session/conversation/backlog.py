@@ -1,0 +1,340 @@
+"""What an outbox holds of a conversation while sessions use it: who sends it, and who waits for it.
+
+One backlog a conversation and outbox. It ends when the last session is closed
+and nothing of it is sent any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable
+
+from cached_session.conversation.delivery import behind, look_back
+from cached_session.conversation.listing import Asked
+from cached_session.conversation.operation import Operation
+from cached_session.conversation.order import Order
+from cached_session.conversation.record import Record
+from cached_session.conversation.room import Room
+from cached_session.conversation.sender import Sender
+from cached_session.conversation.tasks import Errands
+from cached_session.conversation.users import Users
+from cached_session.core.looking import LOOK_AFTER
+from cached_session.core.outcomes import Applied
+from cached_session.errors import (
+    CachedSessionError,
+    DeadlineExceeded,
+    OutboxError,
+    Reopened,
+    naming,
+)
+from cached_session.events import Sending
+from cached_session.outbox import Outbox
+from cached_session.outbox.records import Address
+from cached_session.wording import counted, verb
+
+# At most so many pages of a listing are asked for when a conversation is left.
+_PAGES = 10
+
+
+class Backlog:
+    """The part of an outbox in one conversation.
+
+    Attributes:
+        order: Who works on the conversation.
+        record: What is recorded.
+        sender: Who sends it.
+        room: Who may add to it.
+        users: Who uses it: sessions that are not closed.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        address: Address,
+        order: Order,
+        renamed: Callable[[str], None],
+        parted: Callable[[Backlog], None],
+    ) -> None:
+        """Makes one; nothing is read yet.
+
+        Args:
+            outbox: Where it is recorded.
+            address: Under which name.
+            order: The conversation's.
+            renamed: Called with the conversation's own id when it gets that.
+            parted: Called when nobody uses it any more, with the outbox's lock.
+        """
+        self.order = order
+        self._ledger = order.ledger
+        self._renamed = renamed
+        self._parted = parted
+        self.sender = Sender(order, self.create)
+        self.record = Record(
+            outbox,
+            address,
+            order.ledger,
+            order.lock,
+            order.turns,
+            self._working,
+            self._take_name,
+        )
+        self.sender.use(self.record)
+        self.sender.then = self.look
+        self.room = Room(order.ledger, outbox, self.record.changed)
+        self.users = Users()
+        # What goes on behind those who have left.
+        self._endings = Errands()
+
+    def _working(self) -> bool:
+        return self.sender.working
+
+    @property
+    def sending(self) -> Sending:
+        """What becomes of what waits."""
+        # The sender ends a moment after its last item has landed.
+        if not self._ledger.queue:
+            return Sending.IDLE
+        return self.sender.state if self._ledger.paused is None else Sending.PAUSED
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing waits that would be sent."""
+        return not self._ledger.waits
+
+    # The conversation's name
+
+    async def create(self, operation: Operation) -> None:
+        """Makes the conversation, which has only a local name. In the turn."""
+        elsewhere = self.users.made_elsewhere
+        if elsewhere is not None:
+            await self._name(elsewhere, operation, empty=False)
+            return
+        outcome = await operation.run(lambda seconds: operation.remote.create(timeout=seconds))
+        if not isinstance(outcome, Applied):
+            raise outcome.error
+        made = outcome.value
+        agreed = await self.users.agree(made, operation.deadline)
+        await self._name(agreed, operation, empty=agreed == made)
+
+    async def _name(self, conversation_id: str, operation: Operation, *, empty: bool) -> None:
+        name = await self.record.name(conversation_id)
+        if empty and name == conversation_id:
+            self._ledger.begin_empty(Asked.at(operation.now()))
+        else:
+            # Somebody else had made it before, or another one for the local name.
+            self._ledger.forget()
+        self._take_name(operation)
+        self.record.changed.fire()
+
+    def _take_name(self, operation: Operation) -> None:
+        """Has the conversation known by the name that the log has for it."""
+        name = self.record.address.conversation
+        self._renamed(name)
+        operation.conversation_id = name
+        self.users.created()
+
+    # Waiting for it
+
+    async def let_go(self) -> None:
+        """Lets others send, where nothing waits here that would be sent. In the turn."""
+        if self.open:
+            await self.record.note(release=True)
+
+    async def drained(self, operation: Operation, context: Callable[[], Operation]) -> None:
+        """Waits until nothing waits any more.
+
+        Args:
+            operation: The call's own.
+            context: Makes the operations that send what waits.
+
+        Raises:
+            OutboxPaused: It is not sent until somebody decides.
+            OutboxError: The sender could not write what it does.
+            DeadlineExceeded: It took too long; all is kept.
+        """
+        await self.check(context)
+        self.sender.start(context)
+        await self.at_rest(operation)
+        self.record.check_not_paused()
+
+    async def at_rest(self, operation: Operation) -> None:
+        """Waits until nothing waits any more, or nothing is sent."""
+        await self.until(lambda: self.open, operation, "the server did not take all of it in time")
+
+    async def until(
+        self, condition: Callable[[], bool], operation: Operation, otherwise: str
+    ) -> None:
+        """Waits until it has come to something.
+
+        Raises:
+            OutboxError: The sender could not write what it does.
+            DeadlineExceeded: It took too long; says `otherwise`.
+        """
+        sender = self.sender
+        # What waits may have been found here just now, and nobody sends it yet.
+        look = functools.partial(self._start, operation)
+        look()
+        came = await self.record.changed.until(
+            lambda: condition() or sender.failure is not None, operation.deadline, look
+        )
+        if not came:
+            raise self._too_late(operation, otherwise) from sender.trouble
+        failure = sender.failure
+        if failure is not None and not condition():
+            raise OutboxError(
+                f"{operation.conversation_id}: {self._recorded} and "
+                f"not known to be on the server; sending them failed. {failure}",
+                conversation_id=operation.conversation_id,
+            ) from failure
+
+    async def held_elsewhere(self, operation: Operation) -> None:
+        """Waits a little for another process that holds on to what is paused."""
+        if operation.now() >= operation.deadline:
+            raise self._too_late(operation, "another process holds on to it")
+        await asyncio.sleep(LOOK_AFTER / 4)
+        if (await self.record.look()).paused is None:
+            await self.read_anew(operation)
+            self._start(operation)
+
+    async def check(self, context: Callable[[], Operation]) -> None:
+        """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
+        if self._ledger.paused is not None and (await self.record.look()).paused is None:
+            await self.read_anew(context())
+            self.sender.start(context)
+        self.record.check_not_paused()
+
+    async def read_anew(self, operation: Operation) -> None:
+        """Reads what is recorded: somebody has decided about it."""
+        async with self.order.turn(operation):
+            await self.record.read(operation, anew=True)
+
+    def _start(self, operation: Operation) -> None:
+        # Its name when it is sent: it may get its id in between.
+        self.sender.start(lambda: operation.renewed(self._ledger.conversation_id))
+
+    @property
+    def _recorded(self) -> str:
+        waiting = len(self._ledger.queue)
+        return f"{counted(waiting)} {verb(waiting, 'is', 'are')} recorded"
+
+    def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
+        trouble = self.sender.trouble
+        met = "" if trouble is None else f", {type(trouble).__name__}"
+        return DeadlineExceeded(
+            f"{operation.conversation_id}: {why}. {self._recorded} "
+            f"in the outbox and not known to be on the server (sending: {self.sender.state}{met})",
+            conversation_id=operation.conversation_id,
+        )
+
+    # Its end: what waits is sent first, whoever has left, and then all is let go of
+
+    async def leave(self, context: Callable[[], Operation]) -> None:
+        """Notes that a session is closed. Waits for the file, and not for the server.
+
+        Args:
+            context: Makes the operations that send what the session has left.
+
+        Raises:
+            OutboxError: It could not be recorded that nothing is held here.
+        """
+        self.sender.start(context)
+        if self.users or self._ledger.waits:
+            return  # who sends what waits looks again at its end
+        await self.sender.stop()
+        operation = context()
+        if self.order.turns.idle and not behind(self._ledger, self.record, operation, _PAGES):
+            await self._end(operation)
+        else:
+            self._endings.begin(self._end(operation), self.record.changed.fire)
+
+    async def look(self, operation: Operation) -> None:
+        """Lets go of all, if nobody uses it. What is recorded stays, whatever goes wrong."""
+        if not self.users and not self.sender.working:
+            with contextlib.suppress(CachedSessionError):
+                await self._end(operation)
+
+    async def _end(self, operation: Operation) -> None:
+        outbox = self.record.outbox
+        try:
+            async with self.order.turn(operation):
+                if self.users or self.sender.working:
+                    return  # somebody has come meanwhile
+                # The next process need not look far back then.
+                await look_back(self._ledger, self.record, operation, pages=_PAGES)
+                # Where the outbox was closed meanwhile, nothing is held of it any more.
+                with naming(operation.conversation_id), contextlib.suppress(Reopened):
+                    await self._release()
+                # Somebody may have come just now, too: with a second backlog beside
+                # this one, both would send.
+                with outbox.lock:
+                    if not self.users:
+                        for name in [name for name, one in outbox.backlogs.items() if one is self]:
+                            del outbox.backlogs[name]
+                        self._parted(self)
+        except BaseException:
+            # Others would wait for what it could not let go of. Whoever still
+            # uses the outbox here opens it again.
+            await outbox.let_go()
+            raise
+        await let_go_unused(outbox)
+
+    async def _release(self) -> None:
+        if self.record.was_read:
+            await self.record.note(release=True)
+
+    async def give_way(self, operation: Operation) -> None:
+        """Leaves what waits to another backlog of the same conversation, which nobody uses here.
+
+        What is in flight settles first: two would send the same.
+        """
+        await self.sender.halt(operation.deadline)
+        async with self.order.turn(operation):
+            with contextlib.suppress(Reopened):
+                await self._release()
+        await let_go_unused(self.record.outbox)
+
+    async def shut(self, deadline: float | None) -> str:
+        """Sends what there is time for, and ends. A request that is in flight then is cut off.
+
+        Args:
+            deadline: Until when, on the running loop's clock; None: there is no time.
+
+        Returns:
+            Why something is left, if anything is.
+        """
+        sender, changed = self.sender, self.record.changed
+        until = Operation.now() if deadline is None else deadline
+        if deadline is not None:
+            sender.start()
+            await changed.until(lambda: not sender.busy, until, sender.start)
+        why, operation = self._why(), sender.operation
+        await sender.halt(Operation.now())
+        await self._endings.end(until, changed.until)
+        if operation is not None and self.record.held and self.order.turns.idle:
+            # Or the next process would have to find out what has landed.
+            with contextlib.suppress(CachedSessionError):
+                async with self.order.turn(operation):
+                    await self._release()
+        return why
+
+    def _why(self) -> str:
+        ledger, sender = self._ledger, self.sender
+        if ledger.paused is not None:
+            return f"paused: {ledger.paused}"
+        if sender.failure is not None:
+            return f"the outbox could not be written: {sender.failure}"
+        if sender.trouble is not None:
+            return f"the server could not be reached: {type(sender.trouble).__name__}"
+        if sender.state is Sending.ELSEWHERE:
+            return "another process sends it"
+        return "there was no time to send it"
+
+
+async def let_go_unused(outbox: Outbox) -> None:
+    """Lets go of an outbox's file, if no session and no sender uses it."""
+    with outbox.lock:
+        backlogs = list(outbox.backlogs.values())
+    if not outbox.users and not any(backlog.sender.working for backlog in backlogs):
+        await outbox.let_go()

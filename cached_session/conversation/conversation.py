@@ -1,0 +1,630 @@
+"""One conversation: read, append, pop, clear, refresh, flush, whoever asks and wherever it is kept.
+
+One for each conversation and account, shared by every session of the process.
+Every operation raises `Superseded` if its session left the conversation while
+it waited for the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from openai import NotFoundError, OpenAIError
+
+from cached_session.conversation.delivery import Delivery, check_account, in_flight, settle
+from cached_session.conversation.listing import RESTARTS, fresh
+from cached_session.conversation.operation import Elsewhere, Operation, Superseded, is_gone
+from cached_session.conversation.order import Order
+from cached_session.conversation.tasks import Errands
+from cached_session.conversation.turns import Turns
+from cached_session.core.items import Outgoing, copies, unhold
+from cached_session.core.ledger import ANY, Ledger, Trust
+from cached_session.core.outcomes import Applied, Unknown
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, UnexpectedAnswer, naming
+from cached_session.server.classify import classify, says_gone
+from cached_session.server.connections import Account
+from cached_session.wording import counted, verb
+
+if TYPE_CHECKING:
+    from cached_session.conversation.backlog import Backlog
+    from cached_session.conversation.record import Record
+    from cached_session.outbox import Outbox
+    from cached_session.outbox.records import Address
+
+T = TypeVar("T")
+Key: TypeAlias = tuple[Account, str]
+
+# Seconds after a cancellation until the sender goes on where the call stopped.
+_SOON = 0.05
+
+
+class Conversation:
+    """One conversation.
+
+    Attributes:
+        key: The account and the conversation, by which the cache knows it.
+        order: Who works on it.
+        ledger: What is known of it.
+        backlog: What an outbox holds for it, if a session uses one.
+        replaced: Whether another copy is the conversation's own by now.
+    """
+
+    def __init__(
+        self,
+        conversation_id: str,
+        key: Key,
+        resized: Callable[[Conversation], None],
+        renamed: Callable[[Conversation, str], None],
+    ) -> None:
+        """Makes one of which nothing is known.
+
+        Args:
+            conversation_id: The conversation.
+            key: See the class.
+            resized: Called whenever its size may have changed.
+            renamed: Called with the new id when the conversation gets its own.
+        """
+        self.key = key
+        self.order = Order(conversation_id, functools.partial(resized, self))
+        self.ledger: Ledger = self.order.ledger
+        self.backlog: Backlog | None = None
+        self.replaced = False
+        self._renamed = renamed
+        # Backlogs that closed sessions have left, and that give way to this one's.
+        self._before: Collection[Backlog] = ()
+        # What is done to its end, whatever becomes of the caller.
+        self._errands = Errands()
+        # Who deletes it: what comes meanwhile is for the next conversation.
+        self._clearing = Turns()
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation's id, or its local name."""
+        return self.ledger.conversation_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the held items take."""
+        return self.ledger.size
+
+    def drop(self) -> None:
+        """Forgets what is held of the server; the next read asks."""
+        self.ledger.forget_all()
+
+    def attach(self, outbox: Outbox, address: Address, before: Collection[Backlog]) -> Backlog:
+        """Has an outbox take what is appended from now on. With the outbox's lock.
+
+        Args:
+            outbox: The outbox.
+            address: Under which name it has the conversation.
+            before: The backlogs that give way to this one.
+        """
+        # Only now: most processes use no outbox, and need not load it.
+        from cached_session.conversation.backlog import Backlog
+
+        self._before = before
+        self.backlog = Backlog(outbox, address, self.order, self._rename, self._part)
+        return self.backlog
+
+    def _part(self, backlog: Backlog) -> None:
+        if self.backlog is backlog:
+            self.backlog = None
+            self.ledger.part()
+
+    def _rename(self, conversation_id: str) -> None:
+        backlog = self.backlog
+        assert backlog is not None  # only an outbox gives local names
+        self.ledger.rename(conversation_id)
+        self._renamed(self, conversation_id)
+        with backlog.record.outbox.lock:
+            backlog.record.outbox.backlogs[backlog.record.address] = backlog
+
+    @property
+    def _record(self) -> Record | None:
+        return None if self.backlog is None else self.backlog.record
+
+    # Reading
+
+    @property
+    def current(self) -> bool:
+        """Whether all that is recorded is known here, as far as nobody else has to be asked."""
+        backlog = self.backlog
+        return backlog is None or (
+            backlog.record.current and not self._errands.left and not backlog.room.given
+        )
+
+    def view(self, limit: int | None, trust: Trust) -> list[dict[str, Any]] | None:
+        """Answers a read without waiting, or returns None; see `Ledger.view`."""
+        return self.ledger.view(limit, trust, idle=self.order.turns.idle)
+
+    def go_on(self, context: Callable[[], Operation]) -> None:
+        """Sees to it that what waits is being sent; `context` makes the operations."""
+        if self.backlog is not None and self.ledger.waits:
+            self.backlog.sender.start(context)
+
+    async def read(
+        self, operation: Operation, limit: int | None, trust: Trust
+    ) -> list[dict[str, Any]]:
+        """Answers a read of the newest `limit` items (None: all), with as few requests as it takes.
+
+        Returns:
+            The caller's own copy, oldest first.
+        """
+        ledger = self.ledger
+        if self.backlog is not None:
+            await self.backlog.room.used(operation)
+        while True:
+            backlog = self.backlog
+            try:
+                async with self.order.turn(operation):
+                    if backlog is None:
+                        history = await fresh(ledger, None, operation, limit, trust)
+                        return copies(history.tail(limit))
+                    if ledger.queue or ledger.local:
+                        # Whoever had the turn may have left it so that no request is needed.
+                        held = self.view(limit, trust)
+                        if held is not None:
+                            return held
+                    held = await self._read_with(backlog, operation, limit, trust)
+                    if held is not None:
+                        return held
+            except Elsewhere:
+                # Another process is sending: what is on the server and what waits
+                # cannot be told apart at this moment.
+                assert backlog is not None  # it was looked at
+                await backlog.at_rest(operation)
+                if ledger.paused is not None:
+                    await backlog.held_elsewhere(operation)
+
+    async def _read_with(
+        self, backlog: Backlog, operation: Operation, limit: int | None, trust: Trust
+    ) -> list[dict[str, Any]] | None:
+        """Reads what is on the server and what waits; None: look again. In the turn.
+
+        Raises:
+            Elsewhere: Another process sends what waits.
+        """
+        ledger, record = self.ledger, backlog.record
+        claims = bool(ledger.queue) or ledger.watch.active
+        if not await record.alone(operation):
+            raise Elsewhere
+        waited = bool(ledger.queue)
+        try:
+            await self._settle(record, operation)
+            listings, waiting = ledger.listings, len(ledger.queue)
+            missing = None if limit is None else max(1, limit - waiting)
+            history = await fresh(ledger, record, operation, missing, trust)
+            if waited:
+                ledger.show()
+            else:
+                ledger.show_nothing()
+            with self.order.lock:
+                shown = ledger.queue.view(limit) if ledger.queue else None
+            # A read is not to fail for what the next process would gain by it.
+            with contextlib.suppress(OutboxError):
+                await record.keep(listed=ledger.listings != listings)
+            if not ledger.queue:
+                # Nothing waits any more: what there is, is on the server. It
+                # was checked in this turn; there may be less of it than is wanted.
+                history = await fresh(ledger, record, operation, limit, ANY)
+                return copies(history.tail(limit))
+            # What was accepted meanwhile may stand behind another process's items, of which some
+            # were listed. And what was withdrawn meanwhile leaves room for older ones.
+            return shown if waited else None
+        finally:
+            if claims:
+                await backlog.let_go()
+
+    async def _settle(self, record: Record, operation: Operation) -> None:
+        """Finds out what landed; where nothing can tell, it is paused from now on.
+
+        That is for those who append, flush or close. A read shows what there is.
+        """
+        with contextlib.suppress(AppendOutcomeUnknown):
+            await settle(self.ledger, record, operation)
+
+    async def refresh(self, operation: Operation) -> None:
+        """Drops what is known, in its turn: a write before this call settles first."""
+        if not self.ledger.local:
+            async with self.order.turn(operation):
+                self.ledger.forget_all()
+
+    # Appending
+
+    async def deliver(
+        self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
+    ) -> None:
+        """Appends items, each once, in order; errors as in `CachedSession.add_items`.
+
+        Args:
+            operation: The call's own.
+            items: The items, as they will be sent.
+            context: Makes the operations that send what another session's outbox holds.
+        """
+        if self.backlog is not None:
+            # It was accepted before this.
+            await self.backlog.drained(operation, context)
+        delivery = Delivery(self.ledger, self._record, operation)
+        turn = await self.order.enter(operation)
+        try:
+            # Nothing is sent yet: a caller who is cancelled here sends nothing.
+            await delivery.anchor(len(items))
+        except BaseException:
+            self.order.leave(turn)
+            raise
+        try:
+            await self.order.write(operation, turn, lambda: delivery.run(items))
+        except asyncio.CancelledError:
+            delivery.stop()
+            raise
+
+    async def accept(
+        self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
+    ) -> None:
+        """Accepts items; they are recorded when it returns.
+
+        Args:
+            operation: The call's own.
+            items: The items, as they will be sent.
+            context: Makes the operations that send them.
+
+        Raises:
+            OutboxPaused: The server refused what was accepted before.
+            OutboxFull: The backlog stayed at its limit.
+            OutboxError: They could not be recorded.
+        """
+        backlog = self._own_backlog()
+        while True:
+            await self.cleared(operation)
+            await backlog.check(context)
+            place = await backlog.room.take(items, backlog.sender.start)
+            if self.ledger.paused is None and self._clearing.idle and not operation.superseded():
+                break
+            place.give_back()
+
+        async def accept() -> None:
+            await backlog.record.accept(items)
+            backlog.sender.start(context)
+
+        # Whether items are recorded is not for a caller's cancellation to say.
+        await self._errands.run(accept(), place.give_back, abandoned=operation.abandoned)
+
+    async def cleared(self, operation: Operation) -> None:
+        """Waits for whoever is deleting the conversation.
+
+        Raises:
+            Superseded: It was deleted.
+        """
+        if self.backlog is None:
+            await self.order.settled(operation)
+        elif not self._clearing.idle:
+            turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+            turn.end()
+        if operation.superseded():
+            raise Superseded
+
+    # Removing
+
+    async def pop(self, operation: Operation, trust: Trust) -> dict[str, Any] | None:
+        """Removes the newest item, wherever it is, and returns it; None if there is none."""
+        ledger = self.ledger
+        if self.backlog is not None:
+            await self.backlog.room.used(operation)
+        while True:
+            backlog = self.backlog
+            if backlog is not None:
+                withdrawn = await self._errands.run(
+                    backlog.record.withdraw(), abandoned=operation.abandoned
+                )
+                if withdrawn is not None:
+                    return withdrawn
+                if ledger.queue:
+                    backlog.record.check_not_paused()
+                    await backlog.until(
+                        self._differs(),
+                        operation,
+                        "the newest item is being sent, and that took until the deadline; it was "
+                        "not removed",
+                    )
+                    continue
+                if ledger.local:
+                    return None
+            turn = await self.order.enter(operation)
+            try:
+                if backlog is not None and not await self._may_remove(backlog, operation):
+                    # Something was accepted before the turn came.
+                    self.order.leave(turn)
+                    continue
+                await fresh(ledger, self._record, operation, 1, trust)
+            except BaseException:
+                self.order.leave(turn)
+                raise
+            return await self.order.write(operation, turn, lambda: self._remove(operation))
+
+    def _differs(self) -> Callable[[], bool]:
+        def state() -> tuple[int, int]:
+            return self.ledger.queue.seen, len(self.ledger.queue)
+
+        before = state()
+        return lambda: state() != before or self.ledger.paused is not None
+
+    async def _may_remove(self, backlog: Backlog, operation: Operation) -> bool:
+        """Puts down what has landed, before any of it is removed; False: something waits. In turn.
+
+        A process that takes over in between would send it again.
+        """
+        ledger, record = self.ledger, backlog.record
+        # What another process has left in doubt may have come late, and would be taken
+        # for the newest item.
+        known = bool(ledger.queue) or ledger.watch.active
+        in_doubt = known or (await record.look()).doubted
+        await record.alone(operation, doubt=in_doubt)
+        # Where something is going to be looked at, nobody else may send meanwhile.
+        await (record.note() if in_doubt else backlog.let_go())
+        return not ledger.queue
+
+    async def _remove(self, operation: Operation) -> dict[str, Any] | None:
+        """Removes and returns the newest item; None if there is none. In the turn."""
+        ledger = self.ledger
+        # Each round that another writer was faster ends with a new listing.
+        for _ in range(RESTARTS):
+            known = ledger.known
+            assert known is not None  # it was listed
+            if not len(known):
+                return None
+            last = known.items[-1]
+            if await self._delete(operation, last.id):
+                ledger.removed_newest()
+                if self._record is not None:
+                    # The next process must not find it in what is kept. Nor must
+                    # the item be lost on its way to the caller.
+                    with contextlib.suppress(OutboxError):
+                        await self._record.note()
+                return unhold(last)
+            ledger.forget()
+            await fresh(ledger, self._record, operation, 1, ANY)
+        raise UnexpectedAnswer(
+            f"{self.conversation_id}: the newest item was gone at every attempt to remove it; "
+            "nothing was removed",
+            conversation_id=self.conversation_id,
+        )
+
+    async def _delete(self, operation: Operation, item_id: str) -> bool:
+        """Deletes an item; False if somebody else had."""
+        ledger = self.ledger
+        ledger.removing(item_id)
+        with in_flight(ledger, operation):
+            outcome = await operation.delete_item(item_id)
+        if isinstance(outcome, Unknown):
+            ledger.lost(expires=operation.expiry())
+            outcome.error.add_note(
+                f"{self.conversation_id}: whether the item was removed is not known; "
+                "the next read shows it"
+            )
+            raise outcome.error
+        ledger.answered()
+        if isinstance(outcome, Applied):
+            return True
+        if is_gone(outcome):
+            return False
+        raise outcome.error
+
+    async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        """Drops what waits, deletes the conversation, and calls `deleted` in the moment that it is.
+
+        Raises:
+            openai.NotFoundError: Somebody else had deleted it.
+        """
+        backlog = self.backlog
+        if backlog is None:
+            await self._clear(operation, deleted)
+            return
+        turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+        try:
+            await self._drop_and_clear(backlog, operation, deleted)
+        except asyncio.CancelledError:
+            # What is accepted until the deletion is done would be lost with it.
+            self._errands.begin(self._cleared(backlog), turn.end)
+            raise
+        except BaseException:
+            turn.end()
+            raise
+        turn.end()
+
+    async def _cleared(self, backlog: Backlog) -> None:
+        """Waits for a deletion that its caller has left."""
+        await self.order.written()
+        if self.ledger.known is None:
+            await backlog.record.forget()
+
+    async def _drop_and_clear(
+        self, backlog: Backlog, operation: Operation, deleted: Callable[[], None]
+    ) -> None:
+        record = backlog.record
+        dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
+        # What is in flight comes first: nothing may land on a conversation that is gone.
+        await backlog.until(
+            lambda: backlog.open,
+            operation,
+            "a batch is being sent, and that took until the deadline; the "
+            f"{counted(dropped)} that waited behind it {verb(dropped, 'was', 'were')} dropped, and "
+            "the conversation was not deleted",
+        )
+        dropped += await self._errands.run(record.drop(sealed=True), abandoned=operation.abandoned)
+        if self.ledger.local:
+            # It may be created at this moment; then it is known by its id afterwards.
+            async with self.order.turn(operation):
+                deleted()
+            return
+        try:
+            await self._clear(operation, deleted)
+        except Exception as error:
+            error.add_note(
+                f"{operation.conversation_id}: {counted(dropped)} that waited in the outbox "
+                f"{verb(dropped, 'was', 'were')} dropped before the conversation was to be deleted"
+            )
+            raise
+        await record.forget()
+
+    async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        turn = await self.order.enter(operation)
+        await self.order.write(operation, turn, lambda: self._delete_all(operation, deleted))
+
+    async def _delete_all(self, operation: Operation, deleted: Callable[[], None]) -> None:
+        ledger = self.ledger
+        ledger.clearing()
+        with in_flight(ledger, operation):
+            outcome = await operation.delete_conversation()
+        applied = isinstance(outcome, Applied) or (
+            # An earlier clear that was given up on came through after all.
+            is_gone(outcome) and ledger.watch.may_be_cleared
+        )
+        if isinstance(outcome, Unknown):
+            ledger.lost(expires=operation.expiry())
+        else:
+            ledger.answered()
+        ledger.forget()
+        if not isinstance(outcome, Applied) and not applied:
+            raise outcome.error
+        deleted()
+
+    # Waiting
+
+    async def flush(self, operation: Operation, context: Callable[[], Operation]) -> None:
+        """Waits until every write before this call is on the server, and looks at what is in doubt.
+
+        Raises:
+            OutboxPaused: The server refused a batch.
+            DeadlineExceeded: It took too long; all is kept.
+        """
+        ledger, backlog = self.ledger, self.backlog
+        if backlog is None:
+            async with self.order.turn(operation):
+                await self._look(operation)
+            return
+        await backlog.room.used(operation)
+        through = None
+        while True:
+            await backlog.drained(operation, context)
+            async with self.order.turn(operation):
+                try:
+                    if await backlog.record.alone(operation):
+                        # Of what was accepted meanwhile a batch may be in doubt: the
+                        # listing that decides about it decides only once.
+                        await self._settle(backlog.record, operation)
+                        await self._look(operation)
+                finally:
+                    await backlog.let_go()
+            # Items that another process had left may have been found just now.
+            # What is appended from now on is not waited for.
+            queue = ledger.queue
+            through = queue.seen if through is None else through
+            if not queue or queue.entries[0].seq > through:
+                return
+
+    async def _look(self, operation: Operation) -> None:
+        """Checks what is still in doubt. In the turn."""
+        if self.ledger.watch.active:
+            try:
+                await fresh(self.ledger, self._record, operation, 1, ANY)
+            except NotFoundError as error:
+                # A clear that was given up on came through: nothing is left in doubt.
+                if not (self.ledger.watch.may_be_cleared and says_gone(error)):
+                    raise
+
+    async def settled(self, operation: Operation) -> None:
+        """Waits for the writes before this call."""
+        await self.order.settled(operation)
+
+    async def recorded(self, operation: Operation) -> None:
+        """Waits until what was appended before this call is recorded, or is not going to be."""
+        if self.backlog is not None:
+            await self.backlog.room.used(operation)
+
+    async def create(self, operation: Operation) -> None:
+        """Makes the conversation, in one attempt, if it has only a local name.
+
+        Raises:
+            openai.OpenAIError: The server refused. That it is away is no failure.
+        """
+        backlog = self.backlog
+        if backlog is None or not self.ledger.local:
+            return
+        once = operation.without_retries()
+
+        async def make() -> None:
+            check_account(self.ledger, backlog.record, once)
+            # Or two processes that share the name would make a conversation each.
+            if await backlog.record.alone(once) and self.ledger.local:
+                await backlog.create(once)
+
+        turn = await self.order.enter(operation)
+        once.turn = turn
+        try:
+            await self.order.write(operation, turn, make, kept=True)
+        except OpenAIError as error:
+            if not classify(error).retryable:
+                raise
+        operation.conversation_id = self.conversation_id
+
+    # Around all of it
+
+    async def perform(
+        self,
+        operation: Operation,
+        work: Callable[[], Awaitable[T]],
+        context: Callable[[], Operation],
+        *,
+        opens: bool,
+    ) -> T:
+        """Does a call's work; what it found, and what it holds, is the sender's afterwards.
+
+        Args:
+            operation: The call's own.
+            work: What to do.
+            context: Makes the operations that send.
+            opens: Whether the caller's session has the outbox: it reads what is recorded first.
+        """
+        backlog = self.backlog
+        if backlog is None:
+            return await work()
+        failure, soon = backlog.sender.failure, 0.0
+        try:
+            with naming(operation.conversation_id):
+                for before in self._before:
+                    await before.give_way(operation)
+                self._before = ()
+                # One without the outbox, too, where nobody has read it: its own come after those.
+                if opens or not backlog.record.current:
+                    if left := self._errands.left:
+                        # It settles before what comes after it.
+                        await asyncio.wait(left)
+                    await backlog.record.open(operation, self.order.turn)
+                    # What another process left is its to send from now on.
+                    backlog.sender.start(context)
+                return await work()
+        except asyncio.CancelledError:
+            soon = _SOON
+            raise
+        finally:
+            if soon:
+                # Not at once: the loop may be ending, and would leave it lying.
+                asyncio.get_running_loop().call_later(soon, _go_on, backlog, context, failure)
+            else:
+                _go_on(backlog, context, failure)
+                # Where its session was closed meanwhile.
+                await backlog.look(context())
+
+    def _own_backlog(self) -> Backlog:
+        assert self.backlog is not None  # its session has an outbox
+        return self.backlog
+
+
+def _go_on(backlog: Backlog, context: Callable[[], Operation], failure: OutboxError | None) -> None:
+    # Where sending failed during the call, and not before it, the next use tries again.
+    if backlog.record.held or backlog.sender.failure in (None, failure):
+        backlog.sender.start(context)

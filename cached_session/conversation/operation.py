@@ -1,0 +1,212 @@
+"""One caller's operation on one conversation: through which client, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from openai import NotFoundError
+
+from cached_session.conversation.turns import Turn
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.errors import AppendOutcomeUnknown, TurnLost
+from cached_session.events import AbandonedWriteFailed, Meter
+from cached_session.server.classify import smaller_page
+from cached_session.server.remote import Page, Remote
+from cached_session.server.retrying import Retrier, RetryPolicy
+
+T = TypeVar("T")
+
+
+class Superseded(Exception):
+    """While an operation waited for its turn, its session went to another conversation."""
+
+
+class Elsewhere(Exception):
+    """Another living process sends what waits."""
+
+
+class Operation:
+    """Requests of one operation, repeated under one policy until one deadline.
+
+    Attributes:
+        remote: Where the requests go.
+        policy: How they are repeated.
+        meter: Who counts them.
+        conversation_id: The conversation.
+        deadline: When the operation ends, on the running loop's clock.
+        superseded: Says whether the session has gone to another conversation.
+        turn: The turn that it works in, once it has one.
+        transfer: Seconds that each of its requests gets on top, for a large batch.
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        policy: RetryPolicy,
+        meter: Meter,
+        conversation_id: str,
+        deadline: float,
+        superseded: Callable[[], bool],
+    ) -> None:
+        self.remote = remote
+        self.policy = policy
+        self.meter = meter
+        self.conversation_id = conversation_id
+        self._retrier = Retrier(policy, meter)
+        self.deadline = deadline
+        self.superseded = superseded
+        self.turn: Turn | None = None
+        self.transfer = 0.0
+
+    @staticmethod
+    def now() -> float:
+        """The running loop's clock, seconds."""
+        return asyncio.get_running_loop().time()
+
+    def expiry(self) -> float:
+        """Until when a request that nobody hears the end of may still be applied.
+
+        On the running loop's clock; where none runs, as when a task is torn that a closed loop
+        has left, as late as it can be on that of the operation's.
+        """
+        try:
+            return self.now() + self.policy.deadline
+        except RuntimeError:
+            return self.deadline + self.policy.deadline
+
+    def without_retries(self) -> Operation:
+        """The same operation, with one attempt at each request."""
+        policy = dataclasses.replace(self.policy, max_attempts=1)
+        hurried = Operation(
+            self.remote,
+            policy,
+            self.meter,
+            self.conversation_id,
+            self.deadline,
+            self.superseded,
+        )
+        hurried.turn, hurried.transfer = self.turn, self.transfer
+        return hurried
+
+    def allow(self, size: int) -> None:
+        """Gives the time that a batch of so many bytes may take, for its way there or back.
+
+        The listing that looks for the batch after a lost answer gets it, too.
+        """
+        self.transfer = size / self.policy.slowest_rate
+        self.deadline += self.transfer
+
+    def renewed(self, conversation_id: str) -> Operation:
+        """One that begins now, for the same caller, whatever its session does meanwhile."""
+        deadline = self.now() + self.policy.deadline
+        return Operation(
+            self.remote, self.policy, self.meter, conversation_id, deadline, lambda: False
+        )
+
+    def abandoned(self, error: Exception, *, kept: bool = False) -> None:
+        """Tells of a write that failed behind a caller who was cancelled.
+
+        Args:
+            error: What went wrong.
+            kept: Whether an outbox has it, and sees to it.
+        """
+        item_ids = error.item_ids if isinstance(error, AppendOutcomeUnknown) else ()
+        event = AbandonedWriteFailed(self.conversation_id, type(error).__name__, item_ids)
+        self.meter.tell(event, quietly=kept)
+
+    async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
+        """Repeats an attempt; see `Retrier.run`."""
+
+        async def in_turn(seconds: float) -> Outcome[T]:
+            self.check_turn()
+            outcome = await attempt(seconds)
+            self.check_turn()
+            return outcome
+
+        return await self._retrier.run(
+            in_turn,
+            deadline=self.deadline,
+            conversation_id=self.conversation_id,
+            transfer=self.transfer,
+        )
+
+    def check_turn(self) -> None:
+        """Raises `TurnLost` if another operation has taken this one's turn over."""
+        if self.turn is not None and not self.turn.current:
+            raise TurnLost(
+                f"{self.conversation_id}: the event loop was stopped during this operation, and "
+                "another one went on; what this one had sent is not known",
+                conversation_id=self.conversation_id,
+            )
+
+    async def list_items(
+        self, order: Literal["asc", "desc"], *, limit: int, after: str | None = None
+    ) -> Page:
+        """Lists one page of `limit` items, or as many as the server has in one.
+
+        Raises the error of the last attempt.
+        """
+        server, refusal = self.remote.server, None
+        size = min(limit, server.largest_page)
+        while True:
+
+            async def attempt(seconds: float, size: int = size) -> Outcome[Page]:
+                return await self.remote.list_items(
+                    self.conversation_id, order=order, limit=size, after=after, timeout=seconds
+                )
+
+            outcome = await self.run(attempt)
+            if isinstance(outcome, Applied):
+                if refusal is not None:
+                    server.largest_page = min(size, server.largest_page)
+                return outcome.value
+            smaller = smaller_page(outcome.error, size)
+            if smaller is None:
+                raise refusal or outcome.error
+            refusal, size = refusal or outcome.error, smaller
+
+    async def delete_item(self, item_id: str) -> Outcome[None]:
+        """Deletes an item. Refused with a 404: somebody else had removed it before.
+
+        Where the transport may have sent the delete twice by itself, a 404 is
+        the answer to the second one, and what was wanted is so.
+        """
+        return await self._delete(
+            lambda seconds: self.remote.delete_item(self.conversation_id, item_id, timeout=seconds)
+        )
+
+    async def delete_conversation(self) -> Outcome[None]:
+        """Deletes the conversation. Refused with a 404: somebody else had deleted it before."""
+        return await self._delete(
+            lambda seconds: self.remote.delete_conversation(self.conversation_id, timeout=seconds)
+        )
+
+    async def _delete(self, send: Callable[[float], Awaitable[Outcome[None]]]) -> Outcome[None]:
+        lost_answer = False
+
+        async def attempt(seconds: float) -> Outcome[None]:
+            nonlocal lost_answer
+            outcome = await send(seconds)
+            if is_gone(outcome) and (lost_answer or not self.remote.sends_once):
+                # After a lost answer it was this operation that removed it. Of one
+                # that its transport has lost, nothing was seen here.
+                return Applied(None)
+            lost_answer = lost_answer or isinstance(outcome, Unknown)
+            if lost_answer and isinstance(outcome, Refused):
+                # This one was refused; the one before may still be applied.
+                return Unknown(outcome.error, outcome.retryable, outcome.delay)
+            return outcome
+
+        outcome = await self.run(attempt)
+        if lost_answer and isinstance(outcome, Refused):
+            # The deadline passed before another attempt.
+            return Unknown(outcome.error, outcome.retryable, outcome.delay)
+        return outcome
+
+
+def is_gone(outcome: Outcome[None]) -> bool:
+    """Whether the answer to a delete was that there is nothing to delete."""
+    return isinstance(outcome, Refused) and isinstance(outcome.error, NotFoundError)

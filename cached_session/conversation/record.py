@@ -1,0 +1,663 @@
+"""One conversation's part of a log: every transaction, and what it changes in the ledger.
+
+The one file that knows of other processes. A commit is applied to the ledger in
+the thread that commits, in the order of the commits: no event loop has to live
+to hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from cached_session.conversation.addresses import speaks_for
+from cached_session.conversation.operation import Elsewhere, Operation
+from cached_session.conversation.signals import Signal
+from cached_session.conversation.turns import Turns
+from cached_session.core.history import History
+from cached_session.core.items import Outgoing, copies, hold
+from cached_session.core.ledger import Ledger
+from cached_session.core.queue import Entry, Row
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened
+from cached_session.events import logger
+from cached_session.outbox import Outbox
+from cached_session.outbox.log import (
+    Accepted,
+    Epoch,
+    Found,
+    Kept,
+    Log,
+    Look,
+    Noted,
+    Sealed,
+    Written,
+)
+from cached_session.outbox.records import Address, Namesake, StoredWindow, whose
+from cached_session.outbox.told import Trouble
+from cached_session.server.connections import Account
+from cached_session.wording import counted
+
+T = TypeVar("T")
+
+
+class Record:
+    """What an outbox holds of one conversation.
+
+    Attributes:
+        outbox: Where it is recorded.
+        address: Under which name.
+        changed: Fired whenever the ledger may have changed.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        address: Address,
+        ledger: Ledger,
+        lock: contextlib.AbstractContextManager[Any],
+        turns: Turns,
+        working: Callable[[], bool],
+        take_name: Callable[[Operation], None],
+    ) -> None:
+        """Makes one; nothing is read yet.
+
+        Args:
+            outbox: Where it is recorded.
+            address: Under which name.
+            ledger: What is known of the conversation.
+            lock: The ledger's.
+            turns: Who works on the conversation.
+            working: Whether its sender does.
+            take_name: Has the conversation known by the name that it has there.
+        """
+        self.outbox = outbox
+        self.address = address
+        self.changed = Signal()
+        self._ledger = ledger
+        self._lock = lock
+        self._turns = turns
+        self._working = working
+        self._take_name = take_name
+        self._opening = Turns()
+        # As of when it was read; None: it was not.
+        self._epoch: Epoch | None = None
+        # The outbox was opened anew since it was read.
+        self._reopened = False
+        # A session has come to it since it was read.
+        self._come = False
+        # For how many calls on which event loop it is not known yet whether they were recorded.
+        self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
+        self._keeping = Keeping(wanted=outbox.max_window_bytes > 0)
+
+    @property
+    def held(self) -> bool:
+        """Whether others are kept from sending."""
+        return self in self.outbox.holdings
+
+    @property
+    def alone_still(self) -> bool:
+        """Whether nobody else sends what was sealed: its claim was not released meanwhile."""
+        return self.outbox.holdings.keeps(self)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody works on it here: no sender, and nobody in the turn whose loop runs."""
+        turn = self._turns.current
+        return (turn is None or turn.lost) and not self._working()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is known of the conversation is kept for the next process."""
+        return self.outbox.max_window_bytes > 0
+
+    def is_of(self, client: Account) -> bool:
+        """Whether a client speaks for the account that it is recorded under."""
+        return speaks_for(client, self.outbox, self.address)
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the conversation has another name there than here: it got its own id."""
+        return self.address.conversation != self._ledger.conversation_id
+
+    @property
+    def current(self) -> bool:
+        """Whether all that is recorded is known here, as far as nobody else has to be asked."""
+        return not (self._missed or self._reopened or self._epoch is None or self.renamed)
+
+    @property
+    def _missed(self) -> bool:
+        """Whether something may be recorded that is not known here.
+
+        By another process before a session came, or for an event loop that has ended since.
+        """
+        ended = bool(self._unheard) and any(not loop.is_running() for loop in [*self._unheard])
+        return self._come or ended
+
+    @property
+    def reopened(self) -> bool:
+        """Whether the outbox was opened anew since it was read."""
+        return self._reopened
+
+    @property
+    def was_read(self) -> bool:
+        """Whether it was ever read here."""
+        return self._epoch is not None
+
+    # Reading
+
+    def come(self) -> None:
+        """Notes that a session has come to it, whose first call reads what others have recorded."""
+        self._come = True
+
+    async def open(self, operation: Operation, in_turn: Callable[[Operation], Any]) -> None:
+        """Reads what is recorded, where it was not, or somebody may have recorded more.
+
+        Args:
+            operation: The caller's.
+            in_turn: Enters the conversation's turn.
+        """
+        if self.renamed and self._epoch is not None:
+            async with in_turn(operation):
+                self._named(operation)
+        if self._epoch is not None and self._opening.idle and not self._reopened:
+            if self._missed:
+                await self._catch_up()
+            return
+        # Whoever comes while others wait for it waits behind them.
+        turn = await self._opening.enter(operation.deadline, operation.conversation_id)
+        try:
+            if turn.current and (self._epoch is None or self._reopened):
+                async with in_turn(operation):
+                    # Meanwhile the sender may have read it.
+                    if self._epoch is None or self._reopened:
+                        self._come = False
+                        await self.read(operation)
+                    else:
+                        await self._catch_up()
+        except BaseException:
+            # Or the next call would be answered without what is recorded.
+            self._come = True
+            turn.end()
+            raise
+        turn.end_for_all()
+
+    async def _catch_up(self) -> None:
+        # Whoever comes from now on may see more than this reads.
+        self._come = False
+        ledger, epoch = self._ledger, self._known_epoch()
+        ended = [loop for loop in [*self._unheard] if not loop.is_running()]
+
+        def apply(rows: Sequence[Row]) -> None:
+            # What they had recorded was so before this.
+            for loop in ended:
+                self._unheard.pop(loop, None)
+            ledger.caught_up(rows)
+
+        try:
+            await self._run(lambda log: log.catch_up(self.address, epoch, ledger.queue.seen), apply)
+        except BaseException:
+            self._come = True
+            raise
+
+    async def read(self, operation: Operation, *, claim: bool = False, anew: bool = False) -> bool:
+        """Reads what is recorded, all of it where somebody else has had it. In the turn.
+
+        Args:
+            operation: The one that has the turn.
+            claim: Whether others are kept from sending from now on, if they do not send already.
+            anew: Whether all of it is read, whoever has had it: somebody may have decided about it.
+
+        Returns:
+            Whether nobody else looks after it.
+        """
+        ledger, first = self._ledger, self._epoch is None
+        before = None if anew or self._reopened else self._epoch
+        expires = operation.expiry()
+        unknown = ledger.local and ledger.known is None
+
+        def apply(found: Found) -> None:
+            # One with nothing in it is not made by looking at it.
+            if not (first and unknown and not found.exists):
+                self._apply(found, first=first, expires=expires)
+
+        found = await self._run(
+            lambda log: log.open(self.address, before, ledger.queue.seen, claim=claim, first=first),
+            apply,
+        )
+        self._tell_of(found.namesakes)
+        if self._epoch is None:
+            name = ledger.conversation_id
+            raise OutboxError(
+                f"{name} is a name that an outbox gives to a conversation before the server has "
+                "made it, and this outbox does not know it. Pass the outbox that gave it",
+                conversation_id=name,
+            )
+        self._named(operation)
+        if found.anew:
+            # The requests that are noted may have been sent until just now.
+            ledger.expire_no_sooner(operation.expiry())
+            self._tell_of_pause()
+        return found.mine
+
+    def _apply(self, found: Found, *, first: bool, expires: float) -> None:
+        ledger = self._ledger
+        self._hold(found.held)
+        if not found.anew:
+            ledger.caught_up(found.rows)
+            self._epoch = found.epoch
+            return
+        if found.address != self.address and self.outbox.told.over(self.address, Trouble.PAUSED):
+            # By the name that it has from now on.
+            self.outbox.told.news(found.address, Trouble.PAUSED)
+        self.address = found.address
+        self._reopened = False
+        if first and ledger.left not in (None, found.before):
+            # Another process has had it since the last session on it was closed here.
+            ledger.forget_doubt()
+        kept = None
+        if found.window is not None:
+            kept = self._keeping.read(found.window, found.newest, removed=ledger.removed)
+        ledger.load(
+            found.rows,
+            found.doubt,
+            found.paused,
+            kept,
+            first=first,
+            mine=found.mine,
+            expires=expires,
+        )
+        self._epoch = found.epoch
+
+    def _named(self, operation: Operation) -> None:
+        if self.renamed:
+            self._take_name(operation)
+
+    async def alone(self, operation: Operation, *, doubt: bool = False) -> bool:
+        """Whether no other process sends what waits here, from now on. In the turn.
+
+        What another process has done is read first. What is in doubt and was
+        taken over by another one is that one's to look after.
+
+        Args:
+            operation: The one that has the turn.
+            doubt: Whether something is known to be in doubt that is not known here.
+        """
+        ledger = self._ledger
+        if not (ledger.queue or ledger.watch.active or doubt):
+            return True
+        mine = await self.read(operation, claim=True)
+        if not mine and not ledger.queue:
+            ledger.forget_doubt()
+            return True
+        return mine
+
+    async def look(self) -> Look:
+        """How it stands there: without a claim, which comes with reading it, in the turn."""
+        epoch = self._known_epoch()
+        return await self._run(lambda log: log.look(self.address, epoch), _nothing)
+
+    # Accepting and withdrawing
+
+    async def accept(self, items: Sequence[Outgoing]) -> None:
+        """Records items behind those that wait."""
+        ledger, epoch, loop = self._ledger, self._known_epoch(), asyncio.get_running_loop()
+
+        def take_in(found: Accepted, *, idle: bool) -> None:
+            with self._lock:
+                self._heard(loop)
+                ledger.accepted(found.rows, found.others, idle=idle)
+
+        def apply(found: Accepted) -> None:
+            # Nobody gets the turn in between: a pop that does would not see what is shown now.
+            if not self._turns.when_idle(lambda: take_in(found, idle=True)):
+                take_in(found, idle=False)
+
+        with self._lock:
+            self._unheard[loop] += 1
+        try:
+            await self._run(
+                lambda log: log.accept(self.address, epoch, ledger.queue.seen, items, time.time()),
+                apply,
+                locked=False,
+            )
+        except Exception:
+            with self._lock:
+                self._heard(loop)
+            raise
+
+    def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._unheard[loop] -= 1
+        if self._unheard[loop] <= 0:
+            del self._unheard[loop]
+
+    async def withdraw(self) -> dict[str, Any] | None:
+        """Takes the newest item back, if it certainly was not sent, and returns it as shown."""
+        ledger, epoch = self._ledger, self._known_epoch()
+        if not ledger.queue:
+            return None
+        row = await self._run(
+            lambda log: log.withdraw(self.address, epoch),
+            lambda row: None if row is None else ledger.withdrawn(row.seq),
+        )
+        return None if row is None else copies([Entry(row.seq, row.data, 0).held])[0]
+
+    async def drop(self, *, sealed: bool) -> int:
+        """Takes back what was not sent; with `sealed` all, and what it was paused for."""
+        ledger, epoch = self._ledger, self._known_epoch()
+        landed = ledger.queue.landed
+        seqs = await self._run(
+            lambda log: log.drop(self.address, epoch, sealed=sealed, landed=landed),
+            lambda seqs: ledger.dropped(seqs, sealed=sealed),
+        )
+        if sealed:
+            # Whoever has decided so need not be told.
+            self.outbox.told.over(self.address, Trouble.PAUSED)
+        return len(seqs)
+
+    async def forget(self) -> None:
+        """Forgets what is kept of a conversation that is gone."""
+        epoch = self._known_epoch()
+        await self._run(lambda log: log.forget(self.address, epoch), _nothing)
+
+    # Sending. In the turn.
+
+    async def name(self, conversation_id: str) -> str:
+        """Gives the conversation its id that had only a local name; returns the one it has."""
+        epoch = self._known_epoch()
+
+        def apply(address: Address) -> None:
+            self.address = address
+
+        address = await self._run(lambda log: log.name(self.address, epoch, conversation_id), apply)
+        return address.conversation
+
+    async def seal(self, operation: Operation) -> None:
+        """Seals the next batch, which may be sent from now on.
+
+        Where somebody else has had the conversation, all of it is read instead.
+
+        Raises:
+            Elsewhere: Another process sends what waits.
+        """
+        ledger, epoch = self._ledger, self._known_epoch()
+        history, watch = ledger.known, ledger.watch
+        assert history is not None  # listed before anything is sealed
+        with self._lock:
+            through = ledger.queue.through()
+        landed, expires = ledger.queue.landed, operation.expiry()
+        doubt = watch.dump(history.items, complete=history.complete, sending=True)
+        kept, written = self._kept()
+
+        def apply(sealed: Sealed | Found | None) -> None:
+            if isinstance(sealed, Found):
+                self._apply(sealed, first=False, expires=expires)
+            elif sealed is not None:
+                self._hold(True)
+                ledger.sealed(sealed.rows, through, sealed.newer)
+                self._epoch = sealed.epoch
+                written(sealed.written)
+
+        sealed = await self._run(
+            lambda log: log.seal(
+                self.address,
+                epoch,
+                ledger.queue.seen,
+                through=through,
+                landed=landed,
+                doubt=doubt,
+                kept=kept,
+            ),
+            apply,
+        )
+        if sealed is None:
+            raise Elsewhere
+        if isinstance(sealed, Found):
+            self._named(operation)
+            ledger.expire_no_sooner(operation.expiry())
+            self._tell_of_pause()
+
+    async def note(self, *, release: bool = False, listed: bool = False) -> None:
+        """Puts down what has landed, and what is in doubt.
+
+        What a process that takes over does not know to have landed, it may take for a late copy.
+
+        Args:
+            release: Whether to let other processes send.
+            listed: See `Kept`.
+        """
+        ledger, epoch = self._ledger, self._known_epoch()
+        history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
+        landed = ledger.queue.landed
+        kept, written = self._kept(listed=listed)
+        items, complete = ([], False) if history is None else (history.items, history.complete)
+        doubt: bytes | None = None
+        if watch.active or (batch and history is not None):
+            doubt = watch.dump(items, complete=complete, sending=False)
+
+        def apply(noted: Noted) -> None:
+            if release:
+                self._hold(False)
+            ledger.noted(noted.newer, unsent=noted.doubt and bool(batch))
+            written(noted.written)
+            if noted.left is not None:
+                ledger.left_as_of(noted.left)
+            if noted.epoch is not None:
+                self._epoch = noted.epoch
+
+        await self._run(
+            lambda log: log.note(
+                self.address,
+                epoch,
+                ledger.queue.seen,
+                landed=landed,
+                doubt=doubt,
+                undoubted=not batch,
+                kept=kept,
+                release=release,
+            ),
+            apply,
+        )
+
+    async def keep(self, *, listed: bool = False) -> None:
+        """Keeps what is known for the next process, if it has changed; `listed`: see `Kept`."""
+        if self._keeping.behind(self._shown()):
+            # Or the next process would show both, what was kept and what waits.
+            await self.note(listed=listed)
+
+    async def pause(self, reason: str, error: Exception) -> None:
+        """Notes that nothing is sent until somebody decides."""
+        # First of all here: where it cannot be recorded, nothing is sent either.
+        epoch = self._known_epoch()
+        self._ledger.pause(reason, error)
+        self._tell_of_pause()
+        await self._run(lambda log: log.pause(self.address, epoch, reason), _nothing)
+
+    def check_not_paused(self) -> None:
+        """Raises `OutboxPaused` if nothing is sent any more."""
+        ledger = self._ledger
+        if ledger.paused is not None:
+            raise OutboxPaused(
+                self.why_paused,
+                conversation_id=ledger.conversation_id,
+                waiting=len(ledger.queue),
+            ) from ledger.refusal
+
+    @property
+    def why_paused(self) -> str:
+        """What is so while it is paused, and what somebody can do."""
+        ledger = self._ledger
+        return (
+            f"{ledger.conversation_id}: {_why(ledger.paused or '')} ({ledger.paused}); "
+            f"{counted(len(ledger.queue))} kept in the outbox and not sent. {self.outbox.advice}"
+        )
+
+    # How
+
+    async def _run(
+        self, verb: Callable[[Log], T], apply: Callable[[T], None], *, locked: bool = True
+    ) -> T:
+        """Does a transaction; `apply` changes the ledger when it is committed, with its lock.
+
+        Not `locked`: it takes the lock itself, behind that of the turns.
+        """
+
+        def applied(value: T) -> None:
+            with self._lock if locked else contextlib.nullcontext():
+                apply(value)
+            self.changed.fire()
+
+        try:
+            return await self.outbox.transact(lambda store: verb(Log(store)), applied)
+        except Reopened:
+            self._reopened = True
+            raise
+
+    def _known_epoch(self) -> Epoch:
+        epoch = self._epoch
+        assert epoch is not None  # it was read first
+        return epoch
+
+    def _hold(self, held: bool) -> None:
+        (self.outbox.holdings.add if held else self.outbox.holdings.discard)(self)
+
+    def let_go(self) -> None:
+        """Notes that the outbox was closed, and nothing of it is held any more."""
+        self._hold(False)
+
+    def _shown(self) -> History | None:
+        # Not with late copies in it: where their removal ends with this process,
+        # others would show what is left of them, and what is gone.
+        return None if self._ledger.watch.extra else self._ledger.known
+
+    def _kept(
+        self, *, listed: bool = False
+    ) -> tuple[Kept | None, Callable[[Written | None], None]]:
+        ledger = self._ledger
+        return self._keeping.kept(
+            self._shown(), (ledger.queue.landed, ledger.removed), listed=listed
+        )
+
+    def _tell_of_pause(self) -> None:
+        """Logs that it is paused, or is no longer, if that is news."""
+        ledger, told = self._ledger, self.outbox.told
+        if ledger.paused is None:
+            if told.over(self.address, Trouble.PAUSED):
+                logger.info(
+                    "%s: the backlog is not paused any more; it is sent from here on: %s",
+                    ledger.conversation_id,
+                    counted(len(ledger.queue)),
+                )
+        elif told.news(self.address, Trouble.PAUSED):
+            logger.warning("%s", self.why_paused)
+
+    def _tell_of(self, namesakes: Sequence[Namesake]) -> None:
+        """Warns once of what waits under another key: it is not sent from here."""
+        if not namesakes or not self.outbox.told.news(self.address, Trouble.ANOTHER_ACCOUNTS):
+            return
+        for number, address, items in namesakes:
+            logger.warning(
+                "%s: backlog %d of %r holds %s that another account (%s) accepted. None of that "
+                "is known to be on the server; it is not shown here, and not sent under this "
+                "account. %s.",
+                self._ledger.conversation_id,
+                number,
+                self.outbox,
+                counted(items),
+                whose(address),
+                self.outbox.how_to_move(number),
+            )
+
+
+class Keeping:
+    """What of a conversation the log keeps for the next process."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        """`wanted` says whether the log keeps anything at all."""
+        self._wanted = wanted
+        # A history, its revision, how much of it there is, and how much of that is
+        # verified. Weakly: what the cache lets go of must not stay for this.
+        self._state: tuple[weakref.ref[History], int, int, int] | None = None
+        # Its newest item there. Another one, or the same written anew, is another process's.
+        self._newest: tuple[int, str] | None = None
+        # The place up to which items had landed by then, and how many were removed.
+        self._known = (0, 0)
+
+    def behind(self, history: History | None) -> bool:
+        """Whether the log does not keep what is known."""
+        return self._wanted and history is not None and _state(history) != self._state
+
+    def kept(
+        self, history: History | None, known: tuple[int, int], *, listed: bool
+    ) -> tuple[Kept | None, Callable[[Written | None], None]]:
+        """What is to be kept, and what to call when that is committed.
+
+        Only what was appended is written, where that is all that has changed. Where it is not
+        known what stands on the server now, what is kept goes: it lacks what has landed since, or
+        holds what was removed, and no check looks so far back.
+        """
+        if history is None:
+            if not self._wanted or known == self._known:
+                return None, _nothing
+
+            def dropped(written: Written | None) -> None:
+                if written is not None:
+                    self._state, self._newest, self._known = None, None, known
+
+            return Kept(None), dropped
+        if not self.behind(history):
+            return None, _nothing
+        before, state = self._state, _state(history)
+        kept = Kept(
+            history.items[:],
+            history.complete,
+            len(history) - history.verified,
+            before[2] if before is not None and before[:2] == state[:2] else None,
+            self._newest,
+            listed,
+        )
+
+        def stored(written: Written | None) -> None:
+            if written is not None:
+                self._state, self._newest, self._known = state, written.newest, known
+
+        return kept, stored
+
+    def read(
+        self, stored: StoredWindow, newest: tuple[int, str] | None, *, removed: int
+    ) -> History:
+        """The history that the log keeps."""
+        self._newest, self._known = newest, (0, removed)
+        items = [hold(json.loads(item.data)) for item in stored.items]
+        history = History(items, complete=stored.complete)
+        history.verified = max(0, len(history) - stored.unverified)
+        self._state = _state(history)
+        return history
+
+
+def _state(history: History) -> tuple[weakref.ref[History], int, int, int]:
+    return weakref.ref(history), history.revision, len(history), history.verified
+
+
+def _nothing(_: object) -> None:
+    """Nothing is to be done when it is committed."""
+
+
+def _why(reason: str) -> str:
+    """What a pause is about, by the reason that is recorded."""
+    if reason.startswith(AppendOutcomeUnknown.__name__):
+        why = "whether a recorded batch is on the server cannot be found out"
+        if reason.endswith("other texts"):
+            why += (
+                ": items of the same types and roles with other texts stand where it would, which "
+                "are that batch, rewritten by the server, or another writer's"
+            )
+        return why
+    if ", status " in reason:
+        return "the server refused a recorded batch"
+    return "a recorded batch could not be sent"

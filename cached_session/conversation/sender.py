@@ -1,0 +1,389 @@
+"""The driver in the background: a task that sends batch after batch, through anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from openai import APIStatusError, OpenAIError
+
+from cached_session.conversation.delivery import Delivery, look_back
+from cached_session.conversation.operation import Elsewhere, Operation
+from cached_session.conversation.order import Order
+from cached_session.conversation.record import Record
+from cached_session.conversation.tasks import cancel, forsake, lost
+from cached_session.core.looking import LOOK_AFTER
+from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    CachedSessionError,
+    DeadlineExceeded,
+    OutboxError,
+    Reopened,
+    TurnLost,
+)
+from cached_session.events import BacklogChanged, Sending, logger
+from cached_session.outbox.told import Trouble
+from cached_session.server.classify import classify, says_gone
+from cached_session.server.retrying import Retrier
+from cached_session.wording import counted
+
+# How many batches are sent at least for each page of a look back, which costs a request.
+_SELDOM = 16
+
+
+class Sender:
+    """Sends what the log has accepted, on the loop on which it was last needed.
+
+    Attributes:
+        state: What it is doing.
+        failure: Why it ended without having sent all, or None.
+        then: What it does when it has ended, with an operation of its own.
+    """
+
+    def __init__(
+        self, order: Order, create: Callable[[Operation], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Makes one, which does nothing yet.
+
+        Args:
+            order: The conversation's.
+            create: Makes the conversation, if it has only a local name.
+        """
+        self._order = order
+        self._ledger = order.ledger
+        self._create = create
+        self._context: Callable[[], Operation] | None = None
+        self._lock = threading.Lock()
+        self._task: asyncio.Task[None] | None = None
+        # What has a request in flight for it.
+        self._flying: asyncio.Task[Any] | None = None
+        # Whether it lets go of what it held, which it does last of all.
+        self._letting_go = False
+        self._process = os.getpid()
+        # Sent since the last look back.
+        self._batches = 0
+        self.state = Sending.IDLE
+        self.failure: OutboxError | None = None
+        self._trouble: Exception | None = None
+        self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
+        self._ended: Operation | None = None
+        # The one that has ended, and does what comes then.
+        self._last: asyncio.Task[Any] | None = None
+
+    def use(self, record: Record) -> None:
+        """Notes in which log it is accepted."""
+        self._record = record
+
+    def start(self, context: Callable[[], Operation] | None = None) -> None:
+        """Sees to it that what waits is being sent, on the running loop if on no other.
+
+        Args:
+            context: Makes the operations from now on; None: the one given last.
+        """
+        with self._lock:
+            ledger, record = self._ledger, self._record
+            if self._task is not None and self._task.get_loop().is_closed():
+                self._task = None
+            # It lets go of what is held also where nothing is sent: other processes wait for it.
+            if not (record.held or ledger.waits):
+                return
+            if context is not None:
+                self._context = context
+            if self._context is None:
+                return
+            if self._task is not None and not self._lost(self._task):
+                return
+            self._process = os.getpid()
+            self.failure = None
+            record.outbox.told.over(record.address, Trouble.LEFT)
+            # It sends for all callers: no one's context variables are those of the others. Not
+            # by `context=`, which a loop's task factory need not know.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task,
+                self._go(self._context()),
+                name=f"outbox of {ledger.conversation_id}",
+            )
+            self._task.add_done_callback(self._over)
+            # Its loop may end at any moment, or be ending: a call that is cancelled
+            # then begins it when all other tasks have been cancelled. Whoever uses
+            # the conversation next goes on.
+            forsake(self._task)
+        if ledger.waits:
+            self._change(Sending.SENDING)
+
+    @property
+    def working(self) -> bool:
+        """Whether somebody is at work."""
+        with self._lock:
+            return self._task is not None and not self._lost(self._task)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is at work, or does what comes after it."""
+        return self.working or (self._last is not None and not self._lost(self._last))
+
+    @property
+    def trouble(self) -> Exception | None:
+        """What went wrong at its last attempt, after which it tries again, or None."""
+        return self._trouble if self.state is Sending.OFFLINE else None
+
+    def _lost(self, task: asyncio.Task[Any]) -> bool:
+        """Whether nobody works on it any more: its loop has ended or stands still."""
+        return lost(task) or self._process != os.getpid()
+
+    @property
+    def operation(self) -> Operation | None:
+        """A new operation that sends what waits; None: nobody has said through which client."""
+        context = self._context
+        return None if context is None else context()
+
+    async def stop(self) -> None:
+        """Begins no request any more. One that is in flight settles; what is left stays recorded.
+
+        Waits for the file at most.
+        """
+        with self._lock:
+            task, self._task = self._task, None
+        if task is not None:
+            if not self._letting_go:
+                cancel(task)
+            await self._until_over(task, math.inf)
+
+    async def halt(self, deadline: float) -> None:
+        """Stops, and waits for a request that is in flight.
+
+        Args:
+            deadline: How long, on the running loop's clock; then it is cut off.
+        """
+        await self.stop()
+        flying = self._flying
+        if flying is not None and not await self._until_over(flying, deadline):
+            cancel(flying)
+            await self._until_over(flying, math.inf)
+        if self._last is not None:
+            cancel(self._last)
+            await self._until_over(self._last, math.inf)
+
+    async def _until_over(self, task: asyncio.Task[Any], deadline: float) -> bool:
+        """Waits until nobody works on a task any more; says whether that is so."""
+        return await self._record.changed.until(lambda: self._lost(task), deadline, _no_look)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        """Told that a task of its own is done."""
+        if self._flying is task:
+            self._flying = None
+        if self._last is task:
+            self._last = None
+        self._record.changed.fire()
+
+    async def _go(self, operation: Operation) -> None:
+        me = asyncio.current_task()
+        try:
+            await self._run(operation)
+        except (asyncio.CancelledError, GeneratorExit):
+            if self._task is me:
+                # Nobody has halted it: the event loop ends, or has ended.
+                self._tell_of_left()
+            raise
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            # In this task: a loop that ends waits for it, and not for one that is begun then.
+            self._last = me
+            await self.then(ended)
+
+    def _tell_of_left(self) -> None:
+        record, waiting = self._record, len(self._ledger.queue)
+        lost_with_us = waiting and not record.outbox.durable and record.outbox.ours
+        if lost_with_us and record.outbox.told.news(record.address, Trouble.LEFT):
+            logger.warning(
+                "%s: the event loop ended before %s reached the server. What waits is in a "
+                "MemoryOutbox only: nothing sends it until this process uses the conversation "
+                "again, and it is lost when the process ends. Await flush() before an event loop "
+                "ends, or use an SQLiteOutbox.",
+                self._ledger.conversation_id,
+                counted(waiting),
+            )
+
+    async def _run(self, operation: Operation) -> None:
+        ledger, record, me = self._ledger, self._record, asyncio.current_task()
+        # Without end: what was accepted is sent, however long the server is away.
+        retrier = Retrier(operation.policy.without_end, operation.meter)
+        # Whoever appended goes on first. A loop that ends with that call would
+        # otherwise be closed in the middle of a connection's beginning, of
+        # which the HTTP client's layers make a warning.
+        for _ in range(8):
+            await asyncio.sleep(0)
+        while self._task is me:
+            try:
+                # What is done about another process may fail like the rest.
+                try:
+                    if record.reopened:
+                        await self._read_anew()
+                    if ledger.waits:
+                        outcome = await retrier.run(
+                            self._attempt,
+                            deadline=math.inf,
+                            conversation_id=ledger.conversation_id,
+                        )
+                        if not isinstance(outcome, Applied) and self._task is me:
+                            await self._pause(outcome.error)
+                        continue
+                    operation = self._operation()
+                    async with self._order.turn(operation):
+                        pages = self._batches // _SELDOM
+                        if await look_back(ledger, record, operation, pages=pages):
+                            self._batches = 0
+                        await self._let_go()
+                except Elsewhere:
+                    await self._watch()
+            except DeadlineExceeded:
+                continue  # the turn did not come; whoever has it is being waited for
+            except Reopened:
+                continue  # it is read anew first
+            except TurnLost:
+                return  # somebody else went on in its place
+            except OutboxError as error:
+                # What cannot be sealed is not sent. The next use tries again.
+                self._end(me, Sending.FAILED, error)
+                if record.outbox.told.news(record.address, Trouble.FAILED):
+                    logger.warning(
+                        "%s: sending failed, %s recorded and not known to be on the server. %s. "
+                        "The next use of the conversation tries again.",
+                        ledger.conversation_id,
+                        counted(len(ledger.queue)),
+                        str(error).rstrip("."),
+                    )
+                if record.held:
+                    # Others would wait for it as long as the outbox is open here.
+                    await record.outbox.let_go()
+                    record.let_go()
+                return
+            if self._nothing_left(me):
+                return
+
+    async def _read_anew(self) -> None:
+        operation = self._operation()
+        async with self._order.turn(operation):
+            await self._record.read(operation)
+
+    async def _let_go(self) -> None:
+        self._letting_go = True
+        try:
+            await self._record.note(release=True)
+        finally:
+            self._letting_go = False
+
+    async def _deliver(self, operation: Operation) -> None:
+        self._flying = flying = asyncio.current_task()
+        assert flying is not None  # a coroutine runs in one
+        flying.add_done_callback(self._over)
+        once = operation.without_retries()
+        await Delivery(self._ledger, self._record, once).next_batch(self._create)
+
+    def _operation(self) -> Operation:
+        assert self._context is not None  # `start` has seen to it
+        return self._context()
+
+    def _nothing_left(self, me: asyncio.Task[None] | None) -> bool:
+        return self._end(me, Sending.IDLE if self._ledger.paused is None else Sending.PAUSED)
+
+    def _end(
+        self, me: asyncio.Task[None] | None, state: Sending, error: OutboxError | None = None
+    ) -> bool:
+        """Notes that the sender ends; False: something waits by now, and it goes on."""
+        with self._lock:
+            if self._task is not me:
+                return True
+            # With the lock, so that whoever accepts an item now finds no sender
+            # that has just decided to end.
+            if state is Sending.IDLE and self._ledger.queue:
+                return False
+            self._task, self.failure = None, error
+            operation = self._operation()
+            if state is Sending.IDLE:
+                # Or the last one to append would be held for ever.
+                self._context = None
+        self._change(state, error, operation)
+        self._record.changed.fire()
+        self._ended = operation
+        return True
+
+    async def _attempt(self, _: float) -> Outcome[None]:
+        operation, told = self._operation(), self._record.outbox.told
+        outcome: Outcome[None]
+        try:
+            turn = await self._order.enter(operation)
+            await self._order.write(operation, turn, lambda: self._deliver(operation), kept=True)
+        except (TurnLost, Elsewhere, OutboxError):
+            raise
+        except AppendOutcomeUnknown as error:
+            # With the anchor gone, no listing will ever tell: that is for a human.
+            undecided = self._ledger.watch.undecided
+            outcome = Unknown(error, retryable=undecided)
+        except DeadlineExceeded as error:
+            outcome = Refused(error, retryable=True)
+        except (OpenAIError, CachedSessionError) as error:
+            outcome = classify(error)
+        except Exception as error:
+            # Of a key provider, say. Nobody has refused anything.
+            outcome = Unknown(error, retryable=True)
+        else:
+            outcome = Applied(None)
+        self._trouble = None if isinstance(outcome, Applied) else outcome.error
+        if isinstance(outcome, Applied):
+            self._batches += 1
+            if told.over(self._record.address, Trouble.FAILED):
+                logger.info("%s: sending goes on after it had failed", operation.conversation_id)
+            self._change(Sending.SENDING)
+        elif outcome.retryable:
+            self._change(Sending.OFFLINE, outcome.error)
+        return outcome
+
+    async def _watch(self) -> None:
+        """Waits for the process that sends this backlog to be done with it, or to end."""
+        self._change(Sending.ELSEWHERE)
+        # Nothing tells what another process does with a file.
+        while (look := await self._record.look()).elsewhere and look.waits:  # noqa: ASYNC110 - so
+            await asyncio.sleep(LOOK_AFTER / 4)
+        await self._read_anew()
+
+    async def _pause(self, error: Exception) -> None:
+        reason = type(error).__name__
+        if isinstance(error, APIStatusError):
+            # Without its message, which may quote an item.
+            details = {"status": error.status_code, "code": error.code, "param": error.param}
+            reason += "".join(f", {name} {value}" for name, value in details.items() if value)
+        if isinstance(error, AppendOutcomeUnknown):
+            reason = error.reason
+        if says_gone(error):
+            # The conversation is gone. Nothing of it may be shown any more.
+            self._ledger.show_nothing()
+        await self._record.pause(reason, error)
+        self._change(Sending.PAUSED, error)
+
+    def _change(
+        self,
+        state: Sending,
+        error: Exception | None = None,
+        operation: Operation | None = None,
+    ) -> None:
+        if state is not self.state:
+            self.state = state
+            ledger, went_wrong = self._ledger, None if error is None else type(error).__name__
+            (operation or self._operation()).meter.tell(
+                BacklogChanged(ledger.conversation_id, state, len(ledger.queue), went_wrong)
+            )
+
+
+async def _nothing(_: Operation) -> None:
+    """What follows where nothing else does."""
+
+
+def _no_look() -> None:
+    """Nothing is to be done while a task ends."""

@@ -1,0 +1,1 @@
+"""The Conversations API: requests, how they are repeated, and what became of them."""

@@ -1,0 +1,1 @@
+"""What the SDK sees: sessions, and where their conversations are kept."""

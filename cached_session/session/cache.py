@@ -1,0 +1,208 @@
+"""Which local copies are kept, and that there is one of each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+import weakref
+from typing import Any
+
+from cachetools import Cache, LRUCache, TTLCache
+
+from cached_session.conversation.conversation import Conversation, Key
+from cached_session.forks import in_child, keep
+from cached_session.server.connections import Account
+
+# What a copy costs beside its items: its own objects and its places in the
+# cache. Keeps a bound on many small conversations honest.
+OVERHEAD = 2048
+
+
+class ConversationCache:
+    """The local copies of many conversations, within a bound of memory.
+
+    When the bound is reached, the copies used least recently are dropped. A
+    dropped copy costs a request at its next use, never an item. A copy that is
+    being worked on stays until the work is done.
+
+    Safe to use from several threads and event loops.
+
+    Args:
+        max_bytes: Memory for all copies together, in bytes.
+        ttl: Seconds after its last use that a copy is kept at most; None:
+            until the bound is reached.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is negative, or `ttl` is not above 0.
+    """
+
+    def __init__(self, max_bytes: int = 64 * 1024 * 1024, ttl: float | None = None) -> None:
+        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+            raise TypeError("max_bytes must be an int, in bytes")
+        if max_bytes < 0:
+            raise ValueError("max_bytes must not be negative")
+        if ttl is not None and (not isinstance(ttl, int | float) or isinstance(ttl, bool)):
+            raise TypeError("ttl must be a number of seconds, or None")
+        if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
+            raise ValueError("ttl must be a finite number of seconds above 0, or None")
+        self._max_bytes, self._ttl = max_bytes, ttl
+        self._begin()
+        in_child(self, ConversationCache._begin_anew)
+
+    def _begin(self) -> None:
+        max_bytes, ttl = self._max_bytes, self._ttl
+        self._lock = threading.RLock()
+        self._copies: Cache[Key, Conversation] = (
+            _Least(max_bytes, _size) if ttl is None else _Timed(max_bytes, ttl, getsizeof=_size)
+        )
+        # A copy that a session holds stays the only one of its conversation
+        # even when its items were dropped: two would have two orders of writes.
+        self._live: weakref.WeakValueDictionary[Key, Conversation] = weakref.WeakValueDictionary()
+        # A copy with requests that may still be applied must not be forgotten,
+        # or nobody would know the late copy when it comes.
+        self._doubtful: dict[Key, Conversation] = {}
+
+    def _begin_anew(self) -> None:
+        """In a forked child: the copies are the parent's, with their turns and their writes."""
+        keep(self._copies, [*self._live.values()], self._doubtful)
+        self._begin()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that the kept copies take, as counted against `max_bytes`."""
+        with self._lock:
+            return int(self._copies.currsize)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._copies)
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return (
+                f"ConversationCache({len(self._copies)} conversations, "
+                f"{int(self._copies.currsize)} of {int(self._copies.maxsize)} bytes)"
+            )
+
+    def conversation(
+        self, account: Account, conversation_id: str, *, client: Account | None = None
+    ) -> Conversation:
+        """The one local copy of a conversation; made if there is none.
+
+        Args:
+            account: Whose it is.
+            conversation_id: The conversation.
+            client: What the client by itself speaks for, where that is another name of
+                `account`: the copy is then found by both.
+        """
+        keys = [(name, conversation_id) for name in (account, client or account)]
+        with self._lock:
+            found = self._live.get(keys[0]) or self._live.get(keys[1])
+            if found is None:
+                found = Conversation(conversation_id, keys[0], self._keep, self._rename)
+            for key in keys:
+                other = self._live.get(key)
+                if other not in (None, found):
+                    # It was not known that these are one account.
+                    other.replaced = True
+                    self._copies.pop(other.key, None)
+                self._live[key] = found
+            return found
+
+    def touch(self, conversation: Conversation) -> None:
+        """Notes that a copy is about to be used; one whose time is over is dropped."""
+        with self._lock:
+            if isinstance(self._copies, _Timed):
+                self._copies.expire()
+                # One that a write has just outgrown is dealt with at its end.
+                if conversation.key in self._copies and _size(conversation) <= self._copies.maxsize:
+                    self._copies[conversation.key] = conversation
+            else:
+                self._copies.get(conversation.key)
+
+    def _keep(self, conversation: Conversation) -> None:
+        """Takes a copy in, or measures it anew. Its caller has the copy's turn."""
+        key = conversation.key
+        with self._lock:
+            if conversation.replaced:
+                return
+            self._doubt(key, conversation)
+            # A value is measured when it is set, and an old one is kept when
+            # the new one is too large: take it out first.
+            self._copies.pop(key, None)
+            if conversation.ledger.known is None and not conversation.size:
+                return
+            if _size(conversation) > self._copies.maxsize:
+                conversation.drop()
+            else:
+                self._copies[key] = conversation
+
+    def _rename(self, conversation: Conversation, conversation_id: str) -> None:
+        """Knows a copy by its conversation's own id from now on."""
+        with self._lock:
+            for copies in (self._copies, self._doubtful):
+                copies.pop(conversation.key, None)
+            for key in [key for key, live in self._live.items() if live is conversation]:
+                del self._live[key]
+                self._live[key[0], conversation_id] = conversation
+            conversation.key = (conversation.key[0], conversation_id)
+            self._keep(conversation)
+
+    def _doubt(self, key: Key, conversation: Conversation) -> None:
+        if conversation.ledger.watch.active:
+            self._doubtful[key] = conversation
+        else:
+            self._doubtful.pop(key, None)
+        if self._doubtful:
+            now = _now()
+            for old in [
+                old for old, kept in self._doubtful.items() if kept.ledger.watch.expired(now)
+            ]:
+                del self._doubtful[old]
+
+
+def _now() -> float:
+    """The clock on which requests expire: the running loop's."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:  # a coroutine that is closed after its loop
+        return time.monotonic()
+
+
+def _size(conversation: Conversation) -> int:
+    return conversation.size + OVERHEAD
+
+
+def _drop(conversation: Conversation) -> None:
+    # One that is being worked on is taken in again when the work is done.
+    conversation.order.turns.when_idle(conversation.drop)
+
+
+class _Least(LRUCache[Key, Conversation]):
+    """Drops what was used least recently."""
+
+    def popitem(self) -> tuple[Key, Conversation]:
+        key, conversation = super().popitem()
+        _drop(conversation)
+        return key, conversation
+
+
+class _Timed(TTLCache[Key, Conversation]):
+    """Drops what was not used for a while, too."""
+
+    def popitem(self) -> tuple[Key, Conversation]:
+        key, conversation = super().popitem()
+        _drop(conversation)
+        return key, conversation
+
+    def expire(self, time: float | None = None) -> Any:
+        expired = list(super().expire(time) or ())
+        for _, conversation in expired:
+            _drop(conversation)
+        return expired
+
+
+PROCESS_CACHE = ConversationCache()

@@ -1,0 +1,574 @@
+"""CachedSession: checks arguments, finds its conversation's local copy, delegates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from agents import OpenAIConversationsSession, TResponseInputItem
+from agents.memory import SessionSettings
+from openai import AsyncOpenAI, NotGiven, Omit
+
+from cached_session.conversation.conversation import Conversation
+from cached_session.conversation.operation import Operation
+from cached_session.core.items import accept
+from cached_session.core.local import LOCAL
+from cached_session.errors import CachedSessionError, SessionClosed
+from cached_session.events import Meter, Observer, Sending, Stats
+from cached_session.server.retrying import RetryPolicy
+from cached_session.session.arguments import (
+    check_absent,
+    check_id,
+    check_not_overridden,
+    check_observer,
+    check_outbox,
+    check_staleness,
+    check_timeout,
+    check_type,
+    check_underlying,
+    resolve_limit,
+)
+from cached_session.session.binding import Binding
+from cached_session.session.cache import PROCESS_CACHE, ConversationCache
+from cached_session.session.clients import Chosen, choose, told
+from cached_session.session.creating import NEW
+from cached_session.wording import counted
+
+if TYPE_CHECKING:
+    from cached_session.outbox import Outbox
+
+
+# The types of what the openai client leaves out of a request.
+_NOT_GIVEN = (Omit, NotGiven)
+
+
+class CachedSession(OpenAIConversationsSession):
+    """A session whose history is on OpenAI's servers and whose reads are local.
+
+    Takes the place of `OpenAIConversationsSession`: the same conversation on
+    the server, the same behaviour in the Runner. Reads of what is held cost no
+    request; an append happens exactly once, whatever the network does.
+
+    Sessions on one conversation and account share one local copy and one order
+    of writes, from every task, thread and event loop of the process.
+
+    Args:
+        underlying_session: A session to wrap. Its client, conversation and
+            settings are taken over, and both agree on the conversation's id
+            from then on, whichever creates it.
+        conversation_id: An existing conversation; None: one is made on first use.
+        openai_client: The client to use; None: the wrapped session's, or the
+            SDK's default client. It is never closed here.
+        session_settings: The SDK's settings, as an object or a dict. `limit`
+            is what `get_items()` returns at most.
+        cache: Where the local copy is kept; None: the process's own.
+        max_staleness: When a read asks the server what other processes wrote.
+            Seconds: if nobody in the process has asked for longer than that,
+            whichever session object it was. None: at the first read of each
+            session object, unless it made the conversation itself. 0: at every
+            read. `math.inf`: never, while the copy is held. It takes one
+            request for each 100 items added since the last time.
+        retry: How requests are repeated; None: `RetryPolicy()`.
+        outbox: Where appends are recorded before they are sent: a
+            `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
+            the record is made. None: it returns when the server has the items.
+            All sessions of a process on a conversation have the same outbox and
+            the same cache; otherwise the first use raises `ValueError`.
+        observer: Called with each event (see `cached_session.events`), on the
+            thread where it happens.
+
+    Raises:
+        TypeError: An argument has the wrong type; or `underlying_session`
+            overrides a method of the SDK's session, which would be dropped.
+        ValueError: An argument has an impossible value, or contradicts another;
+            or `conversation_id` is a local name of an outbox, and there is none;
+            or no `openai_client` is given, and which one the wrapped session
+            uses cannot be told for certain; or the base URL of the client is
+            not that of a server. Every call raises it, too, once somebody has
+            replaced a client that was not given here.
+    """
+
+    def __init__(
+        self,
+        underlying_session: OpenAIConversationsSession | None = None,
+        *,
+        conversation_id: str | None = None,
+        openai_client: AsyncOpenAI | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        cache: ConversationCache | None = None,
+        max_staleness: float | None = None,
+        retry: RetryPolicy | None = None,
+        outbox: Outbox | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        check_underlying(underlying_session)
+        check_type("openai_client", openai_client, AsyncOpenAI)
+        check_type("cache", cache, ConversationCache)
+        check_type("retry", retry, RetryPolicy)
+        check_type("session_settings", session_settings, SessionSettings, dict)
+        check_observer(observer)
+        if conversation_id is not None:
+            check_id("conversation_id", conversation_id)
+        check_staleness(max_staleness)
+        check_outbox(outbox, conversation_id)
+        if underlying_session is not None:
+            check_absent(conversation_id=conversation_id)
+            ours = isinstance(underlying_session, CachedSession)
+            check_not_overridden(
+                underlying_session, CachedSession if ours else OpenAIConversationsSession
+            )
+            if session_settings is None:
+                session_settings = underlying_session.session_settings
+        chosen = None if openai_client is None else Chosen(openai_client)
+        if underlying_session is not None:
+            found = (
+                underlying_session.__chosen
+                if isinstance(underlying_session, CachedSession)
+                else told(underlying_session)
+            )
+            chosen = choose(openai_client, found, underlying_session)
+        super().__init__(
+            conversation_id=conversation_id,
+            openai_client=None if chosen is None else chosen.client,
+            session_settings=session_settings,
+        )
+        # Double underscores, so that no attribute of the base class, in this
+        # release or another, can be the same as one of these.
+        self.__chosen: Chosen = choose(None, told(self), self) if chosen is None else chosen
+        self.__meter = Meter(observer)
+        self.__closed = False
+        self.__binding = Binding(
+            self.__chosen.client,
+            underlying_session,
+            conversation_id,
+            PROCESS_CACHE if cache is None else cache,
+            RetryPolicy() if retry is None else retry,
+            self.__meter,
+            max_staleness,
+            outbox,
+        )
+        self.__binding.open(self)
+
+    @property
+    def session_id(self) -> str:
+        """The conversation's id.
+
+        Raises:
+            ValueError: There is none yet. The first `get_items`, or `add_items`
+                with an item, makes the conversation; with an outbox, and while
+                the server is out of reach, it has a `local_name` until then.
+        """
+        return _id(self.__binding.conversation_id)
+
+    @session_id.setter
+    def session_id(self, value: str | None) -> None:
+        self.__go_to(value)
+
+    # Private members of the base class that act on its conversation. Programs
+    # call them, and would go past this session. A release without one of them
+    # never meets it here; a test fails when a release adds another.
+
+    @property
+    def _session_id(self) -> str | None:
+        """The conversation's id, or None while it has none, as in the SDK's session."""
+        conversation_id = self.__binding.conversation_id
+        if conversation_id is not None and conversation_id.startswith(LOCAL):
+            return None
+        return conversation_id
+
+    @_session_id.setter
+    def _session_id(self, value: str | None) -> None:
+        # The base class sets it while it is made, to what it was given. That is
+        # the binding's, too, which is made after it.
+        if "_CachedSession__binding" in vars(self):
+            self.__go_to(value)
+
+    async def _get_session_id(self) -> str:
+        """Returns the conversation's id, and makes the conversation if there is none.
+
+        Raises:
+            ValueError: The server is out of reach, and the outbox holds the
+                conversation under a local name; or as from `get_items`.
+            Exception: As from `get_items`.
+        """
+        self.__check_open()
+        return _id(await self.__binding.identify())
+
+    async def _clear_session_id(self) -> None:
+        """Leaves the conversation, which stays on the server; the next use makes a new one."""
+        self.__check_open()
+        await self.__binding.leave()
+
+    async def _get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """Reads as `get_items` does, also of a subclass that overrides that."""
+        return await CachedSession.get_items(self, limit)
+
+    @property
+    def local_name(self) -> str | None:
+        """The name by which the outbox knows a conversation that the server has not made yet.
+
+        It is for a program to store in the place of `session_id`: a session
+        with it as `conversation_id=`, and the same outbox, takes up the
+        conversation, in another process too, and also after the server has
+        made it.
+
+        None before the first use, without an outbox, and once the server has
+        made the conversation: then `session_id` is there.
+        """
+        name = self.__binding.conversation_id
+        return name if name is not None and name.startswith(LOCAL) else None
+
+    @property
+    def stats(self) -> Stats:
+        """What this session did so far, and what is held of its conversation."""
+        meter, conversation = self.__meter, self.__binding.conversation
+        backlog = None if conversation is None else conversation.backlog
+        known = None if conversation is None else conversation.ledger.known
+        return Stats(
+            hits=meter.hits,
+            misses=meter.misses,
+            requests=meter.requests,
+            retries=meter.retries,
+            reconciliations=meter.reconciliations,
+            items=0 if known is None else len(known),
+            bytes=0 if known is None else known.size,
+            waiting=0 if conversation is None else len(conversation.ledger.queue),
+            sending=Sending.IDLE if backlog is None else backlog.sending,
+        )
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        state = (
+            "closed"
+            if self.__closed
+            else f"{counted(stats.items)} held, {counted(stats.bytes, 'byte')}"
+        )
+        if stats.waiting:
+            state += f", {stats.waiting} waiting"
+        return f"CachedSession({self.__binding.conversation_id or NEW}, {state})"
+
+    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """Returns the conversation's history.
+
+        Args:
+            limit: How many of the newest items; None: `session_settings.limit`,
+                or all of them. A negative one counts as 1, as in the SDK's session.
+
+        Returns:
+            The items, oldest first, in the shape in which the server lists
+            them. Items that wait in the outbox stand at the end, in that shape
+            as far as it is known: without an id, unless they were given one.
+            The list and all in it belong to the caller.
+
+        Raises:
+            TypeError: `limit` is no int.
+            ValueError: Another session has the conversation with another
+                outbox or cache.
+            openai.OpenAIError: The server refused, or stayed out of reach.
+            DeadlineExceeded: The operations before this one, or another process
+                that sends what waits, took too long; or the time was over
+                before the next request.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            OutboxError: The outbox could not be read or written.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        limit = resolve_limit(limit, self.session_settings)
+        binding = self.__binding
+        held = binding.view(limit)
+        if held is None:
+
+            async def read(
+                operation: Operation, conversation: Conversation
+            ) -> list[dict[str, Any]]:
+                # The conversation may have been made, or changed, just now.
+                if limit == 0:
+                    return []
+                held = binding.view(limit, waited=True)
+                if held is not None:
+                    return held
+                self.__meter.misses += 1
+                return await conversation.read(operation, limit, binding.trust(conversation))
+
+            held = await binding.perform(read)
+        return cast(list[TResponseInputItem], held)
+
+    async def add_items(self, items: list[TResponseInputItem]) -> None:
+        """Appends items, each exactly once, in order.
+
+        They travel in batches of at most 20 items, each of which stands in one
+        piece on the server.
+
+        Without an outbox all of them are on the server when the call returns.
+        If it is cancelled, the batch that is being sent settles and no later
+        one is sent: the first batches are there, and the next read shows them.
+        With an outbox they are recorded, and are sent in the background; if the
+        call raises, none of them is recorded. If it is cancelled, all may be.
+
+        Args:
+            items: The items, dicts or pydantic models. They are copied before
+                the call first waits, so they may be changed at once. A field
+                whose value is the client's `omit` or `NOT_GIVEN` is left out.
+                No items: nothing is sent.
+
+        Raises:
+            TypeError: `items` is no list of objects that JSON can carry.
+            ValueError: An item holds a number or text that JSON cannot carry;
+                or another session has the conversation with another outbox or
+                cache.
+            AppendOutcomeUnknown: Whether items landed could not be found out.
+                Not with an outbox.
+            openai.OpenAIError: The server refused, or stayed out of reach. A
+                note on the exception says how many items landed. With an
+                outbox: it refused to make the conversation.
+            DeadlineExceeded: The operations before this one took too long, or
+                the time was over before the next request.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            OutboxFull: The outbox has no room, and had none for `max_wait`
+                seconds; or never has room for so much.
+            OutboxPaused: What was recorded before is not sent until somebody
+                decides. Raised without an outbox, too, if another session on
+                the conversation has one.
+            OutboxError: The outbox could not be read or written.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        outgoing = accept(items, omitted=_NOT_GIVEN)
+        if outgoing:
+            await self.__binding.perform(
+                lambda operation, conversation: self.__binding.append(
+                    operation, conversation, outgoing
+                )
+            )
+
+    async def pop_item(self) -> TResponseInputItem | None:
+        """Removes the newest item and returns it.
+
+        One that waits in the outbox, and certainly was not sent, is taken out
+        of it and never reaches the server. One that may have been sent is
+        waited for until it has landed, and then removed from the server.
+
+        Returns:
+            The item, which belongs to the caller, or None if there is none.
+
+        Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
+            openai.OpenAIError: The server refused, or stayed out of reach. A
+                note says if it is not known whether the item was removed.
+            DeadlineExceeded: The operations before this one, or the sending of
+                the newest item, took too long; or the time was over before the
+                next request.
+            UnexpectedAnswer: Other writers removed the newest item at every
+                attempt; or the server cannot list its own conversation.
+            OutboxPaused: The newest item may have been sent, and nothing is
+                sent any more until somebody decides.
+            OutboxError: The outbox could not be read or written; nothing was
+                removed.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+
+        async def pop(operation: Operation, conversation: Conversation) -> dict[str, Any] | None:
+            return await conversation.pop(operation, self.__binding.trust(conversation))
+
+        return cast(TResponseInputItem | None, await self.__binding.perform(pop))
+
+    async def clear_session(self) -> None:
+        """Deletes the conversation; the next use makes a new one.
+
+        Before the first use nothing is sent.
+
+        What waits in the outbox is dropped first, also where it is paused. A
+        batch that is being sent is waited for. If the deletion then fails, what
+        was dropped stays dropped.
+
+        Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
+            openai.OpenAIError: The server refused, or stayed out of reach. The
+                session keeps the conversation's id. With an outbox a note says
+                how many items were dropped.
+            DeadlineExceeded: The operations before this one, or a batch that is
+                being sent, took too long; or the time was over before the next
+                request. The text or a note says how many items were dropped.
+            OutboxError: The outbox could not be read or written. Items may have
+                been dropped, and the conversation deleted, all the same.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+
+        async def clear(operation: Operation, conversation: Conversation) -> None:
+            def deleted() -> None:
+                if not operation.superseded():
+                    self.__binding.conversation_id = None
+
+            await conversation.clear(operation, deleted)
+
+        await self.__binding.perform(clear, create=False)
+
+    async def refresh(self) -> None:
+        """Forgets the local copy; the next read of any session on it asks the server.
+
+        What waits in the outbox stays, and is shown behind what the server says.
+
+        Raises:
+            ValueError: Another session has the conversation with another outbox
+                or cache.
+            DeadlineExceeded: The operations before this one took too long.
+            OutboxError: The outbox could not be read.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        await self.__binding.perform(
+            lambda operation, conversation: conversation.refresh(operation),
+            create=False,
+        )
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Waits until every write before this call is on the server or has failed.
+
+        With an outbox it waits until nothing waits there any more. A
+        conversation that has only a local name is made, if the server can be
+        reached. Looks once more for items that a late commit stored twice, if
+        such a commit may still come.
+
+        Args:
+            timeout: Seconds that it may take; None: `RetryPolicy.deadline`.
+
+        Raises:
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or not finite; or another session
+                has the conversation with another outbox or cache.
+            OutboxPaused: The server refused what the outbox holds, the client
+                has no credentials, or what became of a batch cannot be found
+                out. All is kept, and not sent until somebody decides.
+            OutboxError: The outbox could not be read or written, by this call
+                or by what sends. What is recorded is kept.
+            openai.OpenAIError: That look failed, or the server refused to make
+                the conversation.
+            DeadlineExceeded: The operations before this one, or the sending of
+                what waits, took too long. What is recorded is kept, and is
+                still being sent.
+            UnexpectedAnswer: The server cannot list its own conversation.
+            TurnLost: The event loop was stopped during the call, and another
+                operation went on.
+            SessionClosed: The session was closed.
+        """
+        self.__check_open()
+        check_timeout(timeout)
+        await self.__binding.flush(timeout)
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Closes the session. Calls made from now on are refused; closing twice does nothing.
+
+        Without an outbox it flushes first. With one it does not wait for the
+        server, unless it is given a time: what is recorded is the outbox's,
+        which sends it as long as the event loop runs, after the last session
+        was closed, too, and closes its file when nothing is left.
+
+        The openai client stays open, and so do the connections to the server,
+        which live as long as the client and the event loop.
+
+        Whatever this raises, the session is closed, and what is recorded is
+        still being sent.
+
+        Args:
+            timeout: Seconds for `flush`; None: `RetryPolicy.deadline`, and with
+                an outbox no time at all.
+
+        Raises:
+            TypeError: `timeout` is no number. The session stays open.
+            ValueError: `timeout` is negative or not finite, and the session
+                stays open; or another session has the conversation with
+                another outbox or cache.
+            OutboxPaused: As from `flush`.
+            OutboxError: As from `flush`.
+            openai.OpenAIError: As from `flush`.
+            DeadlineExceeded: As from `flush`.
+            UnexpectedAnswer: As from `flush`.
+            TurnLost: As from `flush`.
+        """
+        check_timeout(timeout)
+        if self.__closed:
+            return
+        self.__closed = True
+        try:
+            if timeout is not None or self.__binding.outbox is None:
+                await self.__binding.flush(timeout, create=False)
+            else:
+                await self.__binding.recorded()
+        except asyncio.CancelledError:
+            await self.__let_go()
+            raise
+        except Exception as error:
+            try:
+                await self.__binding.close(self)
+            except CachedSessionError as another:
+                error.add_note(f"the session is closed, and that failed, too: {another}")
+            raise
+        await self.__binding.close(self)
+
+    async def __aenter__(self) -> Self:
+        self.__check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            await self.aclose()
+        elif not self.__closed:
+            # Something went wrong already, or the block was cancelled: that
+            # must reach the caller, at once, and not what a flush says of it.
+            self.__closed = True
+            await self.__let_go()
+
+    async def __let_go(self) -> None:
+        """Closes at once, for a caller who hears of something else."""
+        # Not of what closing the outbox says: all that is recorded stays there.
+        with contextlib.suppress(CachedSessionError):
+            await self.__binding.close(self)
+
+    def __go_to(self, conversation_id: str | None) -> None:
+        # None as in the SDK: the next use makes a new conversation.
+        if conversation_id is not None:
+            check_id("session_id", conversation_id)
+        self.__binding.conversation_id = conversation_id
+
+    def __check_open(self) -> None:
+        if self.__closed:
+            raise SessionClosed(
+                "the session is closed; make a new one",
+                conversation_id=self.__binding.conversation_id,
+            )
+        self.__chosen.check()
+
+
+def _id(conversation_id: str | None) -> str:
+    """A conversation's id, or the error that says that it has none yet."""
+    if conversation_id is None:
+        raise ValueError(
+            "session_id is not yet available: the conversation is made on first use. "
+            "Await get_items(), or add_items() with an item, first."
+        )
+    if conversation_id.startswith(LOCAL):
+        raise ValueError(
+            "session_id is not yet available: the server could not be reached. The outbox "
+            f"holds the conversation as {conversation_id}, which is its local_name, and it gets "
+            "its id when the server answers; await flush()."
+        )
+    return conversation_id
