@@ -353,9 +353,10 @@ class Conversation:
         return lambda: state() != before or self.ledger.paused is not None
 
     async def _may_remove(self, backlog: Backlog, operation: Operation) -> bool:
-        """Puts down what has landed, before any of it is removed; False: something waits. In turn.
+        """Catches up with the log, and puts down what has landed; True if nothing waits. In turn.
 
-        A process that takes over in between would send it again.
+        Before any of it is removed: a process that takes over in between would send it again.
+        What others have accepted comes with the answer to that.
         """
         ledger, record = self.ledger, backlog.record
         # What another process has left in doubt may have come late, and would be taken

@@ -1,8 +1,8 @@
 """Putting batches on the server, each item exactly once. In the conversation's turn.
 
-One driver for both promises. It asks the ledger what is next, does that, and
-reports what came of it: in the foreground for an append that promises
-delivery, and in the background, as the sender, for what the log has accepted.
+One driver for both promises, which does with a batch what the ledger allows, and
+reports what came of it: in the foreground for an append that promises delivery,
+and in the background, as the sender, for what the log has accepted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One conversation's part of a log: every transaction, and what it changes in the ledger.
 
-The one file that knows of other processes. A commit is applied to the ledger in
+Through here the ledger hears what other processes did. A commit is applied to it in
 the thread that commits, in the order of the commits: no event loop has to live
 to hear of it.
 """

@@ -1,8 +1,9 @@
 """What one conversation holds, what is accepted for it, and what is to be done next.
 
 Everything that is known of one conversation is here, and nobody else writes it.
-Nothing here waits. Whoever drives it asks `next` for a step, does the step (a
-request, a transaction), and reports what came of it. Where a batch stands that
+Nothing here waits. The driver asks `next` what is to be done for the recorded
+batch, does that (a request, a transaction), and reports what came of it. An own
+batch takes the same way, without the steps of a log. Where a batch stands that
 may be on its way is told by a table; an event that the table does not have is
 an error, not a wrong state.
 """
@@ -37,7 +38,7 @@ class Front(Enum):
     """Where a batch stands that is the next to be sent."""
 
     NONE = auto()
-    """The log says of no batch that it may be on its way."""
+    """The log says of no batch that it may be on its way: it is to be sealed, or sealed anew."""
     SEALED = auto()
     """It says so, with what stands before the batch; no request is out."""
     FLYING = auto()
@@ -60,7 +61,7 @@ class Event(Enum):
     REFUSED = auto()
     """The server has not taken it, for certain."""
     NOTE = auto()
-    """It is noted that no request of it can be on its way that is not noted by itself."""
+    """The log says now that no request of it is out, but for those that it names."""
     LOST = auto()
     """Nobody will hear an answer: there was none, or the caller's event loop or process ended."""
     DUPLICATE = auto()
@@ -97,8 +98,8 @@ TRANSITIONS: dict[Front, dict[Event, Front]] = {
         Event.DUPLICATE: Front.DOUBT,
     },
     Front.DOUBT: {
-        # Sealed anew, and not sent at once: a successor could not tell otherwise what may be alive.
         Event.ALL: Front.NONE,
+        # Sealed anew, and not sent at once: a successor could not tell otherwise what may be alive.
         Event.REST: Front.NONE,
         Event.UNTOLD: Front.STUCK,
         Event.NOTE: Front.DOUBT,
@@ -620,7 +621,7 @@ class Ledger:
         """What may be shown before what waits; not while late copies are to be removed of it."""
         return None if self.watch.extra else self.known
 
-    # What the log has committed, in the order of the commits. With the lock.
+    # What the log has committed, in the order of the commits. With the lock, in the commit.
 
     def accepted(self, rows: Sequence[Row], others: Sequence[Row], *, idle: bool) -> None:
         """Takes in what was just recorded.
@@ -742,10 +743,13 @@ class Ledger:
         """Notes that the requests that are noted may still be applied until then."""
         self.watch.expire_no_sooner(when)
 
+    # What is said of the log otherwise
+
     def part(self) -> None:
         """Forgets what the log holds, which nobody uses here any more."""
-        self.queue, self.recorded = Queue(), Batch(Promise.RECORDED)
-        self.paused = self.refusal = None
+        with self._lock:
+            self.queue, self.recorded = Queue(), Batch(Promise.RECORDED)
+            self.paused = self.refusal = None
 
     def forget_doubt(self) -> None:
         """Forgets what is in doubt: another process looks after it, or knows better."""

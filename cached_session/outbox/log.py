@@ -79,7 +79,8 @@ class Accepted(NamedTuple):
 
     Attributes:
         rows: The new rows.
-        others: Those of other processes before them.
+        others: Rows before them that were not taken in when this began: those of other processes,
+            and of an append in the same commit.
     """
 
     rows: tuple[Row, ...]
@@ -303,10 +304,6 @@ class Log:
         """
         self._check(epoch)
         store = self._store
-        if epoch.claims is None:
-            if release:
-                store.release(address)
-            return Noted((), False, None, None, None)
         same = epoch.claims == _claims(store.mark(address))
         store.landed(address, landed)
         written = self._keep(address, kept)

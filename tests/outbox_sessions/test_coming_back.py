@@ -291,3 +291,22 @@ async def test_a_removal_that_ends_with_its_process(world: OneDisk) -> None:
     # With or without what is left of the copy.
     assert words(await late.get_items()) in (["a", "x", "y"], ["a", "x", "y", "y"])
     two.cancel()
+
+
+@on_one_disk("a")
+async def test_a_pop_beside_a_process_that_accepts(world: OneDisk) -> None:
+    """What another process has accepted since is popped first, also where it looks after all."""
+    other, third = world.process("2"), world.process("3")
+    (two,) = await world.opened(other, max_staleness=math.inf)
+    await two.add_items(users("b"))
+    await two.flush()
+    await two.refresh()
+    world.line.always(is_listing, CUT)
+    await two.add_items(users("x"))
+    await asyncio.sleep(1)
+    three = world.session(third, max_staleness=math.inf)
+    assert words([await three.pop_item()]) == ["x"]
+    await two.add_items(users("y"))
+    assert words([await three.pop_item()]) == ["y"]
+    assert world.line.texts(world.conversation) == ["a", "b"]
+    world.line.heal()
