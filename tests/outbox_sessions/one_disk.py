@@ -21,7 +21,7 @@ from cached_session import (
     OutboxError,
 )
 from cached_session.emulator import Fault, FaultKind
-from cached_session.emulator.requests import is_append
+from cached_session.emulator.requests import is_append, is_item_delete
 from cached_session.outbox import Address, Store
 from cached_session.outbox.writer import run_group
 from tests.faults import virtual
@@ -112,6 +112,19 @@ class OneDisk:
         self.line.on(is_append, LATE)
         await session.add_items(users("x"))
         await session.flush()
+
+    async def ends_amid_a_removal(self, process: SimOutbox, session: CachedSession) -> None:
+        """A process ends that has deleted one of the two items of a late copy."""
+        self.line.on(is_append, LATE)
+        await session.add_items(users("x", "y"))
+        await session.flush()
+        await asyncio.sleep(8)
+        self.line.on(is_item_delete, None, FaultKind.HANG)
+        removing = self.begin(session.get_items())
+        await asyncio.sleep(1)
+        assert self.line.texts(self.conversation) == ["a", "x", "y", "y"]
+        self.ends(process)
+        removing.cancel()
 
     async def goes_on(self, session: CachedSession) -> None:
         """Nobody keeps this process from sending."""

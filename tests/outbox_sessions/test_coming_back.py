@@ -17,7 +17,7 @@ from cached_session import (
     OutboxError,
 )
 from cached_session.emulator import Fault, FaultKind
-from cached_session.emulator.requests import is_append, is_create, is_item_delete, is_listing
+from cached_session.emulator.requests import is_append, is_create, is_listing
 from tests.faults.line import CUT, any_request, error
 from tests.outbox_sessions.one_disk import LATE, OneDisk, fails, on_one_disk
 from tests.outbox_sessions.support import in_virtual_time, opened, raised, until, words
@@ -273,16 +273,7 @@ async def test_a_removal_that_ends_with_its_process(world: OneDisk) -> None:
     """What was removed of a late copy is not shown by who reads what is kept in the file."""
     process = world.process("1")
     (one,) = await world.opened(process)
-    world.line.on(is_append, LATE)
-    await one.add_items(users("x", "y"))
-    await one.flush()
-    await asyncio.sleep(8)
-    world.line.on(is_item_delete, None, FaultKind.HANG)
-    removing = world.begin(one.get_items())
-    await asyncio.sleep(1)
-    assert world.line.texts(world.conversation) == ["a", "x", "y", "y"]
-    world.ends(process)
-    removing.cancel()
+    await world.ends_amid_a_removal(process, one)
     # The first one looks after the rest of it; the other one only reads.
     world.line.on(is_listing, Fault(FaultKind.SLOW, delay=5.0))
     two = world.begin(world.opened(world.process("2")))

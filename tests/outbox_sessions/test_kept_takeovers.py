@@ -14,9 +14,9 @@ import pytest
 
 from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Fault, FaultKind
-from cached_session.emulator.requests import is_append, is_item_delete, is_listing
+from cached_session.emulator.requests import is_append, is_listing
 from tests.faults.line import CUT, Do, any_request, is_conversation_delete
-from tests.outbox_sessions.one_disk import LATE, OneDisk, on_one_disk
+from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import raised, words
 from tests.session.support import users
 from tests.simulation.outbox_disk import SimOutbox
@@ -59,16 +59,7 @@ async def test_half_of_a_late_copy(world: OneDisk) -> None:
     """
     process = world.process("1")
     (one,) = await world.opened(process)
-    world.line.on(is_append, LATE)
-    await one.add_items(users("x", "y"))
-    await one.flush()
-    await asyncio.sleep(8)
-    world.line.on(is_item_delete, None, FaultKind.HANG)
-    removing = world.begin(one.get_items())
-    await asyncio.sleep(1)
-    assert world.line.texts(world.conversation) == ["a", "x", "y", "y"]
-    world.ends(process)
-    removing.cancel()
+    await world.ends_amid_a_removal(process, one)
     (two,) = await world.opened(world.process("2"))
     assert words(await two.get_items()) == ["a", "x", "y"]
     assert world.line.texts(world.conversation) == ["a", "x", "y"]
