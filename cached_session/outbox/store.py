@@ -129,11 +129,6 @@ class Store:
         found = self._connection.execute(sql.NEWEST, (number,)).fetchone()
         return int(found[0] or 0)
 
-    def last(self) -> int:
-        """The last place that was given to an item of any backlog; 0 if none was."""
-        found = self._connection.execute(sql.LAST).fetchone()
-        return 0 if found is None else int(found[0])
-
     def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
         """A conversation's backlog, of its items those that were accepted after `after`."""
         number = self._directory.find(address)
