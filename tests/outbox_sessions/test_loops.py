@@ -346,6 +346,22 @@ def test_a_stopped_loop_keeps_nobody_from_sending(
     assert texts(emulator.items(conversation)) == ["a", "b", "c", "d", "e"]
 
 
+async def _append_behind(session: CachedSession, outbox: SQLiteOutbox, go: threading.Event) -> None:
+    """An append, and then a transaction that keeps what comes after it waiting until `go`."""
+    busy = threading.Event()
+
+    def wait(store: Store) -> None:
+        busy.set()
+        assert go.wait(PATIENCE)
+
+    await session.add_items(users("b"))
+    waiting = asyncio.ensure_future(outbox.transact(wait))
+    await asyncio.to_thread(busy.wait)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+
+
 def test_a_loop_that_stops_as_its_claim_is_made(
     path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,22 +374,9 @@ def test_a_loop_that_stops_as_its_claim_is_made(
     one = session_on(emulator, outbox, conversation_id=conversation)
     two = session_on(emulator, SQLiteOutbox(path), conversation_id=conversation)
     loop = asyncio.new_event_loop()
-    busy, go = threading.Event(), threading.Event()
-
-    def wait(store: Store) -> None:
-        busy.set()
-        assert go.wait(PATIENCE)
-
-    async def leave() -> None:
-        await one.add_items(users("b"))
-        waiting = asyncio.ensure_future(outbox.transact(wait))
-        await asyncio.to_thread(busy.wait)
-        # The claim is put behind that, and so its outcome is not heard of here.
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-
-    loop.run_until_complete(leave())
+    go = threading.Event()
+    # The claim is put behind what waits, and so its outcome is not heard of here.
+    loop.run_until_complete(_append_behind(one, outbox, go))
     late = 1.0  # the file's thread looks for what is abandoned before it goes on
     go.set()
 
@@ -398,26 +401,13 @@ def test_a_loop_that_ends_as_its_batch_is_sealed(
     outbox = SQLiteOutbox(path)
     one = session_on(emulator, outbox, conversation_id=conversation)
     two = session_on(emulator, SQLiteOutbox(path), conversation_id=conversation)
-    busy, go = threading.Event(), threading.Event()
-
-    def wait(store: Store) -> None:
-        busy.set()
-        assert go.wait(PATIENCE)
-
-    async def leave() -> None:
-        await one.add_items(users("b"))
-        waiting = asyncio.ensure_future(outbox.transact(wait))
-        await asyncio.to_thread(busy.wait)
-        # The seal is put behind that; the loop does not live to hear of it.
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-
+    go = threading.Event()
     loop = asyncio.new_event_loop()
     run = loop.run_until_complete if stops else asyncio.run
     run(one.get_items())
     emulator.clear_log()
-    run(leave())
+    # The seal is put behind what waits; the loop does not live to hear of it.
+    run(_append_behind(one, outbox, go))
     go.set()
 
     async def append(session: CachedSession, text: str) -> None:
