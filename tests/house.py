@@ -128,7 +128,7 @@ async def paths() -> dict[str, set[str]]:
         kept = ", with an outbox" if outbox else ""
         for what, work in WORKS.items():
             # What the outbox's thread and the sender do meanwhile is not always there.
-            seen = [await _watch(work, outbox=outbox) for _ in range(4)]
+            seen = [await _watch(work, outbox=outbox) for _ in range(12)]
             found[f"{what}{kept}"] = set.intersection(*seen)
     return found
 
