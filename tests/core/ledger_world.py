@@ -323,7 +323,15 @@ class World:
             self._remove_late()
             self._list(limit)
         while ledger.known is not None and not ledger.known.covers(limit):
-            older, more = self._pages(ledger.known.items[0].id, self.page)
+            try:
+                older, more = self._pages(ledger.known.items[0].id, self.page)
+            except Refused as refused:
+                if refused.retryable:
+                    raise
+                # Another writer has removed the oldest that is known: no page begins there.
+                ledger.forget()
+                self._list(limit)
+                continue
             ledger.extend_back(older[::-1], complete=not more)
         if ledger.known is None:
             raise Violation("a listing has shown nothing")
