@@ -273,7 +273,7 @@ class Backlog:
                         for name in [name for name, one in outbox.backlogs.items() if one is self]:
                             del outbox.backlogs[name]
                         self._parted(self)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             # Others would wait for what it could not let go of. Whoever still
             # uses the outbox here opens it again.
             await outbox.let_go()

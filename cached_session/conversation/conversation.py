@@ -19,7 +19,7 @@ from cached_session.conversation.delivery import Delivery, check_account, in_fli
 from cached_session.conversation.listing import RESTARTS, fresh
 from cached_session.conversation.operation import Elsewhere, Operation, Superseded, is_gone
 from cached_session.conversation.order import Order
-from cached_session.conversation.tasks import Errands
+from cached_session.conversation.tasks import Afterwards, Errands
 from cached_session.conversation.turns import Turns
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
@@ -193,7 +193,7 @@ class Conversation:
         if not await record.alone(operation):
             raise Elsewhere
         waited = bool(ledger.queue)
-        try:
+        async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)
             listings, waiting = ledger.listings, len(ledger.queue)
             missing = None if limit is None else max(1, limit - waiting)
@@ -215,9 +215,6 @@ class Conversation:
             # What was accepted meanwhile may stand behind another process's items, of which some
             # were listed. And what was withdrawn meanwhile leaves room for older ones.
             return shown if waited else None
-        finally:
-            if claims:
-                await backlog.let_go()
 
     async def _settle(self, record: Record, operation: Operation) -> None:
         """Finds out what landed; where nothing can tell, it is paused from now on.
@@ -511,15 +508,12 @@ class Conversation:
         through = None
         while True:
             await backlog.drained(operation, context)
-            async with self.order.turn(operation):
-                try:
-                    if await backlog.record.alone(operation):
-                        # Of what was accepted meanwhile a batch may be in doubt: the
-                        # listing that decides about it decides only once.
-                        await self._settle(backlog.record, operation)
-                        await self._look(operation)
-                finally:
-                    await backlog.let_go()
+            async with self.order.turn(operation), Afterwards(backlog.let_go):
+                if await backlog.record.alone(operation):
+                    # Of what was accepted meanwhile a batch may be in doubt: the
+                    # listing that decides about it decides only once.
+                    await self._settle(backlog.record, operation)
+                    await self._look(operation)
             # Items that another process had left may have been found just now.
             # What is appended from now on is not waited for.
             queue = ledger.queue
@@ -593,7 +587,7 @@ class Conversation:
         backlog = self.backlog
         if backlog is None:
             return await work()
-        failure, soon = backlog.sender.failure, 0.0
+        failure = backlog.sender.failure
         try:
             with naming(operation.conversation_id):
                 for before in self._before:
@@ -607,18 +601,23 @@ class Conversation:
                     await backlog.record.open(operation, self.order.turn)
                     # What another process left is its to send from now on.
                     backlog.sender.start(context)
-                return await work()
+                found = await work()
         except asyncio.CancelledError:
-            soon = _SOON
+            # Not at once: the loop may be ending, and would leave it lying.
+            asyncio.get_running_loop().call_later(_SOON, _go_on, backlog, context, failure)
             raise
-        finally:
-            if soon:
-                # Not at once: the loop may be ending, and would leave it lying.
-                asyncio.get_running_loop().call_later(soon, _go_on, backlog, context, failure)
-            else:
-                _go_on(backlog, context, failure)
-                # Where its session was closed meanwhile.
-                await backlog.look(context())
+        except Exception:
+            await self._afterwards(backlog, context, failure)
+            raise
+        await self._afterwards(backlog, context, failure)
+        return found
+
+    async def _afterwards(
+        self, backlog: Backlog, context: Callable[[], Operation], failure: OutboxError | None
+    ) -> None:
+        _go_on(backlog, context, failure)
+        # Where its session was closed meanwhile.
+        await backlog.look(context())
 
     def _own_backlog(self) -> Backlog:
         assert self.backlog is not None  # its session has an outbox

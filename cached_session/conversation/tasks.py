@@ -92,6 +92,31 @@ class Errands:
         return task
 
 
+class Afterwards:
+    """Around work behind which something is waited for, however the work ends.
+
+    Not where its coroutine is closed, since its event loop was left lying: then
+    nobody runs what could be waited for. Whoever comes next finds that nobody
+    works any more.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Prepares it.
+
+        Args:
+            work: What comes after.
+        """
+        self._work = work
+
+    async def __aenter__(self) -> None:
+        """Begins."""
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Does what comes after."""
+        if kind is not GeneratorExit:
+            await self._work()
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """How a work ended that raised `error`."""

@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Outbox
 from cached_session.emulator import Emulator
+from tests.faults.line import Line
 from tests.outbox_sessions.support import held, until
 from tests.session.support import Elsewhere, Gate, texts, users
 from tests.session.test_connections import nowhere, resolves
@@ -87,6 +88,49 @@ def test_loops_that_leave_something_waiting(
 
 
 CALLS = [CachedSession.add_items, CachedSession.get_items, CachedSession.pop_item]
+
+EVERY: dict[str, Callable[[CachedSession], Coroutine[Any, Any, object]]] = {
+    "add_items": lambda session: session.add_items(users("x")),
+    "get_items": lambda session: session.get_items(),
+    "pop_item": lambda session: session.pop_item(),
+    "clear_session": lambda session: session.clear_session(),
+    "flush": lambda session: session.flush(),
+    "refresh": lambda session: session.refresh(),
+    "aclose": lambda session: session.aclose(),
+}
+
+
+@pytest.mark.parametrize("call", EVERY)
+def test_coroutines_that_are_closed(call: str, outbox: Outbox) -> None:
+    """Whatever a loop left lying is closed without a word, and without a wait, by the collector."""
+    for rounds in (1, 2, 3, 5, 8, 13, 21, 40, 100):
+        line = Line()
+        conversation = line.conversation("a", "b")
+        session = line.session(conversation, outbox=outbox)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(session.get_items())
+        loop.run_until_complete(session.add_items(users("c")))
+        begun = loop.create_task(EVERY[call](session))
+        for _ in range(rounds):
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        left = [task.get_coro() for task in asyncio.all_tasks(loop)] + [begun.get_coro()]
+        for coroutine in left:
+            assert isinstance(coroutine, Coroutine)
+            coroutine.close()
+        loop.close()
+        if call == "aclose":
+            session = line.session(conversation, outbox=outbox)
+        asyncio.run(_all_is_there(session, line))
+
+
+async def _all_is_there(session: CachedSession, line: Line) -> None:
+    await session.add_items(users("last"))
+    await session.flush()
+    found = texts(await session.get_items())
+    assert found == line.texts(session.session_id)
+    assert len(found) == len({*found})
+    await session.aclose()
 
 
 @pytest.mark.parametrize("call", CALLS)
