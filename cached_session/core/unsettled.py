@@ -320,7 +320,7 @@ class Unsettled:
         A send may have landed whole or, on some servers, in part: its first
         items. The longest run first, since a short one may be a piece of a
         long one. Where two are equally long, the undecided send is the one
-        that is waited for.
+        that is waited for, unless it would be there in part only.
 
         Another writer's items that equal an open send are taken for a copy of
         ours. Nothing on the server tells them apart. Items that may be a copy,
@@ -329,6 +329,8 @@ class Unsettled:
         landed = 0
         wanted = _decoded(self._undecided)
         sends = [(send, _decoded(send.items)) for send in self._sends]
+        # What is known was there before the request in question was written.
+        floor = max((place for place, item in enumerate(strangers) if item is None), default=-1)
 
         def found(items: _Decoded) -> list[Run]:
             def match(place: int, position: int) -> Match:
@@ -339,12 +341,16 @@ class Unsettled:
 
             return list(runs(len(items), len(strangers), match))
 
+        def found_of_wanted() -> list[Run]:
+            return [run for run in found(wanted) if run.start > floor]
+
         spent: _Send | None = None
         ours: dict[int, Mapping[str, Any] | None] = {}
         while any(item is not None for item in strangers):
-            best, late = Run(0, 0, 0), None
+            best, late, either = Run(0, 0, 0), None, False
             if wanted and not landed:
-                best = longest(found(wanted))
+                best = longest(found_of_wanted())
+            in_part = 0 < best.certain < len(wanted)
             for send, items in sends:
                 # Only the batch in question may stand there in part: a server
                 # that stores parts does so at once. Later, the beginning of a
@@ -359,7 +365,10 @@ class Unsettled:
                     ]
                 )
                 if run.certain > best.certain:
-                    best, late = run, send
+                    best, late, either = run, send, False
+                elif in_part and late is None and run.certain == best.certain == len(items):
+                    # A whole one explains more than a part that is as long.
+                    best, late, either = run, send, True
             if not best.certain:
                 break
             places = range(best.start, best.start + best.certain)
@@ -375,7 +384,8 @@ class Unsettled:
                     self._note_shape(*sent, strangers[place], rewriting)
             else:
                 self.extra.extend(behind[place].id for place in places)
-            if late is not None:
+            # Where it may have been the part after all, both may still come.
+            if late is not None and not either:
                 self._sends.remove(late)
                 sends = [(send, items) for send, items in sends if send is not late]
             for place in places:
@@ -384,7 +394,7 @@ class Unsettled:
             # Where all of it is ours but its end, the next item may be ours, too.
             for place, item in ours.items():
                 strangers[place] = item
-            unclear = _ids(behind, (run for run in found(wanted) if run.possible > run.certain))
+            unclear = _ids(behind, (run for run in found_of_wanted() if run.possible > run.certain))
             if unclear:
                 if spent is not None:
                     self._sends.append(spent)
