@@ -17,7 +17,17 @@ from cached_session.conversation.listing import SLACK, relist, remove_late_copie
 from cached_session.conversation.operation import Elsewhere, Operation
 from cached_session.core.batches import batches
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import Batch, Create, Front, Ledger, List, Promise, Seal, Send
+from cached_session.core.ledger import (
+    Batch,
+    Create,
+    Delete,
+    Front,
+    Ledger,
+    List,
+    Promise,
+    Seal,
+    Send,
+)
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
@@ -82,6 +92,7 @@ class Delivery:
                 self._record.check_not_paused()
             if ledger.known is None or ledger.watch.undecided:
                 await relist(ledger, self._operation, ANCHORS if ledger.known is None else 1)
+            await remove_late_copies(ledger, self._record, self._operation)
         except Exception as error:
             self._say_how_many(error)
             raise
@@ -135,7 +146,7 @@ class Delivery:
         ledger.begin_recorded()
         while True:
             step = ledger.next(ledger.recorded, anchored=anchored)
-            if isinstance(step, Create | List):
+            if isinstance(step, Create | List | Delete):
                 # Open questions are for the one who sends, and nobody else. Nor may two processes
                 # that share a local name make a conversation each.
                 if not await record.alone(operation):
@@ -152,8 +163,9 @@ class Delivery:
                         await settle(ledger, record, operation)
                     else:
                         await relist(ledger, operation, limit, anew=anew)
-                        await remove_late_copies(ledger, record, operation)
                         anchored = True
+                case Delete():
+                    await remove_late_copies(ledger, record, operation)
                 case Seal():
                     await record.seal(operation)
                 case Send() if not record.alone_still:

@@ -202,6 +202,11 @@ class List:
 
 
 @dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the late copies: under ids of their own they would stand in a batch's way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """Have the log say that the next batch may be sent, and what stands before it."""
 
@@ -217,7 +222,7 @@ class Send:
     items: tuple[Outgoing, ...]
 
 
-Step: TypeAlias = Create | List | Seal | Send
+Step: TypeAlias = Create | List | Delete | Seal | Send
 
 # What a request that is out does, where it sends no batch: it deletes an item, or the conversation.
 _Removal: TypeAlias = str
@@ -308,6 +313,8 @@ class Ledger:
             return None
         if batch.front is Front.DOUBT:
             return List(1)
+        if self.watch.extra:
+            return Delete()
         if known is None:
             return List(ANCHORS)
         if batch is self.recorded and batch.front is Front.NONE and not anchored:

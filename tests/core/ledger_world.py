@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from cached_session.core.batches import batches
 from cached_session.core.history import History
 from cached_session.core.items import Held, accept, body, copies, hold, unhold
-from cached_session.core.ledger import Batch, Front, Ledger, List, Seal, Send, Trust
+from cached_session.core.ledger import Batch, Delete, Front, Ledger, List, Seal, Send, Trust
 from cached_session.core.queue import Row
 from cached_session.core.rewriting import VERBATIM
 from cached_session.core.unsettled import ANCHORS, Untold
@@ -319,23 +319,24 @@ class World:
         ledger = self.ledger
         if ledger.trusted(trust) is None:
             self._list(limit)
-        while ledger.watch.extra:
-            self._remove_late()
-            self._list(limit)
-        while ledger.known is not None and not ledger.known.covers(limit):
+        while True:
+            while ledger.watch.extra:
+                self._remove_late()
+                self._list(limit)
+            if ledger.known is None:
+                raise Violation("a listing has shown nothing")
+            if ledger.known.covers(limit):
+                return ledger.known
             try:
                 older, more = self._pages(ledger.known.items[0].id, self.page)
             except Refused as refused:
-                if refused.retryable:
+                if refused.code is not None:
                     raise
                 # Another writer has removed the oldest that is known: no page begins there.
                 ledger.forget()
                 self._list(limit)
-                continue
-            ledger.extend_back(older[::-1], complete=not more)
-        if ledger.known is None:
-            raise Violation("a listing has shown nothing")
-        return ledger.known
+            else:
+                ledger.extend_back(older[::-1], complete=not more)
 
     # The log. A commit is applied to the ledger at once, or the process ends between the two.
 
@@ -479,8 +480,9 @@ class World:
                     self._settle()
                 case List(limit, anew):
                     self._list(limit, anew=anew)
-                    self._remove_late()
                     anchored = True
+                case Delete():
+                    self._remove_late()
                 case Seal():
                     self._seal()
                     self._may_tear(0.03)
@@ -537,6 +539,8 @@ class World:
                             self._look_for_late(batch)
                     case List(limit):
                         self._list(limit)
+                    case Delete():
+                        self._remove_late()
                     case Seal():
                         ledger.sealed_own()
                     case Send():
@@ -743,12 +747,22 @@ class World:
             ledger.answered()
             if removed:
                 ledger.removed_newest()
+                try:
+                    self._note()
+                except Crashed:
+                    # Nobody heard that it was removed. Under an id of its own a late commit may
+                    # bring it back, and whoever goes on does not know it for one.
+                    self._restart()
+                    return self._popped_or_not(text)
                 self._popped(text)
-                self._note()
             elif not self.others:
                 raise Violation(f"{text} is gone")
             return removed
-        # The next read shows it; here, when no request is on its way any more.
+        return self._popped_or_not(text)
+
+    def _popped_or_not(self, text: str) -> bool:
+        """Reads what became of an item whose removal nobody has heard of."""
+        # When no request is on its way any more.
         self._tick(WATCH / 2)
         shown = self._told()
         if not text.startswith("other") and shown == self.ideal[:-1]:
