@@ -7,7 +7,7 @@ from typing import Any
 
 from cached_session.conversation import delivery, listing
 from cached_session.core.unsettled import Unsettled
-from cached_session.outbox import statements
+from cached_session.outbox.sqlite import statements
 
 
 def doubt_not_restored() -> None:

@@ -12,8 +12,10 @@ from cached_session.conversation import conversation, record
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
 from cached_session.core.ledger import TRANSITIONS, Event, Front
-from cached_session.outbox import Address, Claim, log, sqlite_log, statements
-from cached_session.outbox.store import Store
+from cached_session.outbox import Address, Claim, log
+from cached_session.outbox.sqlite import log as sqlite_log
+from cached_session.outbox.sqlite import statements
+from cached_session.outbox.sqlite.store import Store
 from tests.simulation.ablations import Ablation
 
 
