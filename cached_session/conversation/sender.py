@@ -212,8 +212,7 @@ class Sender:
 
     async def _run(self, operation: Operation) -> None:
         ledger, record, me = self._ledger, self._record, asyncio.current_task()
-        # Without end: what was accepted is sent, however long the server is away.
-        retrier = Retrier(operation.policy.without_end, operation.meter)
+        retrier = Retrier(operation.policy, operation.meter)
         # Whoever appended goes on first. A loop that ends with that call would
         # otherwise be closed in the middle of a connection's beginning, of
         # which the HTTP client's layers make a warning.
@@ -228,7 +227,7 @@ class Sender:
                     if ledger.waits:
                         outcome = await retrier.run(
                             self._attempt,
-                            deadline=math.inf,
+                            deadline=None,  # however long the server is away
                             conversation_id=ledger.conversation_id,
                         )
                         if not isinstance(outcome, Applied) and self._task is me:
