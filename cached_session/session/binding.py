@@ -16,7 +16,7 @@ from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.listing import Asked
 from cached_session.conversation.operation import Operation, Superseded
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import Ledger, Trust
+from cached_session.core.ledger import Trust
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
 from cached_session.errors import Reopened
@@ -146,8 +146,9 @@ class Binding:
         held = conversation.view(limit, self.trust(conversation))
         if held is not None:
             self._meter.hits += 1
-            # The loop that sends what waits may have ended.
-            conversation.go_on(functools.partial(self.sending, conversation))
+            if conversation.ledger.waits:
+                # The loop that sends it may have ended.
+                conversation.go_on(self._operation(conversation.conversation_id))
         return held
 
     def trust(self, conversation: Conversation) -> Trust:
@@ -202,13 +203,10 @@ class Binding:
                 self.conversation_id = made
                 continue
             previous, conversation = self.conversation, self.bind(conversation_id)
-            operation = self._operation(
-                conversation_id, deadline, functools.partial(self._left, conversation_id)
-            )
+            operation = self._operation(conversation_id, deadline)
             done = functools.partial(self._done, work, operation, conversation, previous)
-            context, opens = functools.partial(self.sending, conversation), self.outbox is not None
             try:
-                return await conversation.perform(operation, done, context, opens=opens)
+                return await conversation.perform(operation, done, opens=self.outbox is not None)
             except (Superseded, Reopened):
                 continue
 
@@ -252,29 +250,18 @@ class Binding:
         owner = owner_of(self.outbox, account(self._client))
         return made_of(self.outbox, owner, conversation_id)
 
-    def _operation(
-        self, conversation_id: str, deadline: float, superseded: Callable[[], bool]
-    ) -> Operation:
-        return Operation(
-            self._remote, self._policy, self._meter, conversation_id, deadline, superseded
-        )
-
-    def sending(self, conversation: Conversation) -> Operation:
-        """A new operation that sends what the outbox holds, whatever session accepted it."""
-        return self._sending(conversation.ledger)
-
-    def _sending(self, ledger: Ledger) -> Operation:
-        return self._operation(ledger.conversation_id, self._retrier.deadline(), lambda: False)
+    def _operation(self, conversation_id: str, deadline: float | None = None) -> Operation:
+        deadline = self._retrier.deadline() if deadline is None else deadline
+        return Operation(self._remote, self._policy, self._meter, conversation_id, deadline, self)
 
     async def append(
         self, operation: Operation, conversation: Conversation, items: Sequence[Outgoing]
     ) -> None:
         """Appends by the outbox, if there is one, or else at once."""
-        context = functools.partial(self.sending, conversation)
         if self.outbox is not None:
-            await conversation.accept(operation, items, context)
+            await conversation.accept(operation, items)
         else:
-            await conversation.deliver(operation, items, context)
+            await conversation.deliver(operation, items)
 
     async def flush(self, seconds: float | None, *, create: bool = True) -> None:
         """Waits for the writes before it; see `CachedSession.flush`.
@@ -285,7 +272,7 @@ class Binding:
         """
 
         async def settle(operation: Operation, conversation: Conversation) -> None:
-            await conversation.flush(operation, functools.partial(self.sending, conversation))
+            await conversation.flush(operation)
             if create:
                 await conversation.create(operation)
 
@@ -302,9 +289,6 @@ class Binding:
 
         if self._calls or not self._creation.idle:
             await self.perform(settle, create=False)
-
-    def _left(self, conversation_id: str) -> bool:
-        return self.conversation_id != conversation_id
 
     async def _create(self, deadline: float) -> None:
         # A lost answer leaves an empty conversation behind that nobody uses.
@@ -360,9 +344,6 @@ class Binding:
             for backlog in used.values():
                 backlog.users.discard(self._identity)
         await asyncio.gather(
-            *(
-                one.leave(functools.partial(self._sending, one.order.ledger))
-                for one in used.values()
-            )
+            *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
         )
         await let_go_unused(outbox)

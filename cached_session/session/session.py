@@ -407,15 +407,9 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         self.__check_open()
-
-        async def clear(operation: Operation, conversation: Conversation) -> None:
-            def deleted() -> None:
-                if not operation.superseded():
-                    self.__binding.conversation_id = None
-
-            await conversation.clear(operation, deleted)
-
-        await self.__binding.perform(clear, create=False)
+        await self.__binding.perform(
+            lambda operation, conversation: conversation.clear(operation), create=False
+        )
 
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
