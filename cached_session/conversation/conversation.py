@@ -21,6 +21,7 @@ from cached_session.conversation.operation import Elsewhere, Operation, Supersed
 from cached_session.conversation.order import Order
 from cached_session.conversation.tasks import Afterwards, Errands
 from cached_session.conversation.turns import Turns
+from cached_session.conversation.users import User
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
 from cached_session.core.outcomes import Applied, Unknown
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from cached_session.conversation.backlog import Backlog
     from cached_session.conversation.record import Record
     from cached_session.outbox import Outbox
-    from cached_session.outbox.records import Address
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
@@ -95,20 +95,57 @@ class Conversation:
         """Forgets what is held of the server; the next read asks."""
         self.ledger.forget_all()
 
-    def attach(self, outbox: Outbox, address: Address, before: Collection[Backlog]) -> Backlog:
-        """Has an outbox take what is appended from now on. With the outbox's lock.
+    def attach(self, outbox: Outbox, owner: Account, user: User | None) -> None:
+        """Has an outbox take what is appended from now on: in one backlog, whoever attaches it.
 
         Args:
             outbox: The outbox.
-            address: Under which name it has the conversation.
-            before: The backlogs that give way to this one.
+            owner: Whose conversation it is.
+            user: Who uses it from now on; None: a session that was closed meanwhile.
+
+        Raises:
+            OutboxError: The outbox is that of a process from which this one was forked.
+            ValueError: The conversation has another outbox in this process, or
+                this outbox has the conversation in another cache.
         """
         # Only now: most processes use no outbox, and need not load it.
+        from cached_session.conversation.addresses import address_of
         from cached_session.conversation.backlog import Backlog
 
-        self._before = before
-        self.backlog = Backlog(outbox, address, self.order, self._rename, self._part)
-        return self.backlog
+        # In a forked child the parent's outbox is refused first of all. If it were attached,
+        # the outbox that the child makes would be refused, as a second one.
+        outbox.check_process()
+        name = self.conversation_id
+        address = address_of(owner, name)
+        with outbox.lock:
+            found: Backlog | None = outbox.backlogs.get(address)
+            before: list[Backlog] = []
+            if found is not None and found.order is not self.order:
+                if found.users:
+                    raise ValueError(
+                        f"cache: a session with this outbox has {name} in another cache; give all "
+                        "sessions on a conversation the same one"
+                    )
+                # The backlog of another cache's copy, which closed sessions have left to send.
+                before.append(found)
+                found = None
+            other = self.backlog
+            if other is not None and other is not found and (other.users or other.sender.working):
+                if other.users or not outbox.same_as(other.record.outbox):
+                    raise ValueError(
+                        f"outbox: {name} has another outbox in this process; give all sessions "
+                        "on a conversation the same one"
+                    )
+                # The backlog of another outbox on the same file, likewise. One that sends
+                # nothing, and that only dropped sessions have used, is just replaced.
+                before.append(other)
+            if found is None:
+                self._before = before
+                found = Backlog(outbox, address, self.order, self._rename, self._part)
+            outbox.backlogs[address] = self.backlog = found
+            if user is not None:
+                found.users.add(user)
+                found.record.come()
 
     def _part(self, backlog: Backlog) -> None:
         if self.backlog is backlog:
