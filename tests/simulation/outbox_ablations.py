@@ -12,7 +12,8 @@ from cached_session.conversation import conversation, record
 from cached_session.core import unsettled
 from cached_session.core.items import Outgoing
 from cached_session.core.ledger import TRANSITIONS, Event, Front
-from cached_session.outbox import Address, Claim, Store, log, statements
+from cached_session.outbox import Address, Claim, log, sqlite_log, statements
+from cached_session.outbox.store import Store
 from tests.simulation.ablations import Ablation
 
 
@@ -73,7 +74,7 @@ def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
         __hash__ = log.Epoch.__hash__
 
-    patch.setattr(log, "Epoch", Unmarked)
+    patch.setattr(sqlite_log, "Epoch", Unmarked)
 
 
 def claims_not_counted(patch: pytest.MonkeyPatch) -> None:
