@@ -371,8 +371,15 @@ class Unsettled:
                     best, late, either = run, send, True
             if not best.certain:
                 break
-            places = range(best.start, best.start + best.certain)
             if late is None:
+                noted = 0
+                while noted < best.certain:
+                    # How a text is listed tells of the same text further on, and that of more.
+                    places = range(best.start, best.start + best.certain)
+                    for sent, place in zip(wanted, places, strict=False):
+                        self._note_shape(*sent, strangers[place], rewriting)
+                    noted, best = best.certain, longest(found_of_wanted())
+                places = range(best.start, best.start + best.certain)
                 landed = best.certain
                 # Which of several equal sends came through cannot be told and
                 # does not matter: one of them is spent.
@@ -380,9 +387,8 @@ class Unsettled:
                     (send for send in self._sends if send.items == self._undecided), None
                 )
                 ours = {place: strangers[place] for place in places}
-                for sent, place in zip(wanted, places, strict=False):
-                    self._note_shape(*sent, strangers[place], rewriting)
             else:
+                places = range(best.start, best.start + best.certain)
                 self.extra.extend(behind[place].id for place in places)
             # Where it may have been the part after all, both may still come.
             if late is not None and not either:

@@ -65,6 +65,23 @@ async def opened(kind: str, **options: Any) -> tuple[Line, Any, str]:
 
 
 @EVERY
+async def test_a_text_that_stands_there_twice(kind: str) -> None:
+    """What a batch's first part tells of how a text is listed is used for the rest of that batch.
+
+    A function call proved that a text before it had landed, rewritten, and so told of the same
+    text behind it. That was learned after the count, and the end of the batch was sent again
+    (simulation on servers that rewrite texts, seed 5000673).
+    """
+    line, session, conversation = await opened(kind)
+    line.on(is_append, LOST)
+    call = {"type": "function_call", "call_id": "c", "name": "tool", "arguments": "{}"}
+    one, end = texts(kind, 1), users("end")
+    await session.add_items([*one, call, *users("b"), *one, *end])
+    assert stored(line, conversation) == 5
+    await agrees(session, line, conversation)
+
+
+@EVERY
 @pytest.mark.parametrize("count", [1, 3])
 async def test_a_lost_answer(kind: str, count: int) -> None:
     """What stands where the batch would, with other texts, is not taken for a stranger's."""
