@@ -11,23 +11,20 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
 from cached_session.outbox import Address, Claim, Row, Store, schema
 from cached_session.outbox.shared import Shared
 from cached_session.outbox.writer import Outcome, run_group
-from tests.simulation.outbox_calls import Call, Change
+from tests.campaigns.account import Call, Change
+from tests.campaigns.menu import CALL
 from tests.simulation.outbox_ledger import OutboxLedger
 
 if TYPE_CHECKING:
     from tests.simulation.outbox_process import Process
 
 T = TypeVar("T")
-
-CALL: ContextVar[Call | None] = ContextVar("CALL", default=None)
-"""The append or pop that a task works for."""
 
 
 class Delays(NamedTuple):
