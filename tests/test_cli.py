@@ -320,7 +320,7 @@ def test_what_needs_no_sdk_does_not_load_it(arguments: tuple[str, ...], tmp_path
 
 async def opened(outbox: SQLiteOutbox) -> None:
     """Makes the outbox's file."""
-    await outbox.transact(lambda store: None)
+    await outbox.transact(lambda log: None)
     await outbox.aclose()
 
 

@@ -37,6 +37,7 @@ def test_a_circle_is_noticed() -> None:
     assert floors({"a": {"b"}, "b": {"d"}, "d": set()}) == 3
 
 
+@pytest.mark.campaign
 async def test_ways() -> None:
     """What is done once runs through no more files than it did before."""
     found = await paths()

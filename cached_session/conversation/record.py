@@ -513,7 +513,7 @@ class Record:
             self.changed.fire()
 
         try:
-            return await self.outbox.transact(lambda store: verb(Log(store)), applied)
+            return await self.outbox.transact(verb, applied)
         except Reopened:
             self._reopened = True
             raise

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from cached_session.core.local import LOCAL
 from cached_session.outbox.holdings import Holdings
+from cached_session.outbox.log import Log
 from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
     Address,
@@ -26,7 +27,6 @@ from cached_session.outbox.records import (
     Summary,
 )
 from cached_session.outbox.sqlite import SQLiteOutbox
-from cached_session.outbox.store import Store
 from cached_session.outbox.told import Told
 
 T = TypeVar("T")
@@ -37,12 +37,12 @@ __all__ = [
     "Claim",
     "Left",
     "LeftConversation",
+    "Log",
     "Mailbox",
     "MemoryOutbox",
     "Outbox",
     "Row",
     "SQLiteOutbox",
-    "Store",
     "StoredItem",
     "StoredWindow",
     "Summary",
@@ -115,17 +115,17 @@ class Outbox(Protocol):
         """
 
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
-        """Runs `work` in a transaction; when it returns, what the work did is recorded.
+        """Has a verb of the log done, in a transaction; when it returns, that is recorded.
 
         Args:
-            work: Called once. If it raises, what it did is undone.
+            work: Calls the verb. If it raises, nothing is changed.
             applied: Called with its result as soon as that is recorded, in the order of the
                 works, whatever becomes of the caller and the event loop; in any thread.
 
         Raises:
-            OutboxError: Nothing of the work is recorded.
+            OutboxError: Nothing of it is recorded.
         """
 
     @property

@@ -38,11 +38,6 @@ class Directory:
             assert number is not None  # an INSERT that succeeds has one
         return number
 
-    def address(self, number: int) -> Address | None:
-        """The address of the record with a number, or None."""
-        found = self._connection.execute(sql.ADDRESS, (number,)).fetchone()
-        return None if found is None else Address(*found)
-
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""
         found = self._find_local(address)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from cached_session.errors import OutboxError
 from cached_session.outbox import schema
 from cached_session.outbox.owners import Owner, connect, create
+from cached_session.outbox.sqlite_log import SQLiteLog
 from cached_session.outbox.store import Store
 
 _DAMAGED = (
@@ -75,12 +76,14 @@ class OpenFile:
         except BaseException:
             self.close()
             raise
-        self.store = Store(
-            self.connection,
-            owner.token,
-            alive=owner.alive,
-            others=owner.others,
-            max_window_bytes=max_window_bytes,
+        self.log = SQLiteLog(
+            Store(
+                self.connection,
+                owner.token,
+                alive=owner.alive,
+                others=owner.others,
+                max_window_bytes=max_window_bytes,
+            )
         )
 
     def check(self) -> None:

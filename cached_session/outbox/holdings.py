@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from cached_session.outbox.log import Log
 from cached_session.outbox.records import Address
-from cached_session.outbox.store import Store
 
 
 class Holder(Protocol):
@@ -60,13 +60,13 @@ class Holdings:
         """Those on which nobody works here any more."""
         return [holder for holder in list(self._holders) if holder.abandoned]
 
-    def release(self, store: Store) -> None:
+    def release(self, log: Log) -> None:
         """Lets others have those on which nobody works here. In a transaction; then `released`."""
         self._released = self.abandoned
         for holder in self._released:
             # Before it is committed: whoever claims meanwhile adds it again.
             self.discard(holder)
-            store.release(holder.address)
+            log.release(holder.address)
 
     def released(self, *, recorded: bool) -> None:
         """Told whether that was recorded."""

@@ -1,28 +1,29 @@
-"""The log of one conversation: each verb is one transaction, on plain values.
+"""What an outbox records, behind its verbs: each is one transaction, on plain values.
 
-Somebody else may use the same file. What was read holds as long as the epoch is
+Somebody else may use the same log. What was read holds as long as the epoch is
 the same: it changes whenever somebody becomes the owner of a conversation, and
 only the owner sends, and notes what is in doubt. Anybody may accept and
 withdraw: rows that others have accepted since come with each answer.
+
+Whoever writes another kind of outbox writes this: `memory.py` has it on lists,
+`sqlite_log.py` on the tables of a file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from cached_session.core.items import Held, unhold
-from cached_session.errors import Reopened
+from cached_session.core.items import Held
 from cached_session.outbox.records import (
     Address,
+    Mailbox,
     Mark,
     Namesake,
     Row,
-    StoredItem,
     StoredWindow,
+    Summary,
 )
-from cached_session.outbox.store import Store
 
 
 class Epoch(NamedTuple):
@@ -164,11 +165,10 @@ class Look(NamedTuple):
     doubted: bool
 
 
-class Log:
-    """The verbs, on an open store. Each is called in a transaction of its own."""
+class Log(Protocol):
+    """The verbs. Each is called in a transaction of its own, and undone if it raises."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    # What a conversation does
 
     def open(
         self, address: Address, epoch: Epoch | None, seen: int, *, claim: bool, first: bool
@@ -183,60 +183,19 @@ class Log:
                 sent, and nobody else does.
             first: Whether it was never read here.
         """
-        store = self._store
-        real = store.known_as(address)
-        if real is not None:
-            address = address._replace(conversation=real)
-        mark = store.mark(address)
-        anew = epoch != Epoch(store.token, _claims(mark))
-        mailbox = store.mailbox(address, after=0 if anew else seen)
-        nothing = mailbox.doubt is None and not store.newest(address)
-        mine = not store.elsewhere(address)
-        held = mine and (claim or not nothing) and store.claim(address) is not None
-        if held and not claim and (mailbox.paused is not None or not store.newest(address)):
-            # Nothing is sent here: whoever decides about it, or looks after
-            # what is in doubt, must find it free.
-            store.release(address)
-            held = False
-        now = Epoch(store.token, _claims(store.mark(address)) if mine else None)
-        if not anew:
-            return Found(address, now, mark, held, mine, False, mailbox.rows)
-        return Found(
-            address,
-            now,
-            mark,
-            held,
-            mine,
-            True,
-            mailbox.rows,
-            mailbox.doubt,
-            mailbox.paused,
-            store.window(address),
-            store.window_newest(address),
-            bool(mark.number),
-            # Only those who come to it anew are told.
-            tuple(store.namesakes(address)) if first else (),
-        )
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         """The rows that were accepted since.
 
         Raises:
-            Reopened: See there; as every verb from here on.
+            Reopened: The log was opened anew since, and nothing is changed; as from every verb
+                that takes an epoch.
         """
-        self._check(epoch)
-        return self._store.mailbox(address, after=seen).rows
 
     def accept(
         self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
     ) -> Accepted:
         """Records items behind those that wait; `now` is in seconds since the epoch."""
-        self._check(epoch)
-        store = self._store
-        others = store.mailbox(address, after=seen).rows if store.newest(address) > seen else ()
-        seqs = store.accept(address, items, now)
-        rows = (Row(seq, item, False, now) for seq, item in zip(seqs, items, strict=True))
-        return Accepted(tuple(rows), others)
 
     def seal(
         self,
@@ -264,18 +223,6 @@ class Log:
             What is sealed; or all there is, where somebody else has had it since, and nothing is
             sealed; or None: another process has it.
         """
-        self._check(epoch)
-        store = self._store
-        if epoch.claims != _claims(store.mark(address)):
-            found = self.open(address, None, seen, claim=True, first=False)
-            return found if found.held else None
-        if store.claim(address) is None:
-            return None
-        store.landed(address, landed)
-        written = self._keep(address, kept)
-        rows = store.seal(address, through, doubt)
-        newer = store.mailbox(address, after=seen).rows
-        return Sealed(Epoch(store.token, _claims(store.mark(address))), rows, newer, written)
 
     def note(
         self,
@@ -302,114 +249,63 @@ class Log:
             kept: As in `seal`.
             release: Whether to let other processes send.
         """
-        self._check(epoch)
-        store = self._store
-        same = epoch.claims == _claims(store.mark(address))
-        store.landed(address, landed)
-        written = self._keep(address, kept)
-        # What another process has noted since is newer than what is known here.
-        mine = same and store.owns(address)
-        if mine and (doubt is not None or undoubted):
-            store.set_doubt(address, doubt)
-        newer = store.mailbox(address, after=seen).rows
-        if release:
-            store.release(address)
-        # One with nothing in it went with that.
-        mark = store.mark(address)
-        return Noted(
-            newer,
-            mine and doubt is not None,
-            written,
-            mark if release else None,
-            Epoch(store.token, _claims(mark)) if same else None,
-        )
 
     def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
         """Takes the newest item back; None if there is none, or it may have been sent."""
-        self._check(epoch)
-        return self._store.withdraw(address)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         """Takes back what was not sent; with `sealed` all, and what it was paused for."""
-        self._check(epoch)
-        store = self._store
-        if sealed:
-            store.landed(address, landed)
-            store.resume(address)
-        rows = store.mailbox(address).rows
-        store.drop(address, sealed=sealed)
-        return tuple(row.seq for row in rows if sealed or not row.sealed)
 
     def forget(self, address: Address, epoch: Epoch) -> None:
         """Forgets what is kept of a conversation that is gone."""
-        self._check(epoch)
-        self._store.replace_window(address, None)
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
         """Notes why nothing is sent until somebody decides."""
-        self._check(epoch)
-        self._store.pause(address, reason)
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
-        """Gives a conversation its id that had only a local name; see `Store.created`."""
-        self._check(epoch)
-        return self._store.created(address, conversation)
+        """Gives a conversation its id that had only a local name, by which it is found, too.
+
+        Returns:
+            Where it is from now on. If the local name was made a conversation of before, that
+            one's address.
+
+        Raises:
+            ValueError: `address` is not that of a local name.
+        """
 
     def look(self, address: Address, epoch: Epoch) -> Look:
         """How a conversation stands, for those who wait for another process, or for a human."""
-        self._check(epoch)
-        store = self._store
-        return Look(
-            store.elsewhere(address),
-            bool(store.newest(address)),
-            store.paused(address),
-            store.doubt(address) is not None,
-        )
 
-    def _check(self, epoch: Epoch) -> None:
-        # By their places alone, another file's items would be taken for known ones.
-        if epoch.opened != self._store.token:
-            raise Reopened("the outbox was closed during this call; nothing was recorded by it")
+    def release(self, address: Address) -> None:
+        """Lets other processes send, if this one has kept them from it."""
 
-    def _keep(self, address: Address, kept: Kept | None) -> Written | None:
-        """Keeps a window, unless another process may have kept a newer one."""
-        store = self._store
-        if kept is None:
-            return None
-        owns, newest = store.owns(address), store.window_newest(address)
-        if kept.items is None:
-            if not owns:
-                return None
-            store.replace_window(address, None)
-            return Written(None)
-        ours = newest == kept.newest
-        if not owns:
-            if store.elsewhere(address) or not (ours or kept.listed):
-                return None
-            # Nor while a batch may have landed that nobody has looked for: the next process would
-            # show both, what was kept and what waits.
-            if store.any_sealed(address):
-                return None
-            # One that is not known here may have been kept since the server was asked.
-            if not (ours or newest is None or any(newest[1] == item.id for item in kept.items)):
-                return None
-        if ours and kept.new is not None:
-            newer = tuple(map(_stored, kept.items[kept.new :]))
-            store.append_window(address, newer, kept.unverified)
-        else:
-            window = StoredWindow(tuple(map(_stored, kept.items)), kept.complete, kept.unverified)
-            # A window of nothing that may not be all shows nothing: no batch could be told by
-            # what stands before it.
-            some = bool(kept.items) or kept.complete
-            store.replace_window(address, window if some else None)
-        return Written(store.window_newest(address))
+    # What somebody does who looks after all of it
 
+    def summaries(self) -> list[Summary]:
+        """All that holds items or a window, or is paused, in the order of its making."""
 
-def _claims(mark: Mark) -> tuple[int, int]:
-    # Whoever accepts makes a record, and changes nothing by that.
-    return (mark.number, mark.claims) if mark.claims else (0, 0)
+    def mailbox(self, address: Address) -> Mailbox:
+        """What waits for a conversation."""
 
+    def resume(self, address: Address) -> None:
+        """Notes that what waits may be sent again."""
 
-def _stored(item: Held) -> StoredItem:
-    # JSON: what is held in memory has a form that is this process's own.
-    return StoredItem(item.id, json.dumps(unhold(item), separators=(",", ":")).encode())
+    def discard(self, address: Address) -> int | None:
+        """Removes what waits, and what it was paused for.
+
+        Returns:
+            How many items were removed; None: a living process sends them, and nothing is changed.
+        """
+
+    def move(self, address: Address, to: Address) -> Address:
+        """Moves what waits to another account.
+
+        What is kept of the conversation is forgotten: it shows what the first account could read.
+
+        Returns:
+            Where it is from now on.
+
+        Raises:
+            OutboxError: A living process has one of the two, or what is noted there could not be
+                told from what is noted here any more. Nothing is changed.
+        """

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
-import sqlite3
 import threading
 import weakref
-from collections.abc import Callable
-from typing import TypeVar, cast
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.events import logger
-from cached_session.outbox import schema
-from cached_session.outbox.directory import Directory
 from cached_session.outbox.holdings import Holdings
+from cached_session.outbox.log import Accepted, Epoch, Found, Kept, Log, Look, Noted, Sealed
+from cached_session.outbox.records import Address, Mailbox, Mark, Namesake, Row, Summary
 from cached_session.outbox.shared import MIB, Shared
-from cached_session.outbox.store import Store
 from cached_session.outbox.told import Told, Trouble
-from cached_session.outbox.writer import run_group
 from cached_session.wording import counted
 
 T = TypeVar("T")
@@ -62,49 +61,29 @@ class MemoryOutbox(Shared):
             max_items, max_bytes, max_age, max_wait, max_window_bytes=0, account=account
         )
         self.holdings = Holdings(shared=False)
-        self._statements = threading.Lock()
-        self._connection = sqlite3.connect(
-            ":memory:", check_same_thread=False, isolation_level=None
-        )
+        self._verbs = threading.Lock()
+        self._log = MemoryLog()
         # Also where the process ends.
-        weakref.finalize(self, _end, self._connection, self.told, self._pid)
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        schema.create(self._connection)
-        self._store = Store(
-            self._connection,
-            secrets.token_hex(16),
-            alive=_nobody,
-            others=lambda: False,
-            max_window_bytes=0,
-        )
+        weakref.finalize(self, _end, self._log, self.told, self._pid)
 
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
-        """Runs `work` in a transaction, at once.
+        """Runs `work` at once.
 
         Args:
-            work: Called once. If it raises, what it did is undone, and the
-                caller gets its exception.
+            work: Called once. A verb that raises has changed nothing.
             applied: See `Outbox.transact`.
 
         Raises:
-            OutboxError: There is no memory left, and nothing of the work is
-                recorded; or the process was forked after the outbox was made.
+            OutboxError: The process was forked after the outbox was made.
         """
         self.check_process()
-        try:
-            with self._statements:
-                outcome = run_group(self._connection, self._store, _explain, [work]).pop()
-                if applied is not None and outcome.error is None:
-                    applied(outcome.value)
-        except sqlite3.Error as error:
-            raise _explain(error) from error
-        try:
-            return cast(T, outcome.result())
-        finally:
-            # An error's traceback refers to this frame.
-            del outcome
+        with self._verbs:
+            found = work(self._log)
+            if applied is not None:
+                applied(found)
+        return found
 
     async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
@@ -113,10 +92,253 @@ class MemoryOutbox(Shared):
         return "MemoryOutbox()"
 
 
-def _end(connection: sqlite3.Connection, told: Told, pid: int) -> None:
-    """Says what is lost with an outbox that nobody has any more, and closes it."""
+@dataclass
+class _Record:
+    """What waits for one conversation.
+
+    Attributes:
+        number: As commands show it.
+        local: The local name that it had, if it had one.
+        rows: Oldest first.
+        doubt: What is noted about requests that may still be applied, or None.
+        paused: Why it is not sent, or None.
+    """
+
+    number: int
+    local: str | None = None
+    rows: list[Row] = field(default_factory=list)
+    doubt: bytes | None = None
+    paused: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is lost with it."""
+        return not self.rows and self.doubt is None and self.paused is None and self.local is None
+
+    def after(self, seen: int) -> tuple[Row, ...]:
+        """The rows that were accepted after a place."""
+        return tuple(self.rows[bisect_right(self.rows, seen, key=_seq) :])
+
+
+_NOTHING = _Record(0)
+
+
+def _seq(row: Row) -> int:
+    return row.seq
+
+
+class MemoryLog(Log):
+    """The verbs on lists; see `Log` for what each does.
+
+    Nobody else ever has it, so the epoch never changes, and nothing is kept for the next process.
+    """
+
+    _epoch = Epoch("memory", (0, 0))
+    _mark = Mark(0, None, 0)
+
+    def __init__(self) -> None:
+        """Begins with nothing."""
+        self._records: dict[Address, _Record] = {}
+        # Where the conversations are that had a local name.
+        self._named: dict[Address, Address] = {}
+        self._last_number = 0
+        self._last_place = 0
+
+    def open(
+        self, address: Address, epoch: Epoch | None, seen: int, *, claim: bool, first: bool
+    ) -> Found:
+        address = self._named.get(address, address)
+        record = self._records.get(address, _NOTHING)
+        if epoch is not None:
+            return Found(address, self._epoch, self._mark, True, True, False, record.after(seen))
+        return Found(
+            address,
+            self._epoch,
+            self._mark,
+            True,
+            True,
+            True,
+            tuple(record.rows),
+            record.doubt,
+            record.paused,
+            exists=record is not _NOTHING,
+            namesakes=self._namesakes(address) if first else (),
+        )
+
+    def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
+        return self._find(address).after(seen)
+
+    def accept(
+        self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
+    ) -> Accepted:
+        record = self._enter(address)
+        others = record.after(seen)
+        rows = [
+            Row(place, item, False, now) for place, item in enumerate(items, self._last_place + 1)
+        ]
+        self._last_place += len(rows)
+        record.rows += rows
+        return Accepted(tuple(rows), others)
+
+    def seal(
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        *,
+        through: int,
+        landed: int,
+        doubt: bytes,
+        kept: Kept | None,
+    ) -> Sealed:
+        record = self._enter(address)
+        _landed(record, landed)
+        for place, row in enumerate(record.rows):
+            if row.seq > through:
+                break
+            record.rows[place] = row._replace(sealed=True)
+        record.doubt = doubt
+        sealed = tuple(row for row in record.rows if row.sealed)
+        return Sealed(self._epoch, sealed, record.after(seen), None)
+
+    def note(
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        *,
+        landed: int,
+        doubt: bytes | None,
+        undoubted: bool,
+        kept: Kept | None,
+        release: bool,
+    ) -> Noted:
+        record = self._find(address) if doubt is None else self._enter(address)
+        _landed(record, landed)
+        if doubt is not None or undoubted:
+            record.doubt = doubt
+        if release:
+            self._remove_empty(address)
+        left = self._mark if release else None
+        return Noted(record.after(seen), doubt is not None, None, left, self._epoch)
+
+    def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
+        rows = self._find(address).rows
+        return rows.pop() if rows and not rows[-1].sealed else None
+
+    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
+        record = self._find(address)
+        if sealed:
+            _landed(record, landed)
+            record.paused = record.doubt = None
+        gone = [row for row in record.rows if sealed or not row.sealed]
+        record.rows = [row for row in record.rows if row.sealed and not sealed]
+        return tuple(row.seq for row in gone)
+
+    def forget(self, address: Address, epoch: Epoch) -> None:
+        """Nothing is kept."""
+
+    def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
+        self._enter(address).paused = reason
+
+    def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
+        if not address.conversation.startswith(LOCAL):
+            raise ValueError("address: its conversation exists on the server already")
+        known = self._named.get(address)
+        if known is not None:
+            return known
+        named = address._replace(conversation=conversation)
+        record, other = self._enter(address), self._records.get(named)
+        del self._records[address]
+        if other is None:
+            self._records[named] = other = record
+        else:
+            # Somebody knew of the conversation before this was recorded.
+            other.rows = sorted([*other.rows, *record.rows], key=_seq)
+            other.doubt = record.doubt if other.doubt is None else other.doubt
+            other.paused = record.paused if other.paused is None else other.paused
+        other.local = address.conversation
+        self._named[address] = named
+        return named
+
+    def look(self, address: Address, epoch: Epoch) -> Look:
+        record = self._find(address)
+        return Look(False, bool(record.rows), record.paused, record.doubt is not None)
+
+    def release(self, address: Address) -> None:
+        self._remove_empty(address)
+
+    def summaries(self) -> list[Summary]:
+        return [
+            Summary(
+                number=record.number,
+                address=address,
+                items=len(record.rows),
+                size=sum(len(row.data) for row in record.rows),
+                sealed=sum(row.sealed for row in record.rows),
+                oldest=min((row.accepted_at for row in record.rows), default=None),
+                paused=record.paused,
+                owned=True,
+                window=0,
+            )
+            for address, record in sorted(self._records.items(), key=lambda entry: entry[1].number)
+            if record.rows or record.paused is not None
+        ]
+
+    def mailbox(self, address: Address) -> Mailbox:
+        record = self._find(address)
+        return Mailbox(tuple(record.rows), record.doubt, record.paused)
+
+    def resume(self, address: Address) -> None:
+        self._find(address).paused = None
+
+    def discard(self, address: Address) -> None:
+        """Whoever has the outbox sends what waits."""
+
+    def move(self, address: Address, to: Address) -> Address:
+        raise OutboxError(
+            f"The backlog of {to.conversation} cannot be moved to another account: this process "
+            "sends it. Close its sessions first."
+        )
+
+    def _namesakes(self, address: Address) -> tuple[Namesake, ...]:
+        return tuple(
+            Namesake(record.number, other, len(record.rows))
+            for other, record in self._records.items()
+            if record.rows
+            and other.credentials != address.credentials
+            and other[:3] == address[:3]
+            and address.conversation in (other.conversation, record.local)
+        )
+
+    def _find(self, address: Address) -> _Record:
+        """A conversation's record; one that nobody has, if there is none."""
+        return self._records.get(self._named.get(address, address)) or _Record(0)
+
+    def _enter(self, address: Address) -> _Record:
+        address = self._named.get(address, address)
+        record = self._records.get(address)
+        if record is None:
+            self._last_number += 1
+            record = self._records[address] = _Record(self._last_number)
+        return record
+
+    def _remove_empty(self, address: Address) -> None:
+        address = self._named.get(address, address)
+        if address in self._records and self._records[address].empty:
+            del self._records[address]
+
+
+def _landed(record: _Record, through: int) -> None:
+    """Removes the sealed rows up to a place, which the server has."""
+    if record.rows and record.rows[0].sealed:
+        record.rows = [row for row in record.rows if row.seq > through or not row.sealed]
+
+
+def _end(log: MemoryLog, told: Told, pid: int) -> None:
+    """Says what is lost with an outbox that nobody has any more."""
     # After a fork the parent still has it.
-    found = Directory(connection).summaries(lambda _: False) if os.getpid() == pid else []
+    found = log.summaries() if os.getpid() == pid else []
     for summary in found:
         if summary.items and told.news(summary.address, Trouble.LEFT):
             logger.warning(
@@ -126,13 +348,3 @@ def _end(connection: sqlite3.Connection, told: Told, pid: int) -> None:
                 summary.address.conversation,
                 counted(summary.items),
             )
-    connection.close()
-
-
-def _nobody(token: str) -> bool:
-    """No other owner than its own ever writes to it."""
-    return False
-
-
-def _explain(error: sqlite3.Error) -> OutboxError:
-    return OutboxError(f"The outbox in memory could not be used ({error.sqlite_errorname}).")

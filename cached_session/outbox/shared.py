@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from cached_session.errors import OutboxError
 from cached_session.forks import in_child, keep
 from cached_session.outbox.holdings import Holdings
+from cached_session.outbox.log import Log
 from cached_session.outbox.records import Address, Left, LeftConversation, Summary
-from cached_session.outbox.store import Store
 from cached_session.outbox.told import Told
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Shared(abc.ABC):
 
     @abc.abstractmethod
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
         """Runs `work` in a transaction; see `Outbox.transact`."""
 
@@ -167,7 +167,7 @@ class Shared(abc.ABC):
             backlogs = list({id(one): one for one in self.backlogs.values()}.values())
         try:
             reasons = await asyncio.gather(*(one.shut(deadline) for one in backlogs))
-            found = await self.transact(Store.summaries)
+            found = await self.transact(lambda log: log.summaries())
         finally:
             await self.let_go()
         names = [one.record.address for one in backlogs]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from cached_session.outbox.file import OpenFile
+from cached_session.outbox.log import Log
 from cached_session.outbox.shared import MIB, Shared
-from cached_session.outbox.store import Store
 from cached_session.outbox.writer import Job, Outcome, Writer
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class SQLiteOutbox(Shared):
         return Path(self._path)
 
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
         """Runs `work` in a transaction, in the outbox's thread, after the works before it.
 
@@ -171,7 +171,7 @@ class SQLiteOutbox(Shared):
                 self._previous, self._writer = self._writer, None
 
 
-def _nothing(store: Store) -> None:
+def _nothing(log: Log) -> None:
     """The first work, which shows whether the file can be opened."""
 
 

@@ -9,10 +9,6 @@ ENTER = """
 INSERT INTO conversations (base_url, organization, project, credentials, conversation)
 VALUES (?, ?, ?, ?, ?)
 """
-ADDRESS = """
-SELECT base_url, organization, project, credentials, conversation
-FROM conversations WHERE number = ?
-"""
 STATE = "SELECT doubt, paused FROM conversations WHERE number = ?"
 OWNER = "SELECT owner, released FROM conversations WHERE number = ?"
 SET_OWNER = """

@@ -279,10 +279,6 @@ class Store:
         """All records that hold items or a window, or are paused, in the order of their making."""
         return self._directory.summaries(self._lives)
 
-    def address(self, number: int) -> Address | None:
-        """The address that a summary's number stands for, or None."""
-        return self._directory.address(number)
-
     def _state(self, number: int | None) -> tuple[bytes | None, str | None]:
         return self._connection.execute(sql.STATE, (number,)).fetchone() or (None, None)
 

@@ -22,7 +22,7 @@ from cached_session.core.looking import LOOK_AFTER
 from cached_session.errors import OutboxError
 from cached_session.outbox.file import OpenFile
 from cached_session.outbox.holdings import Holdings
-from cached_session.outbox.store import Store
+from cached_session.outbox.log import Log
 
 
 class Outcome(NamedTuple):
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 class Job(NamedTuple):
     """One work, and who is told of its outcome, in the writer's thread."""
 
-    work: Callable[[Store], Any]
+    work: Callable[[Log], Any]
     answer: Callable[[Outcome], None]
 
 
@@ -175,7 +175,7 @@ def _answer(group: list[Job], outcomes: list[Outcome]) -> None:
 
 
 def _outcomes(
-    opening: Callable[[], OpenFile], opened: list[OpenFile], works: list[Callable[[Store], Any]]
+    opening: Callable[[], OpenFile], opened: list[OpenFile], works: list[Callable[[Log], Any]]
 ) -> list[Outcome]:
     if not opened:
         try:
@@ -185,7 +185,7 @@ def _outcomes(
     file = opened[0]
     try:
         file.check()
-        return run_group(file.connection, file.store, file.explain, works)
+        return run_group(file.connection, file.log, file.explain, works)
     except BaseException as error:
         return _failures(len(works), str(file.explain(error)), error)
 
@@ -205,15 +205,15 @@ def _failure(message: str, cause: BaseException) -> OutboxError:
 
 def run_group(
     connection: sqlite3.Connection,
-    store: Store,
+    log: Log,
     explain: Callable[[sqlite3.Error], OutboxError],
-    works: list[Callable[[Store], Any]],
+    works: list[Callable[[Log], Any]],
 ) -> list[Outcome]:
     """Runs works in one transaction; one that raises is undone alone.
 
     Args:
         connection: Where no transaction is open.
-        store: What the works get.
+        log: What the works get.
         explain: Makes of SQLite's error one for users.
         works: The works, in their order.
 
@@ -226,7 +226,7 @@ def run_group(
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
-        outcomes = [_attempt(connection, store, explain, work) for work in works]
+        outcomes = [_attempt(connection, log, explain, work) for work in works]
         connection.execute("COMMIT")
     except BaseException:
         # Where this fails, too, SQLite has undone the transaction by itself.
@@ -238,13 +238,13 @@ def run_group(
 
 def _attempt(
     connection: sqlite3.Connection,
-    store: Store,
+    log: Log,
     explain: Callable[[sqlite3.Error], OutboxError],
-    work: Callable[[Store], Any],
+    work: Callable[[Log], Any],
 ) -> Outcome:
     connection.execute("SAVEPOINT work")
     try:
-        value = work(store)
+        value = work(log)
         connection.execute("RELEASE work")
     except BaseException as error:
         if not connection.in_transaction:

@@ -22,7 +22,8 @@ from cached_session.conversation import (
 )
 from cached_session.core import history, ledger, matching, unsettled
 from cached_session.core.items import Outgoing
-from cached_session.outbox import Address, Claim, Store, log, statements
+from cached_session.outbox import Address, Claim, log, sqlite_log, statements
+from cached_session.outbox.store import Store
 from tests.campaigns.account import Violation
 from tests.campaigns.plan import Failure, Plan
 from tests.crashes.plan import Round
@@ -198,7 +199,7 @@ def taking_over_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
         __hash__ = log.Epoch.__hash__
 
-    patch.setattr(log, "Epoch", Unmarked)
+    patch.setattr(sqlite_log, "Epoch", Unmarked)
 
 
 def claims_not_counted(patch: pytest.MonkeyPatch) -> None:

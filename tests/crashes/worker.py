@@ -23,7 +23,7 @@ from cached_session import (
     RetryBudget,
     RetryPolicy,
 )
-from cached_session.outbox import SQLiteOutbox, Store
+from cached_session.outbox import Log, SQLiteOutbox
 from tests.campaigns.account import Account, Call, Item, text_of
 from tests.campaigns.menu import Menu, Worker, name_of
 from tests.crashes.plan import ATTEMPT, DEADLINE, Work
@@ -63,7 +63,7 @@ class SlowDisk(SQLiteOutbox):
     rng = random.Random()
 
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
         """Runs `work`, sometimes later, and says so sometimes later."""
         await self._wait()
@@ -153,7 +153,7 @@ class Life(Menu):
 
     async def _recorded(self) -> str | None:
         """The conversation as the file has it."""
-        summaries = await self._outbox.transact(lambda store: store.summaries())
+        summaries = await self._outbox.transact(lambda log: log.summaries())
         names = [summary.address.conversation for summary in summaries]
         assert len(names) < 2, f"several conversations are in the file: {names}"
         return names[0] if names else None
@@ -180,7 +180,7 @@ class Life(Menu):
         self._say_id(session)
         self._say("items", items)
         self._say("again", await session.get_items() == items)
-        summaries = await self._outbox.transact(lambda store: store.summaries())
+        summaries = await self._outbox.transact(lambda log: log.summaries())
         self._say("waiting", sum(summary.items for summary in summaries))
 
     async def _close(self, at: Worker, session: CachedSession) -> None:

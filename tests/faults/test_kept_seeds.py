@@ -14,9 +14,9 @@ import openai
 import pytest
 
 from cached_session import CachedSession, ConversationCache
-from cached_session.emulator import Fault, FaultKind
+from cached_session.emulator import Fault, FaultKind, Request
 from cached_session.emulator.requests import is_append, is_item_delete, is_listing
-from tests.faults.line import CUT, Do, Fail, Line, error, opened, policy, words
+from tests.faults.line import CUT, LOST, Do, Fail, Line, error, opened, policy, words
 from tests.session.support import numbered, users
 
 SLOW = Fault(FaultKind.SLOW, delay=1.0)
@@ -51,6 +51,50 @@ async def test_a_piece_of_another_late_copy() -> None:
     await session.add_items(users("a"))
     assert await read(session) == ["before", "a"]
     assert line.texts(conversation) == ["before", "a"]
+
+
+async def test_an_equal_copy_before_a_known_item() -> None:
+    """An append stands behind all that was known before it: an equal copy further up is not it.
+
+    An item was sent twice, its first request came late, and something else was appended behind
+    that. Then the same text was appended again, and its answer was lost: the copy was taken for
+    it, and the append itself was removed as the copy (the ledger's campaign, seed 92000033381).
+    """
+    line, session, conversation = await opened("before")
+    line.on(is_append, CUT, None, None, LOST)
+    await session.add_items(users("yes"))
+    line.service.handle(next(filter(is_append, line.requests)))
+    await session.add_items(users("b"))
+    await session.add_items(users("yes"))
+    assert await read(session) == ["before", "yes", "b", "yes"]
+    assert line.texts(conversation) == ["before", "yes", "b", "yes"]
+
+
+@pytest.mark.parametrize("came", ["the first append", "a part of the second"])
+async def test_a_whole_copy_or_a_part(came: str) -> None:
+    """Where an item may be a late copy or a part of a batch, nothing of either stays behind.
+
+    An append of one item was given up on. The next one began with the same text and lost its
+    answer, and one such item stood there. It was taken for a part of the second append, and when
+    that one's first request came late, a piece of it stayed (the ledger's campaign, seed
+    92000002331).
+    """
+    line, session, conversation = await opened("before", retry=policy(max_attempts=2))
+
+    def appended(number: int) -> Request:
+        return [one for one in line.requests if is_append(one)][number]
+
+    part = Fault(FaultKind.PARTIAL_BATCH, items=1)
+    late = Do(lambda: line.service.handle(appended(0)), CUT)
+    line.on(is_append, CUT, CUT, part if came.startswith("a part") else late)
+    with pytest.raises(openai.APIConnectionError):
+        await session.add_items(users("yes"))
+    await session.add_items(users("yes", "x"))
+    assert await read(session) == ["before", "yes", "x"]
+    for number in (0, 1) if came.startswith("a part") else (2,):
+        line.service.handle(appended(number))
+    assert await read(session) == ["before", "yes", "x"]
+    assert line.texts(conversation) == ["before", "yes", "x"]
 
 
 async def test_one_moment_and_not_two() -> None:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cached_session.errors import OutboxError
-from cached_session.outbox import LOCAL, Address, Store, StoredItem
+from cached_session.outbox import LOCAL, Address, Log, StoredItem
+from cached_session.outbox.log import Epoch
+from cached_session.outbox.sqlite_log import SQLiteLog
 
 ADDRESS = Address("https://api.example/v1/", "org", "", "digest", "conv_1")
 OTHER = ADDRESS._replace(conversation="conv_2")
@@ -22,23 +24,34 @@ from cached_session.errors import OutboxError
 from cached_session.outbox import *
 path = sys.argv[1]
 address = Address("https://api.example/v1/", "org", "", "digest", "conv_1")
+def accept(*items):
+    def work(log):
+        seen = log.open(address, None, 0, claim=False, first=True)
+        return log.accept(address, seen.epoch, 0, items, 1.0)
+    return work
 """
+
+
+def opened(log: Log) -> Epoch:
+    """As of when a log was opened in which nobody has had a conversation."""
+    return Epoch(log.store.token if isinstance(log, SQLiteLog) else "", (0, 0))
 
 
 def accept(
     *items: bytes, at: float = 1.0, address: Address = ADDRESS
-) -> Callable[[Store], tuple[int, ...]]:
+) -> Callable[[Log], tuple[int, ...]]:
     """A work that records items, and returns their places."""
 
-    def work(store: Store) -> tuple[int, ...]:
-        return store.accept(address, items, at)
+    def work(log: Log) -> tuple[int, ...]:
+        accepted = log.accept(address, opened(log), 0, items, at)
+        return tuple(row.seq for row in accepted.rows)
 
     return work
 
 
-def waiting(store: Store) -> list[bytes]:
+def waiting(log: Log) -> list[bytes]:
     """A work that returns the items that wait, as recorded."""
-    return [row.data for row in store.mailbox(ADDRESS).rows]
+    return [row.data for row in log.mailbox(ADDRESS).rows]
 
 
 def listed(*names: str, size: int = 10) -> list[StoredItem]:

@@ -7,8 +7,9 @@ import pytest
 from cached_session.conversation.record import Keeping
 from cached_session.core.history import History
 from cached_session.core.items import hold
-from cached_session.outbox import SQLiteOutbox, Store
-from cached_session.outbox.log import Epoch, Log, Noted
+from cached_session.outbox import SQLiteOutbox
+from cached_session.outbox.log import Epoch, Noted
+from cached_session.outbox.sqlite_log import SQLiteLog
 from tests.outbox.support import ADDRESS
 
 
@@ -29,9 +30,10 @@ async def keep(
     """Brings the outbox up to date, as its owner does."""
     kept, written = keeping.kept(known, (landed, removed), listed=False)
 
-    def work(store: Store) -> Noted:
+    def work(log: SQLiteLog) -> Noted:
+        store = log.store
         store.claim(ADDRESS)
-        return Log(store).note(
+        return log.note(
             ADDRESS,
             Epoch(store.token, store.mark(ADDRESS)[::2]),
             0,
@@ -47,7 +49,7 @@ async def keep(
 
 async def names(outbox: SQLiteOutbox) -> list[str] | None:
     """What is kept."""
-    window = await outbox.transact(lambda store: store.window(ADDRESS))
+    window = await outbox.transact(lambda log: log.store.window(ADDRESS))
     return None if window is None else [item.id for item in window.items]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cached_session.errors import OutboxError
-from cached_session.outbox import Claim, SQLiteOutbox, Store, StoredWindow
+from cached_session.outbox import Claim, SQLiteOutbox, StoredWindow
+from cached_session.outbox.sqlite_log import SQLiteLog
 from tests.outbox.support import ADDRESS, OFFLINE, OTHER, accept, listed
 
 NEW = ADDRESS._replace(credentials="another digest", organization="")
@@ -24,14 +25,15 @@ def second(on_disk: SQLiteOutbox, path: Path) -> Iterator[SQLiteOutbox]:
     asyncio.run(outbox.let_go())
 
 
-def data(store: Store) -> list[bytes]:
-    return [row.data for row in store.mailbox(NEW).rows]
+def data(log: SQLiteLog) -> list[bytes]:
+    return [row.data for row in log.mailbox(NEW).rows]
 
 
 async def test_backlog_is_found_at_its_new_address(on_disk: SQLiteOutbox) -> None:
     """A moved backlog has the same number, items, marks, doubt and pause, and no other account."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         first, _ = store.accept(ADDRESS, [b"a", b"b"], 1.0)
         store.seal(ADDRESS, first, b"doubt")
         store.pause(ADDRESS, "reason")
@@ -55,7 +57,8 @@ async def test_backlog_is_found_at_its_new_address(on_disk: SQLiteOutbox) -> Non
 async def test_moving_nothing_makes_nothing(on_disk: SQLiteOutbox) -> None:
     """A backlog that is not there, or is there already, is left alone."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.move(ADDRESS, NEW)
         assert store.summaries() == []
         store.accept(ADDRESS, [b"a"], 1.0)
@@ -70,11 +73,11 @@ async def test_moved_backlog_changed_for_whoever_had_it(
 ) -> None:
     """Whoever sent the backlog before finds out that somebody else has had it."""
     await second.transact(accept(b"a", address=NEW))
-    await second.transact(lambda store: store.claim(NEW))
-    await second.transact(lambda store: store.release(NEW))
-    await on_disk.transact(lambda store: store.move(NEW, ADDRESS))
-    await on_disk.transact(lambda store: store.release(ADDRESS))
-    assert await second.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
+    await second.transact(lambda log: log.store.claim(NEW))
+    await second.transact(lambda log: log.store.release(NEW))
+    await on_disk.transact(lambda log: log.store.move(NEW, ADDRESS))
+    await on_disk.transact(lambda log: log.store.release(ADDRESS))
+    assert await second.transact(lambda log: log.store.claim(ADDRESS)) is Claim.TAKEN
 
 
 @pytest.mark.parametrize("held", [ADDRESS, NEW], ids=["from", "to"])
@@ -84,9 +87,9 @@ async def test_backlog_that_is_being_sent_stays(
     """A backlog is not taken away from a living owner, nor put under one."""
     await second.transact(accept(b"a"))
     await second.transact(accept(address=NEW))
-    await second.transact(lambda store: store.claim(held))  # type: ignore[arg-type]
+    await second.transact(lambda log: log.store.claim(held))  # type: ignore[arg-type]
     with pytest.raises(OutboxError, match="a living process sends it"):
-        await on_disk.transact(lambda store: store.move(ADDRESS, NEW))
+        await on_disk.transact(lambda log: log.store.move(ADDRESS, NEW))
     assert await on_disk.transact(data) == []
 
 
@@ -95,26 +98,28 @@ async def test_two_backlogs_are_not_mixed(on_disk: SQLiteOutbox) -> None:
     await on_disk.transact(accept(b"a"))
     await on_disk.transact(accept(b"b", address=NEW))
     with pytest.raises(OutboxError, match="with number 2"):
-        await on_disk.transact(lambda store: store.move(ADDRESS, NEW))
+        await on_disk.transact(lambda log: log.store.move(ADDRESS, NEW))
     assert await on_disk.transact(data) == [b"b"]
 
 
 async def test_two_doubts_are_not_mixed(on_disk: SQLiteOutbox) -> None:
     """What is noted about requests of both accounts is kept, and nothing is moved."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.set_doubt(NEW, b"one")
         store.seal(ADDRESS, *store.accept(ADDRESS, [b"a"], 1.0), b"other")
 
     await on_disk.transact(work)
     with pytest.raises(OutboxError, match="with number 1"):
-        await on_disk.transact(lambda store: store.move(ADDRESS, NEW))
+        await on_disk.transact(lambda log: log.store.move(ADDRESS, NEW))
 
 
 async def test_window_of_the_new_account_stays(on_disk: SQLiteOutbox) -> None:
     """A record that has a window only takes the items in, and keeps its window."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.replace_window(NEW, StoredWindow(tuple(listed("x")), True, 0))
         store.accept(ADDRESS, [b"a"], 1.0)
         store.move(ADDRESS, NEW)
@@ -127,14 +132,15 @@ async def test_window_of_the_new_account_stays(on_disk: SQLiteOutbox) -> None:
 async def test_local_name_leads_to_the_conversation_made_for_it(on_disk: SQLiteOutbox) -> None:
     """What is moved under a local name that the other account knows joins its conversation."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.accept(NEW_OFFLINE, [b"a"], 1.0)
         store.created(NEW_OFFLINE, "conv_1")
         store.seal(NEW, 1, None)
         store.landed(NEW, 1)
         store.accept(OFFLINE, [b"b"], 1.0)
         store.move(OFFLINE, NEW_OFFLINE)
-        assert data(store) == [b"b"]
+        assert data(log) == [b"b"]
         assert store.known_as(NEW_OFFLINE) == "conv_1"
 
     await on_disk.transact(work)
@@ -143,7 +149,8 @@ async def test_local_name_leads_to_the_conversation_made_for_it(on_disk: SQLiteO
 async def test_local_name_moves_along(on_disk: SQLiteOutbox) -> None:
     """The local name that a conversation had is known under the new account, too."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.accept(OFFLINE, [b"a"], 1.0)
         store.created(OFFLINE, "conv_1")
         store.move(ADDRESS, NEW)
@@ -155,13 +162,14 @@ async def test_local_name_moves_along(on_disk: SQLiteOutbox) -> None:
 async def test_local_name_that_is_taken_stays_behind(on_disk: SQLiteOutbox) -> None:
     """A local name keeps its meaning where the other account knows another conversation by it."""
 
-    def work(store: Store) -> None:
+    def work(log: SQLiteLog) -> None:
+        store = log.store
         store.accept(OFFLINE, [b"a"], 1.0)
         store.created(OFFLINE, "conv_1")
         store.accept(NEW_OFFLINE, [b"b"], 1.0)
         store.created(NEW_OFFLINE, "conv_2")
         store.move(ADDRESS, NEW)
-        assert data(store) == [b"a"]
+        assert data(log) == [b"a"]
         assert store.known_as(NEW_OFFLINE) == "conv_2"
 
     await on_disk.transact(work)

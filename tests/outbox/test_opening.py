@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cached_session.errors import OutboxError
-from cached_session.outbox import SQLiteOutbox, Store
+from cached_session.outbox import SQLiteOutbox
+from cached_session.outbox.sqlite_log import SQLiteLog
 from tests.outbox.support import ADDRESS, accept, run, says, waiting
 
 
@@ -49,7 +50,7 @@ async def test_header(path: Path) -> None:
         assert other.execute("PRAGMA user_version").fetchone() == (1,)
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     synchronous = await outbox.transact(
-        lambda store: store._connection.execute("PRAGMA synchronous").fetchone()
+        lambda log: log.store._connection.execute("PRAGMA synchronous").fetchone()
     )
     assert synchronous == (2,)
     await outbox.let_go()
@@ -62,8 +63,8 @@ async def test_one_file_by_any_name(path: Path) -> None:
     first = SQLiteOutbox(path)
     second = SQLiteOutbox(os.path.relpath(link))
     assert first.path == second.path == path
-    assert await first.transact(lambda store: store.claim(ADDRESS))
-    assert await second.transact(lambda store: store.claim(ADDRESS)) is None
+    assert await first.transact(lambda log: log.store.claim(ADDRESS))
+    assert await second.transact(lambda log: log.store.claim(ADDRESS)) is None
     await first.let_go()
     await second.let_go()
 
@@ -167,9 +168,10 @@ async def test_disk_full(path: Path) -> None:
 
     def limit(pages: int):
         # SQLite's own limit is met in the same way as the disk's.
-        return lambda store: store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        return lambda log: log.store._connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    def twice(store: Store) -> None:
+    def twice(log: SQLiteLog) -> None:
+        store = log.store
         store.accept(ADDRESS, [b"small"], 1.0)
         store.accept(ADDRESS, [b"." * 1_000_000], 1.0)
 
@@ -192,14 +194,14 @@ def test_limit_on_file_sizes(path: Path) -> None:
 import resource
 async def main():
     outbox = SQLiteOutbox(path)
-    await outbox.transact(lambda store: store.accept(address, [b"1"], 1.0))
+    await outbox.transact(lambda log: log.store.accept(address, [b"1"], 1.0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     for size in (1_000_000, 10):
         try:
-            await outbox.transact(lambda store: store.accept(address, [b"." * size], 1.0))
+            await outbox.transact(lambda log: log.store.accept(address, [b"." * size], 1.0))
         except OutboxError as error:
             print(error)
-    rows = (await outbox.transact(lambda store: store.mailbox(address))).rows
+    rows = (await outbox.transact(lambda log: log.store.mailbox(address))).rows
     print([len(row.data) for row in rows])
 asyncio.run(main())
 """

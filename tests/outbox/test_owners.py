@@ -16,8 +16,8 @@ from tests.outbox.support import ADDRESS, accept, line, process, waiting
 
 HOLD = """
 outbox = SQLiteOutbox(path)
-asyncio.run(outbox.transact(lambda store: store.accept(address, [b"1"], 1.0)))
-asyncio.run(outbox.transact(lambda store: store.claim(address)))
+asyncio.run(outbox.transact(lambda log: log.store.accept(address, [b"1"], 1.0)))
+asyncio.run(outbox.transact(lambda log: log.store.claim(address)))
 print("claimed", flush=True)
 sys.stdin.read()
 """
@@ -31,26 +31,26 @@ async def test_two_outboxes_of_one_process(path: Path) -> None:
     """Of two outboxes one owns a backlog until it releases it or is closed."""
     first, second = SQLiteOutbox(path), SQLiteOutbox(path)
     await first.transact(accept(b"1"))
-    assert await first.transact(lambda store: store.claim(ADDRESS)) is Claim.KEPT
+    assert await first.transact(lambda log: log.store.claim(ADDRESS)) is Claim.KEPT
     for _ in range(2):
         # Having looked once does not break the other one's lock.
-        assert await second.transact(lambda store: store.claim(ADDRESS)) is None
-    (summary,) = await second.transact(lambda store: store.summaries())
+        assert await second.transact(lambda log: log.store.claim(ADDRESS)) is None
+    (summary,) = await second.transact(lambda log: log.store.summaries())
     assert summary.owned
     # What is another's cannot be released.
-    await second.transact(lambda store: store.release(ADDRESS))
-    assert await second.transact(lambda store: store.claim(ADDRESS)) is None
-    await first.transact(lambda store: store.release(ADDRESS))
-    assert await first.transact(lambda store: store.claim(ADDRESS)) is Claim.KEPT
-    await first.transact(lambda store: store.release(ADDRESS))
-    (summary,) = await second.transact(lambda store: store.summaries())
+    await second.transact(lambda log: log.store.release(ADDRESS))
+    assert await second.transact(lambda log: log.store.claim(ADDRESS)) is None
+    await first.transact(lambda log: log.store.release(ADDRESS))
+    assert await first.transact(lambda log: log.store.claim(ADDRESS)) is Claim.KEPT
+    await first.transact(lambda log: log.store.release(ADDRESS))
+    (summary,) = await second.transact(lambda log: log.store.summaries())
     assert not summary.owned
     # It learns that somebody else has worked on it.
-    assert await second.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
+    assert await second.transact(lambda log: log.store.claim(ADDRESS)) is Claim.TAKEN
     await second.let_go()
-    (summary,) = await first.transact(lambda store: store.summaries())
+    (summary,) = await first.transact(lambda log: log.store.summaries())
     assert not summary.owned
-    assert await first.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
+    assert await first.transact(lambda log: log.store.claim(ADDRESS)) is Claim.TAKEN
     await first.let_go()
     assert _owners(path) == []
 
@@ -61,11 +61,11 @@ async def test_killed(path: Path) -> None:
     outbox = SQLiteOutbox(path)
     with process(HOLD, path) as other:
         assert line(other) == "claimed"
-        assert await outbox.transact(lambda store: store.claim(ADDRESS)) is None
+        assert await outbox.transact(lambda log: log.store.claim(ADDRESS)) is None
         assert len(_owners(path)) == 2
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
+        assert await outbox.transact(lambda log: log.store.claim(ADDRESS)) is Claim.TAKEN
     assert len(_owners(path)) == 1
     assert await outbox.transact(waiting) == [b"1"]
     await outbox.let_go()
@@ -92,7 +92,7 @@ async def test_a_token_that_is_none(path: Path) -> None:
     await outbox.transact(accept(b"1"))
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE conversations SET owner = 'mine'")
-    assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.TAKEN
+    assert await outbox.transact(lambda log: log.store.claim(ADDRESS)) is Claim.TAKEN
     assert bystander.exists()
     await outbox.let_go()
 
@@ -103,10 +103,10 @@ async def test_own_file_removed(path: Path) -> None:
     (mine,) = _owners(path)
     mine.unlink()
     with pytest.raises(OutboxError, match="removed or replaced"):
-        await outbox.transact(lambda store: store.claim(ADDRESS))
+        await outbox.transact(lambda log: log.store.claim(ADDRESS))
     await outbox.let_go()
     # With the next use it is another owner, whom they see.
-    assert await outbox.transact(lambda store: store.claim(ADDRESS)) is Claim.KEPT
+    assert await outbox.transact(lambda log: log.store.claim(ADDRESS)) is Claim.KEPT
     await outbox.let_go()
 
 
@@ -118,7 +118,7 @@ import json
 sys.stdin.readline()
 outbox = SQLiteOutbox(path)
 async def accept():
-    return await outbox.transact(lambda store: store.accept(address, [b"1"], 1.0))
+    return await outbox.transact(lambda log: log.store.accept(address, [b"1"], 1.0))
 async def main():
     found = await asyncio.gather(*(accept() for _ in range(50)))
     found += [await accept() for _ in range(50)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cached_session.errors import OutboxError
-from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox, Store
+from cached_session.outbox import Log, Outbox, SQLiteOutbox
 from tests.outbox.support import ADDRESS, accept, run, waiting
 
 
@@ -24,7 +24,7 @@ class Held:
         self._begun = threading.Event()
         self._go = threading.Event()
 
-    def __call__(self, store: Store) -> None:
+    def __call__(self, log: Log) -> None:
         self._begun.set()
         assert self._go.wait(30)
 
@@ -70,8 +70,8 @@ async def test_group_commit(on_disk: SQLiteOutbox) -> None:
 async def test_one_fails(on_disk: SQLiteOutbox) -> None:
     """A work that raises is undone alone, and its own exception reaches its caller."""
 
-    def fail(store: Store) -> None:
-        store.accept(ADDRESS, [b"undone"], 1.0)
+    def fail(log: Log) -> None:
+        accept(b"undone")(log)
         raise LookupError("mine")
 
     held = Held()
@@ -91,27 +91,13 @@ async def test_one_fails(on_disk: SQLiteOutbox) -> None:
     assert await on_disk.transact(waiting) == [b"1", b"2"]
 
 
-async def test_failure_in_memory() -> None:
-    """In memory, too, a work that raises is undone."""
-
-    def fail(store: Store) -> None:
-        store.accept(ADDRESS, [b"undone"], 1.0)
-        raise StopIteration
-
-    outbox = MemoryOutbox()
-    with pytest.raises(RuntimeError, match="StopIteration"):
-        # What Python makes of a StopIteration that leaves a coroutine.
-        await outbox.transact(fail)
-    assert await outbox.transact(waiting) == []
-
-
-async def test_wrong_statement(outbox: Outbox) -> None:
+async def test_wrong_statement(on_disk: SQLiteOutbox) -> None:
     """An error of SQLite in a work is an OutboxError that does not show the work's values."""
     with pytest.raises(OutboxError) as caught:
-        await outbox.transact(lambda store: store.accept(ADDRESS, [b"secret"], None))
+        await on_disk.transact(lambda log: log.store.accept(ADDRESS, [b"secret"], None))
     assert "SQLITE_CONSTRAINT" in str(caught.value)
     assert "secret" not in str(caught.value)
-    assert await outbox.transact(waiting) == []
+    assert await on_disk.transact(waiting) == []
 
 
 async def test_cancelled_caller(on_disk: SQLiteOutbox) -> None:
@@ -190,14 +176,14 @@ async def test_dropped(path: Path) -> None:
     before = set(threading.enumerate())
     outbox = SQLiteOutbox(path)
 
-    def fail(store: Store) -> None:
-        store.accept(ADDRESS, [b"undone"], 1.0)
+    def fail(log: Log) -> None:
+        accept(b"undone")(log)
         raise LookupError("mine")
 
     with pytest.raises(LookupError):
         await outbox.transact(fail)
     with pytest.raises(OutboxError):
-        await outbox.transact(lambda store: store.accept(ADDRESS, [b"1"], None))
+        await outbox.transact(lambda log: log.store.accept(ADDRESS, [b"1"], None))
     # Once the thread has run this, it holds nothing of those before.
     assert await outbox.transact(waiting) == []
     (thread,) = set(threading.enumerate()) - before
@@ -225,9 +211,9 @@ import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 async def main():
     outbox, memory = SQLiteOutbox(path), MemoryOutbox()
-    await outbox.transact(lambda store: store.accept(address, [b"1"], 1.0))
-    await memory.transact(lambda store: store.accept(address, [b"1"], 1.0))
-    call = asyncio.ensure_future(outbox.transact(lambda store: store.accept(address, [b"2"], 1.0)))
+    await outbox.transact(accept(b"1"))
+    await memory.transact(accept(b"1"))
+    call = asyncio.ensure_future(outbox.transact(accept(b"2")))
     await asyncio.sleep(0)
     call.cancel()
     return outbox, memory
@@ -246,7 +232,7 @@ def test_fork(path: Path) -> None:
     script = """
 async def use(outbox):
     try:
-        await outbox.transact(lambda store: store.accept(address, [b"1"], 1.0))
+        await outbox.transact(accept(b"1"))
     except OutboxError as error:
         print("forked" in str(error), "in the child" in str(error), flush=True)
 outbox, memory = SQLiteOutbox(path), MemoryOutbox()
@@ -261,7 +247,7 @@ if not child:
     sys.exit(3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 asyncio.run(use(outbox))
-print(len(asyncio.run(outbox.transact(lambda store: store.mailbox(address))).rows))
+print(len(asyncio.run(outbox.transact(lambda log: log.mailbox(address))).rows))
 """
     # Python warns of a fork with threads, which is what this is about.
     printed = run(script, path, options=("-W", "ignore::DeprecationWarning"))

@@ -22,15 +22,15 @@ def outbox(path: Path) -> Iterator[SQLiteOutbox]:
 
 def _replace(address: Address, *names: str, complete: bool = True, unverified: int = 0):
     window = StoredWindow(tuple(listed(*names)), complete, unverified)
-    return lambda store: store.replace_window(address, window)
+    return lambda log: log.store.replace_window(address, window)
 
 
 def _append(address: Address, *names: str, unverified: int = 0):
-    return lambda store: store.append_window(address, listed(*names), unverified)
+    return lambda log: log.store.append_window(address, listed(*names), unverified)
 
 
 async def _read(outbox: SQLiteOutbox, address: Address) -> tuple[str, bool, int] | None:
-    window = await outbox.transact(lambda store: store.window(address))
+    window = await outbox.transact(lambda log: log.store.window(address))
     if window is None:
         return None
     return "".join(item.id for item in window.items), window.complete, window.unverified
@@ -39,11 +39,11 @@ async def _read(outbox: SQLiteOutbox, address: Address) -> tuple[str, bool, int]
 async def test_round_trip(outbox: SQLiteOutbox) -> None:
     """A window is read as it was stored, replaced as a whole, and forgotten."""
     window = StoredWindow(tuple(listed("a", "b")), True, 1)
-    await outbox.transact(lambda store: store.replace_window(ADDRESS, window))
-    assert await outbox.transact(lambda store: store.window(ADDRESS)) == window
+    await outbox.transact(lambda log: log.store.replace_window(ADDRESS, window))
+    assert await outbox.transact(lambda log: log.store.window(ADDRESS)) == window
     await outbox.transact(_replace(ADDRESS, "c", complete=False))
     assert await _read(outbox, ADDRESS) == ("c", False, 0)
-    await outbox.transact(lambda store: store.replace_window(ADDRESS, None))
+    await outbox.transact(lambda log: log.store.replace_window(ADDRESS, None))
     assert await _read(outbox, ADDRESS) is None
 
 
@@ -51,7 +51,7 @@ async def test_empty(outbox: SQLiteOutbox) -> None:
     """That a conversation is known to be empty is something else than knowing nothing."""
     await outbox.transact(_replace(ADDRESS))
     assert await _read(outbox, ADDRESS) == ("", True, 0)
-    (summary,) = await outbox.transact(lambda store: store.summaries())
+    (summary,) = await outbox.transact(lambda log: log.store.summaries())
     assert (summary.address, summary.window) == (ADDRESS, 0)
 
 
@@ -62,7 +62,7 @@ async def test_append(outbox: SQLiteOutbox) -> None:
     await outbox.transact(_append(ADDRESS, "c", "d", unverified=2))
     assert await _read(outbox, ADDRESS) == ("abcd", True, 2)
     assert await _read(outbox, OTHER) == ("x", False, 0)
-    sizes = [row.window for row in await outbox.transact(lambda store: store.summaries())]
+    sizes = [row.window for row in await outbox.transact(lambda log: log.store.summaries())]
     assert sizes == [40, 10]
 
 
@@ -94,7 +94,7 @@ async def test_an_item_beyond_the_bound(outbox: SQLiteOutbox) -> None:
     """Where not even the newest item fits, there is no window."""
     await outbox.transact(_replace(ADDRESS, "a"))
     items = listed("b", size=101)
-    await outbox.transact(lambda store: store.append_window(ADDRESS, items, 1))
+    await outbox.transact(lambda log: log.store.append_window(ADDRESS, items, 1))
     assert await _read(outbox, ADDRESS) is None
     # Nothing of it counts against the bound.
     await outbox.transact(_replace(OTHER, *"abcdefghij"))
@@ -106,7 +106,7 @@ async def test_a_removed_record_counts_no_more(outbox: SQLiteOutbox) -> None:
     await outbox.transact(accept(b"1", address=OFFLINE))
     await outbox.transact(_replace(OFFLINE, *"abcdefgh"))
     await outbox.transact(_replace(ADDRESS, "i"))
-    await outbox.transact(lambda store: store.created(OFFLINE, ADDRESS.conversation))
+    await outbox.transact(lambda log: log.store.created(OFFLINE, ADDRESS.conversation))
     assert await _read(outbox, ADDRESS) == ("i", True, 0)
     await outbox.transact(_replace(OTHER, *"jklmnopqr"))
     assert await _read(outbox, ADDRESS) == ("i", True, 0)

@@ -21,7 +21,8 @@ from cached_session import SQLiteOutbox
 from cached_session.commands.cli import main
 from cached_session.conversation.addresses import address_of
 from cached_session.emulator import Emulator
-from cached_session.outbox import Address, Store
+from cached_session.outbox import Address
+from cached_session.outbox.sqlite_log import SQLiteLog
 from cached_session.server.connections import account
 from tests.session.support import users
 
@@ -33,12 +34,12 @@ HOLD = """
 import asyncio, sys
 from cached_session.outbox import Address, SQLiteOutbox
 outbox = SQLiteOutbox(sys.argv[1])
-print(asyncio.run(outbox.transact(lambda store: store.claim(Address(*sys.argv[2:])))), flush=True)
+print(asyncio.run(outbox.transact(lambda log: log.store.claim(Address(*sys.argv[2:])))), flush=True)
 sys.stdin.read()
 """
 
 
-def do(file: Path, work: Callable[[Store], Any]) -> Any:
+def do(file: Path, work: Callable[[SQLiteLog], Any]) -> Any:
     """Does something to the outbox in a file, and closes it."""
 
     async def transact() -> Any:
@@ -60,7 +61,7 @@ def address(emulator: Emulator, conversation: str, key: str = KEY, **options: An
 def record(file: Path, to: Address, *words: str, at: float | None = None) -> None:
     """Has messages wait in the file, as `add_items` records them."""
     items = [json.dumps(item, separators=(",", ":")).encode() for item in users(*words)]
-    do(file, lambda store: store.accept(to, items, time.time() if at is None else at))
+    do(file, lambda log: log.store.accept(to, items, time.time() if at is None else at))
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def apart(*arguments: object, redirected: str = "", limit: int | None = None) ->
 
 def waiting(file: Path, at: Address) -> list[str]:
     """The texts of what waits."""
-    found = do(file, lambda store: store.mailbox(at).rows)
+    found = do(file, lambda log: log.mailbox(at).rows)
     return [json.loads(row.data)["content"] for row in found]
 
 

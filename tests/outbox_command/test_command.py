@@ -37,7 +37,7 @@ def test_unknown_number_is_explained(
     command: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A number that stands for nothing is an error that says where to look."""
-    do(file, lambda store: None)
+    do(file, lambda log: None)
     assert run(command, file, 7) == 1
     told(capsys, "there is no backlog 7", "cached-session outbox list")
 
@@ -153,7 +153,7 @@ def test_needs_no_extra(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command works where nothing is installed but the package itself."""
-    do(file, lambda store: None)
+    do(file, lambda log: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert run("list", file) == 0
     assert capsys.readouterr().err == ""
@@ -204,5 +204,5 @@ def test_closed_output_is_told(command: str, file: Path, emulator: Emulator) -> 
         1,
         "cached-session outbox: the standard output is closed. Nothing was done.\n",
     )
-    assert [row.items for row in do(file, lambda store: store.summaries())] == [1]
+    assert [row.items for row in do(file, lambda log: log.summaries())] == [1]
     assert emulator.requests == []

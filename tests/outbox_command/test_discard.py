@@ -21,8 +21,8 @@ def test_discard_removes_what_it_said(
     at, other = address(emulator, "conv_1"), address(emulator, "conv_2")
     record(file, at, "1", "2")
     record(file, other, "3")
-    do(file, lambda store: store.seal(at, 1, b"{}"))
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.seal(at, 1, b"{}"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     assert run("discard", file, 1) == 1
     told(capsys, "would remove 2 items", "conv_1", "1 of them may be on the server", "--yes")
     assert waiting(file, at) == ["1", "2"]
@@ -30,7 +30,7 @@ def test_discard_removes_what_it_said(
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith("Removing 2 items")
     assert output[1] == "Removed 2 items."
-    mailbox = do(file, lambda store: store.mailbox(at))
+    mailbox = do(file, lambda log: log.mailbox(at))
     assert (mailbox.rows, mailbox.doubt, mailbox.paused) == ((), None, None)
     assert waiting(file, other) == ["3"]
 
@@ -41,13 +41,13 @@ def test_discard_of_a_refused_batch_is_no_cause_for_alarm(
     """What the server refused is not said to be there; what nobody can find out about is."""
     at = address(emulator, "conv_1")
     record(file, at, "1")
-    do(file, lambda store: store.seal(at, 1, b"{}"))
-    do(file, lambda store: store.pause(at, "BadRequestError, status 400"))
+    do(file, lambda log: log.store.seal(at, 1, b"{}"))
+    do(file, lambda log: log.store.pause(at, "BadRequestError, status 400"))
     assert run("discard", file, 1) == 1
     error = capsys.readouterr().err
     assert "would remove 1 item, " in error
     assert "that waits for conv_1. Nothing" in error
-    do(file, lambda store: store.pause(at, "AppendOutcomeUnknown"))
+    do(file, lambda log: log.store.pause(at, "AppendOutcomeUnknown"))
     assert run("discard", file, 1) == 1
     told(capsys, "1 of them may be on the server already")
     assert run("discard", file, 1, "--yes") == 0
@@ -59,14 +59,14 @@ def test_discard_of_nothing(
 ) -> None:
     """Where nothing waits there is nothing to agree to; --yes is for the pause then."""
     at = address(emulator, "conv_1")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     assert run("discard", file, 1) == 0
     output = capsys.readouterr().out
     assert output == "Nothing waits in backlog 1. It is paused; --yes clears the pause.\n"
-    assert do(file, lambda store: store.mailbox(at)).paused == "reason"
+    assert do(file, lambda log: log.mailbox(at)).paused == "reason"
     assert run("discard", file, 1, "--yes") == 0
     assert capsys.readouterr().out == "Nothing waits in backlog 1. The pause is cleared.\n"
-    assert do(file, lambda store: store.mailbox(at)).paused is None
+    assert do(file, lambda log: log.mailbox(at)).paused is None
 
 
 @pytest.mark.processes

@@ -19,10 +19,10 @@ def test_export_writes_what_waits(
 ) -> None:
     """The waiting items come out as JSON lines, in order, byte for byte as they were recorded."""
     items = [b'{"role":"user","content":"1"}', '{"n":1.0,"ü":"\x7f"}'.encode()]
-    do(file, lambda store: store.accept(address(emulator, "conv_1"), items, 1.0))
+    do(file, lambda log: log.store.accept(address(emulator, "conv_1"), items, 1.0))
     assert run("export", file, 1) == 0
     assert capfdbinary.readouterr().out == b"".join(item + b"\n" for item in items)
-    assert [row.items for row in do(file, lambda store: store.summaries())] == [2]
+    assert [row.items for row in do(file, lambda log: log.summaries())] == [2]
 
 
 def test_export_makes_a_file_of_its_own(
@@ -55,7 +55,7 @@ def test_export_to_the_standard_output_by_its_sign(
     """`--output -` is the standard output, not a file of that name."""
     monkeypatch.chdir(tmp_path)
     item = b'{"role":"user","content":"1"}'
-    do(file, lambda store: store.accept(address(emulator, "conv_1"), [item], 1.0))
+    do(file, lambda log: log.store.accept(address(emulator, "conv_1"), [item], 1.0))
     assert run("export", file, 1, "--output", "-") == 0
     assert capfdbinary.readouterr().out == item + b"\n"
     assert not os.path.lexists("-")

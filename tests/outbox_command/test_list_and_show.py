@@ -35,8 +35,8 @@ def test_list_has_a_line_for_each_backlog(
     record(file, one, SECRET, SECRET, at=time.time() - 7300)
     record(file, local, SECRET)
     window = StoredWindow((StoredItem("msg_1", SECRET.encode()),), True, 0)
-    do(file, lambda store: store.replace_window(other, window))
-    do(file, lambda store: store.pause(one, "BadRequestError, status 400"))
+    do(file, lambda log: log.store.replace_window(other, window))
+    do(file, lambda log: log.store.pause(one, "BadRequestError, status 400"))
     assert run("list", file) == 0
     [*few, closing] = rows(capsys.readouterr().out)
     assert ([row[0] for row in few], closing) == (
@@ -72,7 +72,7 @@ def test_list_shows_who_sends(
 
 def test_list_of_an_empty_outbox(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An outbox that holds nothing is no error."""
-    do(file, lambda store: None)
+    do(file, lambda log: None)
     assert run("list", file) == 0
     assert capsys.readouterr().out == "Nothing waits.\n"
     assert run("list", file, "--json") == 0
@@ -103,7 +103,7 @@ def test_list_on_a_narrow_terminal(
     """On a terminal of 80 columns no line is longer: ids and reasons keep both of their ends."""
     at = address(emulator, "conv_" + "0123456789abcdef" * 3)
     record(file, at, SECRET)
-    do(file, lambda store: store.pause(at, "BadRequestError, status 400, code invalid_value"))
+    do(file, lambda log: log.store.pause(at, "BadRequestError, status 400, code invalid_value"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run("list", file) == 0
@@ -122,8 +122,8 @@ def test_show_has_a_line_for_each_item(
     output = {"type": "function_call_output", "call_id": "1", "output": SECRET}
     odd = {"type": SECRET, "role": ["x"]}
     more = [json.dumps(item).encode() for item in (output, odd)]
-    do(file, lambda store: store.accept(at, more, 86401.5))
-    do(file, lambda store: store.seal(at, 1, None))
+    do(file, lambda log: log.store.accept(at, more, 86401.5))
+    do(file, lambda log: log.store.seal(at, 1, None))
     assert run("show", file, 1) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
@@ -151,7 +151,7 @@ def test_show_has_content_when_asked(
     """With --content each item is there as JSON, and cannot control the terminal."""
     words = ["\x1b[2Jgrüße", "\x9b\u202e\U000e0001"]
     items = [json.dumps(item, ensure_ascii=False).encode() for item in users(*words)]
-    do(file, lambda store: store.accept(address(emulator, "conv_1"), items, 1.0))
+    do(file, lambda log: log.store.accept(address(emulator, "conv_1"), items, 1.0))
     assert run("show", file, 1, "--content") == 0
     output = capsys.readouterr().out
     assert "grüße" in output
@@ -216,9 +216,9 @@ def test_show_says_what_became_of_a_batch(
     """A batch that the server refused may not have been sent; one in doubt may."""
     at = address(emulator, "conv_1")
     record(file, at, "1", "2")
-    do(file, lambda store: store.seal(at, 1, doubt))
+    do(file, lambda log: log.store.seal(at, 1, doubt))
     if reason is not None:
-        do(file, lambda store: store.pause(at, reason))
+        do(file, lambda log: log.store.pause(at, reason))
     assert run("show", file, 1) == 0
     output = capsys.readouterr().out
     assert f"2, 1 of them {became}\n" in output

@@ -48,7 +48,7 @@ def test_move_to_the_present_key(
     """Without a name a backlog goes to the account of the key in OPENAI_API_KEY."""
     at = named(emulator, f"{LOCAL}1")
     record(file, at, "a")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     monkeypatch.delenv("OPENAI_API_KEY")
     assert run("move", file, 1) == 1
     told(capsys, "needs an API key")
@@ -84,7 +84,7 @@ def test_move_is_refused(
 def test_moving_nothing(file: Path, emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     """Where nothing waits, that is said."""
     at = address(emulator, "conv_1")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     assert run("move", file, 1, "--account", "prod") == 0
     assert capsys.readouterr().out == "Nothing waits in backlog 1.\n"
 

@@ -67,11 +67,11 @@ def test_retry_leaves_it_to_a_living_process(
     """Where a living process has the backlog, the pause is cleared and nothing is sent."""
     at = address(emulator, "conv_1")
     record(file, at, "a")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     with living(file, at):
         assert run("retry", file, 1) == 0
         assert "It goes on at its next use" in capsys.readouterr().out
-        assert do(file, lambda store: store.mailbox(at)).paused is None
+        assert do(file, lambda log: log.mailbox(at)).paused is None
     assert emulator.requests == []
 
 
@@ -120,15 +120,15 @@ def test_retry_refuses_another_account(
     name = Elsewhere(emulator).conversation("0")
     at = address(emulator, name, "sk-other", organization="org-1")
     record(file, at, "1", "2")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     emulator.clear_log()
     assert run("retry", file, 1) == 1
     told(capsys, "another key", at.credentials[:8], "--any-account", "Nothing was changed")
     assert emulator.requests == []
-    assert do(file, lambda store: store.mailbox(at)).paused == "reason"
+    assert do(file, lambda log: log.mailbox(at)).paused == "reason"
     assert run("retry", file, 1, "--any-account") == 0
     assert texts(emulator.items(name)) == ["0", "1", "2"]
-    [moved] = do(file, lambda store: store.summaries())
+    [moved] = do(file, lambda log: log.summaries())
     assert moved.address == address(emulator, name)
 
 
@@ -277,8 +277,8 @@ def test_retry_of_nothing_clears_the_pause(
 ) -> None:
     """A pause with nothing behind it is cleared without a request or a key."""
     at = address(emulator, "conv_1", "sk-other")
-    do(file, lambda store: store.pause(at, "reason"))
+    do(file, lambda log: log.store.pause(at, "reason"))
     assert run("retry", file, 1) == 0
     assert "Nothing waits" in capsys.readouterr().out
-    assert do(file, lambda store: store.mailbox(at)).paused is None
+    assert do(file, lambda log: log.mailbox(at)).paused is None
     assert emulator.requests == []

@@ -22,7 +22,8 @@ from cached_session import (
 )
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_item_delete
-from cached_session.outbox import Address, Store
+from cached_session.outbox import Address
+from cached_session.outbox.sqlite_log import SQLiteLog
 from cached_session.outbox.writer import run_group
 from tests.faults import virtual
 from tests.faults.line import Line, policy
@@ -146,14 +147,14 @@ class OneDisk:
         before = self.line.service.items(self.conversation)[-1]["id"]
         doubt = f'{{"anchors":["{before}"],"from_start":false,"sending":true}}'.encode()
 
-        def work(store: Store) -> None:
-            there = Address(*address)
+        def work(log: SQLiteLog) -> None:
+            store, there = log.store, Address(*address)
             store.claim(there)
             through = store.accept(there, data, 1.0)[-1]
             if sealed:
                 store.seal(there, through, doubt)
 
-        dead = self._disk.store("dead", ALL["max_window_bytes"])
+        dead = SQLiteLog(self._disk.store("dead", ALL["max_window_bytes"]))
         for outcome in run_group(self._disk.connection, dead, _broken, [work]):
             outcome.result()
 

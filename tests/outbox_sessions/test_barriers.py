@@ -215,7 +215,7 @@ def test_a_clear_makes_room(max_wait: float) -> None:
         await session.add_items(users("z"))
         await session.flush()
         # Nothing is left lying for a conversation that is gone.
-        left = await outbox.transact(lambda store: store.summaries())
+        left = await outbox.transact(lambda log: log.summaries())
         assert left == []
         assert session.session_id != conversation
         assert line.texts(session.session_id) in (["z"], ["x", "y", "z"])

@@ -56,7 +56,7 @@ class OutboxTrial(Trial):
         await asyncio.sleep(100)
         await self.session.refresh()
         assert words(await self.session.get_items()) == found == self.texts()
-        assert await self.outbox.transact(lambda store: store.summaries()) == []
+        assert await self.outbox.transact(lambda log: log.summaries()) == []
         await self.session.aclose()
         return found
 

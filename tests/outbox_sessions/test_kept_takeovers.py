@@ -11,14 +11,15 @@ import math
 from typing import Any
 
 import pytest
+from openai import APIConnectionError
 
-from cached_session import CachedSession, ConversationCache
+from cached_session import CachedSession, ConversationCache, OutboxPaused
 from cached_session.emulator import Fault, FaultKind
-from cached_session.emulator.requests import is_append, is_listing
-from tests.faults.line import CUT, Do, any_request, is_conversation_delete
+from cached_session.emulator.requests import is_append, is_item_delete, is_listing
+from tests.faults.line import CUT, Do, any_request, error, is_conversation_delete
 from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import raised, words
-from tests.session.support import users
+from tests.session.support import user, users
 from tests.simulation.outbox_disk import SimOutbox
 
 
@@ -63,6 +64,29 @@ async def test_half_of_a_late_copy(world: OneDisk) -> None:
     (two,) = await world.opened(world.process("2"))
     assert words(await two.get_items()) == ["a", "x", "y"]
     assert world.line.texts(world.conversation) == ["a", "x", "y"]
+
+
+@on_one_disk("a")
+async def test_a_late_copy_in_the_way(world: OneDisk) -> None:
+    """A batch under ids of its own is sent, though a late copy of it could not be removed before.
+
+    Its first request came late, after the batch was refused, and the one that removes it failed.
+    When somebody had decided that it goes on, the server refused it as being there already, and a
+    listing showed a late copy only: the sender tried without end (the ledger's campaign, seed
+    91000003270).
+    """
+    (one,) = await world.opened(world.process("1"), max_staleness=0)
+    world.line.on(is_append, CUT, error(400, "invalid_value"))
+    await one.add_items([{**user("x"), "id": "msg_1"}])
+    assert isinstance(await raised(one.flush()), OutboxPaused)
+    world.line.service.handle(next(filter(is_append, world.line.requests)))
+    world.line.always(is_item_delete, CUT)
+    assert isinstance(await raised(one.get_items()), APIConnectionError)
+    world.line.heal()
+    assert world.line.texts(world.conversation) == ["a", "x"]
+    world.pause(None)
+    await one.flush(500)
+    assert world.line.texts(world.conversation) == ["a", "x"] == words(await one.get_items())
 
 
 @on_one_disk("a")

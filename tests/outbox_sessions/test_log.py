@@ -17,7 +17,8 @@ import pytest
 from cached_session import CachedSession, ConversationCache, MemoryOutbox, OutboxError, SQLiteOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind, Request
 from cached_session.emulator.requests import is_append
-from cached_session.outbox import Store
+from cached_session.outbox import Log
+from cached_session.outbox.sqlite_log import SQLiteLog
 from tests.faults.line import LOST, Do, Line
 from tests.outbox_sessions.support import (
     QUICK,
@@ -54,10 +55,10 @@ def logged(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[
     return found
 
 
-def resume(store: Store) -> None:
+def resume(log: Log) -> None:
     """What `cached-session outbox retry` does first."""
-    for found in store.summaries():
-        store.resume(found.address)
+    for found in log.summaries():
+        log.resume(found.address)
 
 
 async def test_a_pause_is_warned_of_once(
@@ -164,7 +165,7 @@ async def test_an_outbox_that_cannot_be_written(
 ) -> None:
     """A sender that cannot write its file is one warning until it can; then that is said."""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OutboxError("The outbox has no room: the disk is full.")
 
     outbox = new_outbox()
@@ -173,7 +174,7 @@ async def test_an_outbox_that_cannot_be_written(
         session = process.session(conversation)
         await session.get_items()
         with monkeypatch.context() as broken:
-            broken.setattr(Store, "seal", full)
+            broken.setattr(SQLiteLog, "seal", full)
             await session.add_items(users("a"))
             for _ in range(3):
                 assert type(await raised(session.flush())) is OutboxError
@@ -286,7 +287,7 @@ async def test_a_recording_that_fails_behind_its_caller(
 ) -> None:
     """Items whose caller was cancelled and that could not be recorded are a warning."""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OutboxError("The outbox has no room: the disk is full.")
 
     conversation = Elsewhere(emulator).conversation()
@@ -294,7 +295,7 @@ async def test_a_recording_that_fails_behind_its_caller(
         session = process.session(conversation)
         await session.get_items()
         with monkeypatch.context() as broken:
-            broken.setattr(Store, "accept", full)
+            broken.setattr(SQLiteLog, "accept", full)
             for step in range(10):
                 task = asyncio.create_task(session.add_items(users("a")))
                 for _ in range(step):

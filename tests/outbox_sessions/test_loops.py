@@ -30,7 +30,7 @@ from cached_session import (
     SQLiteOutbox,
 )
 from cached_session.emulator import Emulator
-from cached_session.outbox import Store, writer
+from cached_session.outbox import Log, writer
 from tests.outbox_sessions.support import batches, held, session_on, until, words
 from tests.runner.stage import add
 from tests.session.support import PATIENCE, Elsewhere, Gate, new_client, numbered, texts, users
@@ -350,7 +350,7 @@ async def _append_behind(session: CachedSession, outbox: SQLiteOutbox, go: threa
     """An append, and then a transaction that keeps what comes after it waiting until `go`."""
     busy = threading.Event()
 
-    def wait(store: Store) -> None:
+    def wait(log: Log) -> None:
         busy.set()
         assert go.wait(PATIENCE)
 
@@ -450,7 +450,7 @@ def test_what_a_loop_had_recorded_is_known(
         raise OutboxError("the disk is full")
 
     async def go_on() -> None:
-        await outbox.transact(lambda store: None)  # what was put before this is done
+        await outbox.transact(lambda log: None)  # what was put before this is done
         monkeypatch.setattr(outbox, "transact", full)
         assert words(await session.get_items()) == ["a"]
         monkeypatch.setattr(outbox, "transact", recorded)

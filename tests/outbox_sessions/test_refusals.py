@@ -23,7 +23,7 @@ from cached_session import (
 )
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_listing
-from cached_session.outbox import Store
+from cached_session.outbox import Log
 from tests.faults.line import CUT, LOST, Do, Line, Say, error, policy
 from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
 from tests.session.support import Elsewhere, texts, user, users
@@ -32,14 +32,14 @@ SECRET = "the combination is 4711"
 BAD: Any = {"type": "no such type", "text": SECRET, "call_id": SECRET}
 
 
-def decide(*, discard: bool) -> Callable[[Store], None]:
+def decide(*, discard: bool) -> Callable[[Log], None]:
     """What the command line does with a paused backlog: sends it again, or discards it."""
 
-    def work(store: Store) -> None:
-        for found in store.summaries():
+    def work(log: Log) -> None:
+        for found in log.summaries():
             if discard:
-                store.drop(found.address, sealed=True)
-            store.resume(found.address)
+                log.discard(found.address)
+            log.resume(found.address)
 
     return work
 
@@ -166,7 +166,7 @@ async def test_who_only_looks_holds_nothing(
         looking = process.session(conversation, max_staleness=float("inf"))
         await raised(call(looking))
         command = new_outbox()
-        (found,) = await command.transact(lambda store: store.summaries())
+        (found,) = await command.transact(lambda log: log.summaries())
         assert (found.items, found.owned) == (2, False)
         async with Process(emulator, command) as other:
             session = other.session(conversation)

@@ -170,7 +170,7 @@ async def test_memory_stays_flat() -> None:
         sizes = [await burst() for _ in range(3)]
     finally:
         tracemalloc.stop()
-    assert await outbox.transact(lambda store: store.summaries()) == []
+    assert await outbox.transact(lambda log: log.summaries()) == []
     # Each burst brings 0.4 MB of items.
     assert max(sizes[1:]) - min(sizes[1:]) < 50_000, sizes
 

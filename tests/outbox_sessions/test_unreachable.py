@@ -250,7 +250,7 @@ async def test_who_waits_for_the_server_owns_it(
             await session.add_items(users("a"))
             await until(lambda: session.stats.sending == "offline")
             looker = new_outbox()
-            (found,) = await looker.transact(lambda store: store.summaries())
+            (found,) = await looker.transact(lambda log: log.summaries())
             assert (found.items, found.sealed, found.owned) == (1, 0, True)
             await looker.let_go()
             emulator.start()

@@ -195,7 +195,7 @@ async def test_a_cleared_conversation_is_forgotten(
         await session.clear_session()
         await session.aclose()
     outbox = new_outbox()
-    assert await outbox.transact(lambda store: store.summaries()) == []
+    assert await outbox.transact(lambda log: log.summaries()) == []
 
 
 async def test_more_than_there_is_room_for(
@@ -217,7 +217,7 @@ async def test_no_windows(new_outbox: Callable[..., SQLiteOutbox], emulator: Emu
     """With `max_window_bytes=0` nothing of a history is kept in the file."""
     conversation = await before(emulator, new_outbox(max_window_bytes=0), both)
     outbox = new_outbox(max_window_bytes=0)
-    assert await outbox.transact(lambda store: store.summaries()) == []
+    assert await outbox.transact(lambda log: log.summaries()) == []
     async with Process(emulator, outbox) as process:
         session = process.session(conversation)
         assert await session.get_items(20) == emulator.items(conversation)[-20:]

@@ -14,6 +14,7 @@ from cached_session.emulator import Emulator, Fault, FaultKind
 from tests.session.support import Elsewhere, Gate, new_client, sent, texts, users
 
 
+@pytest.mark.campaign
 async def test_bound_holds_with_a_thousand_conversations(
     emulator: Emulator, client: AsyncOpenAI
 ) -> None:

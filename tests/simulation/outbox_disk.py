@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
-from cached_session.outbox import Address, Claim, Row, Store, schema
+from cached_session.outbox import Address, Claim, Log, Row, schema
 from cached_session.outbox.shared import Shared
+from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.store import Store
 from cached_session.outbox.writer import Outcome, run_group
 from tests.campaigns.account import Call, Change
 from tests.campaigns.menu import CALL
@@ -60,9 +62,10 @@ class Disk:
         """What an owner does to the file."""
         return WatchedStore(self, token, max_window_bytes)
 
-    def by_hand(self, work: Callable[[Store], T]) -> T:
+    def by_hand(self, work: Callable[[Log], T]) -> T:
         """Does what `cached-session outbox` does, at once."""
-        return cast(T, run_group(self.connection, self._hand, _broken, [work]).pop().result())
+        hand = SQLiteLog(self._hand)
+        return cast(T, run_group(self.connection, hand, _broken, [work]).pop().result())
 
     def waiting(self) -> set[int]:
         """The places of the rows of the conversation that the account is of."""
@@ -126,7 +129,7 @@ class WatchedStore(Store):
 
 
 class _Job(NamedTuple):
-    work: Callable[[Store], Any]
+    work: Callable[[Log], Any]
     applied: Callable[[Any], None] | None
     call: Call | None
     future: asyncio.Future[Outcome]
@@ -175,7 +178,7 @@ class SimOutbox(Shared):
         disk.living.add(token)
 
     async def transact(
-        self, work: Callable[[Store], T], applied: Callable[[T], None] | None = None
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
         """Runs `work` in a transaction, with those that wait for the same one.
 
@@ -244,19 +247,19 @@ class SimOutbox(Shared):
     def _run(self, jobs: Iterable[_Job]) -> tuple[list[Outcome], list[Change]]:
         store = self._store
         works = [self._watched(job) for job in jobs]
-        outcomes = run_group(self._disk.connection, store, _broken, works)
+        outcomes = run_group(self._disk.connection, SQLiteLog(store), _broken, works)
         noted, store.noted = store.noted, []
         changes = [note() for note in noted]
         self._unheard += changes
         return outcomes, changes
 
-    def _watched(self, job: _Job) -> Callable[[Store], Any]:
+    def _watched(self, job: _Job) -> Callable[[Log], Any]:
         store = self._store
 
-        def work(_: Store) -> Any:
+        def work(log: Log) -> Any:
             before, store.call = len(store.noted), job.call
             try:
-                return job.work(store)
+                return job.work(log)
             except BaseException:
                 del store.noted[before:]
                 raise

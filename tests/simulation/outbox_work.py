@@ -12,7 +12,7 @@ from cached_session import (
     OutboxFull,
     OutboxPaused,
 )
-from cached_session.outbox import Address, Store
+from cached_session.outbox import Address, Log
 from tests.campaigns.account import Account, Violation, text_of
 from tests.campaigns.menu import Worker
 from tests.simulation.outbox_disk import Disk
@@ -85,7 +85,7 @@ class OutboxWork(World):
     def _resume(self) -> None:
         """Somebody looks at what was refused, and has it sent again, or discards it."""
         self._note_given_up()
-        for summary in self.disk.by_hand(lambda store: store.summaries()):
+        for summary in self.disk.by_hand(lambda log: log.summaries()):
             if summary.paused is not None:
                 self.tally[f"paused: {summary.paused}"] += 1
                 address = summary.address
@@ -93,7 +93,7 @@ class OutboxWork(World):
                     self._discard(address, landed)
                 else:
                     # As `retry` does, whoever has it.
-                    self.disk.by_hand(lambda store, address=address: store.resume(address))
+                    self.disk.by_hand(lambda log, address=address: log.resume(address))
 
     def _note_given_up(self) -> None:
         """Notes of which batches nothing tells whether they are on the server.
@@ -101,12 +101,12 @@ class OutboxWork(World):
         Where nobody else writes there is none, with all safeguards on: what stands before a
         batch is recorded with it.
         """
-        for summary in self.disk.by_hand(lambda store: store.summaries()):
+        for summary in self.disk.by_hand(lambda log: log.summaries()):
             if summary.paused is not None and "AppendOutcomeUnknown" in summary.paused:
                 if self.account.alone and not self.account.orphaned:
                     raise self.account.broken(GIVEN_UP)
                 address = summary.address
-                mailbox = self.disk.by_hand(lambda store, address=address: store.mailbox(address))
+                mailbox = self.disk.by_hand(lambda log, address=address: log.mailbox(address))
                 sealed = {
                     row.seq: text_of(json.loads(row.data)) for row in mailbox.rows if row.sealed
                 }
@@ -116,7 +116,7 @@ class OutboxWork(World):
         """Somebody looks at the server how much of a batch is there."""
         if address.conversation != self._conversation_id:
             return 0
-        rows = self.disk.by_hand(lambda store: store.mailbox(address)).rows
+        rows = self.disk.by_hand(lambda log: log.mailbox(address)).rows
         sealed = [(row.seq, text_of(json.loads(row.data))) for row in rows if row.sealed]
         listing = [text_of(item) for item in self.network.service.items(address.conversation)]
         return self.account.landed_of(sealed, self.disk.waiting(), listing)
@@ -131,14 +131,9 @@ class OutboxWork(World):
         if self.network.undone(address.conversation):
             return
 
-        def work(store: Store) -> list[int] | None:
-            if store.claim(address) is None:
-                return None
-            seqs = [row.seq for row in store.mailbox(address).rows]
-            store.resume(address)
-            store.drop(address, sealed=True)
-            store.release(address)
-            return seqs
+        def work(log: Log) -> list[int] | None:
+            seqs = [row.seq for row in log.mailbox(address).rows]
+            return None if log.discard(address) is None else seqs
 
         seqs = self.disk.by_hand(work)
         if seqs is None:

@@ -218,7 +218,7 @@ class OutboxWorld(OutboxWork):
         for process in survivors:
             await process.start(self._leave(process), "exit")
             await process.exit()
-        if left := self.disk.by_hand(lambda store: store.summaries()):
+        if left := self.disk.by_hand(lambda log: log.summaries()):
             waits = [summary for summary in left if summary.items]
             if waits:
                 raise Violation(f"items are left in the outbox: {waits}")
@@ -242,7 +242,7 @@ class OutboxWorld(OutboxWork):
             await self._checked_read(at, await self._session(at, **options), None)
 
     async def _left_behind(self, process: Process) -> None:
-        for summary in self.disk.by_hand(lambda store: store.summaries()):
+        for summary in self.disk.by_hand(lambda log: log.summaries()):
             if summary.items and summary.address.conversation != self._conversation_id:
                 await self._left_over(process, summary.address)
 

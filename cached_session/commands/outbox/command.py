@@ -35,7 +35,7 @@ from cached_session.commands.outbox.records import (
     word,
 )
 from cached_session.errors import CachedSessionError
-from cached_session.outbox import Address, SQLiteOutbox, Store
+from cached_session.outbox import Address, SQLiteOutbox
 from cached_session.outbox.shared import check_account
 from cached_session.wording import counted, verb
 
@@ -94,7 +94,7 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    found = await outbox.transact(lambda store: store.summaries())
+    found = await outbox.transact(lambda log: log.summaries())
     chosen = [one for one in found if options.all or one.items or one.paused is not None]
     if options.json:
         print(json.dumps([facts(one) for one in chosen], indent=2))
@@ -128,7 +128,7 @@ async def _move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
 
 
 async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    summary, mailbox = await outbox.transact(lambda store: read(store, options))
+    summary, mailbox = await outbox.transact(lambda log: read(log, options))
     address = summary.address
     became = "refused" if refused(mailbox) else "may have been sent"
     sealed = f", {summary.sealed} of them {became}" if summary.sealed else ""
@@ -169,11 +169,11 @@ async def _key(address: Address) -> str:
 
 
 async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
-    summary, mailbox = await outbox.transact(lambda store: read(store, options))
+    summary, mailbox = await outbox.transact(lambda log: read(log, options))
     if not summary.items:
         pause = ""
         if summary.paused is not None and options.yes:
-            await outbox.transact(lambda store: store.resume(summary.address))
+            await outbox.transact(lambda log: log.resume(summary.address))
             pause = " The pause is cleared."
         elif summary.paused is not None:
             pause = " It is paused; --yes clears the pause."
@@ -196,16 +196,10 @@ async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         raise Stop(f"this would remove {what}. Nothing was removed. Give --yes to remove it.")
     print(f"Removing {what}.")
 
-    def work(store: Store) -> int:
-        address = summary.address
-        if store.claim(address) is None:
-            raise Stop(living)
-        store.resume(address)
-        removed = store.drop(address, sealed=True)
-        store.release(address)
-        return removed
-
-    print(f"Removed {counted(await outbox.transact(work), 'item')}.")
+    removed = await outbox.transact(lambda log: log.discard(summary.address))
+    if removed is None:
+        raise Stop(living)
+    print(f"Removed {counted(removed, 'item')}.")
 
 
 def _fail(message: str) -> int:

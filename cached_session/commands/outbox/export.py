@@ -19,7 +19,7 @@ async def export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         Stop: There is no such backlog, or the file cannot be made or written.
         OSError: The standard output cannot be written.
     """
-    _, mailbox = await outbox.transact(lambda store: read(store, options))
+    _, mailbox = await outbox.transact(lambda log: read(log, options))
     lines = b"".join(row.data + b"\n" for row in mailbox.rows)
     if options.output in (None, "-"):
         sys.stdout.buffer.write(lines)

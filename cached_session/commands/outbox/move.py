@@ -8,7 +8,7 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import conversation, find
 from cached_session.commands.outbox.retry import as_recorded, need_key
-from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
+from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
 from cached_session.outbox.records import NAMED, whose
 from cached_session.wording import counted, verb
 
@@ -21,18 +21,15 @@ async def move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         CachedSessionError: A living process has it, or the other account has a
             backlog of the conversation. Nothing was changed.
     """
-    summary = await outbox.transact(lambda store: find(store, options))
+    summary = await outbox.transact(lambda log: find(log, options))
     if not summary.items:
         print(f"Nothing waits in backlog {summary.number}.")
         return
     to = await _destination(summary.address, outbox, options.account)
 
-    def work(store: Store) -> Summary:
-        store.move(summary.address, to)
-        store.release(to)
-        known = store.known_as(to)
-        there = to if known is None else to._replace(conversation=known)
-        return next(found for found in store.summaries() if found.address == there)
+    def work(log: Log) -> Summary:
+        there = log.move(summary.address, to)
+        return next(found for found in log.summaries() if found.address == there)
 
     moved = await outbox.transact(work)
     print(

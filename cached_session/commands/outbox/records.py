@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from cached_session.outbox import LOCAL, Address, Mailbox, Store, Summary
+from cached_session.outbox import LOCAL, Address, Log, Mailbox, Summary
 
 
 class Stop(Exception):
     """The command cannot do what it was asked; its text says why."""
 
 
-def find(store: Store, options: argparse.Namespace) -> Summary:
+def find(log: Log, options: argparse.Namespace) -> Summary:
     """The backlog that the command line names.
 
     Raises:
         Stop: There is none of that number.
     """
-    for summary in store.summaries():
+    for summary in log.summaries():
         if summary.number == options.number:
             return summary
     raise Stop(
@@ -32,10 +32,10 @@ def find(store: Store, options: argparse.Namespace) -> Summary:
     )
 
 
-def read(store: Store, options: argparse.Namespace) -> tuple[Summary, Mailbox]:
+def read(log: Log, options: argparse.Namespace) -> tuple[Summary, Mailbox]:
     """A backlog, in short and in full; raises as `find`."""
-    summary = find(store, options)
-    return summary, store.mailbox(summary.address)
+    summary = find(log, options)
+    return summary, log.mailbox(summary.address)
 
 
 def overview(summary: Summary) -> tuple[str, ...]:

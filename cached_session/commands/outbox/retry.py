@@ -13,7 +13,7 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, find, key, server, visible
 from cached_session.conversation.addresses import address_of, owner_of
-from cached_session.outbox import Address, SQLiteOutbox, Store, Summary
+from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
 from cached_session.server.connections import account
 from cached_session.session.cache import ConversationCache
 from cached_session.session.session import CachedSession
@@ -29,10 +29,10 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         OpenAIError: The server could not be asked what is still in doubt.
     """
 
-    def resume(store: Store) -> Summary:
-        summary = find(store, options)
+    def resume(log: Log) -> Summary:
+        summary = find(log, options)
         if summary.owned or not summary.items:
-            store.resume(summary.address)
+            log.resume(summary.address)
         return summary
 
     summary = await outbox.transact(resume)
@@ -56,10 +56,10 @@ async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
             client.organization, client.project = theirs
             own = address_of(owner_of(outbox, account(client)), recorded.conversation)
 
-        def prepare(store: Store) -> None:
+        def prepare(log: Log) -> None:
             if own != recorded:
-                store.move(recorded, own)
-            store.resume(own)
+                log.move(recorded, own)
+            log.resume(own)
 
         await outbox.transact(prepare)
         try:

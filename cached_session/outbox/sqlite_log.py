@@ -1,0 +1,264 @@
+"""The verbs of a log on the tables of an outbox's file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from cached_session.core.items import Held, unhold
+from cached_session.errors import Reopened
+from cached_session.outbox.log import (
+    Accepted,
+    Epoch,
+    Found,
+    Kept,
+    Log,
+    Look,
+    Noted,
+    Sealed,
+    Written,
+)
+from cached_session.outbox.records import (
+    Address,
+    Mailbox,
+    Mark,
+    Row,
+    StoredItem,
+    StoredWindow,
+    Summary,
+)
+from cached_session.outbox.store import Store
+
+
+class SQLiteLog(Log):
+    """The verbs, on an open store; see `Log` for what each does.
+
+    Attributes:
+        store: The statements.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """`store` is in a transaction whenever a verb is called."""
+        self.store = store
+
+    def open(
+        self, address: Address, epoch: Epoch | None, seen: int, *, claim: bool, first: bool
+    ) -> Found:
+        store = self.store
+        real = store.known_as(address)
+        if real is not None:
+            address = address._replace(conversation=real)
+        mark = store.mark(address)
+        anew = epoch != Epoch(store.token, _claims(mark))
+        mailbox = store.mailbox(address, after=0 if anew else seen)
+        nothing = mailbox.doubt is None and not store.newest(address)
+        mine = not store.elsewhere(address)
+        held = mine and (claim or not nothing) and store.claim(address) is not None
+        if held and not claim and (mailbox.paused is not None or not store.newest(address)):
+            # Nothing is sent here: whoever decides about it, or looks after
+            # what is in doubt, must find it free.
+            store.release(address)
+            held = False
+        now = Epoch(store.token, _claims(store.mark(address)) if mine else None)
+        if not anew:
+            return Found(address, now, mark, held, mine, False, mailbox.rows)
+        return Found(
+            address,
+            now,
+            mark,
+            held,
+            mine,
+            True,
+            mailbox.rows,
+            mailbox.doubt,
+            mailbox.paused,
+            store.window(address),
+            store.window_newest(address),
+            bool(mark.number),
+            # Only those who come to it anew are told.
+            tuple(store.namesakes(address)) if first else (),
+        )
+
+    def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
+        self._check(epoch)
+        return self.store.mailbox(address, after=seen).rows
+
+    def accept(
+        self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
+    ) -> Accepted:
+        self._check(epoch)
+        store = self.store
+        others = store.mailbox(address, after=seen).rows if store.newest(address) > seen else ()
+        seqs = store.accept(address, items, now)
+        rows = (Row(seq, item, False, now) for seq, item in zip(seqs, items, strict=True))
+        return Accepted(tuple(rows), others)
+
+    def seal(
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        *,
+        through: int,
+        landed: int,
+        doubt: bytes,
+        kept: Kept | None,
+    ) -> Sealed | Found | None:
+        self._check(epoch)
+        store = self.store
+        if epoch.claims != _claims(store.mark(address)):
+            found = self.open(address, None, seen, claim=True, first=False)
+            return found if found.held else None
+        if store.claim(address) is None:
+            return None
+        store.landed(address, landed)
+        written = self._keep(address, kept)
+        rows = store.seal(address, through, doubt)
+        newer = store.mailbox(address, after=seen).rows
+        return Sealed(Epoch(store.token, _claims(store.mark(address))), rows, newer, written)
+
+    def note(
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        *,
+        landed: int,
+        doubt: bytes | None,
+        undoubted: bool,
+        kept: Kept | None,
+        release: bool,
+    ) -> Noted:
+        self._check(epoch)
+        store = self.store
+        same = epoch.claims == _claims(store.mark(address))
+        store.landed(address, landed)
+        written = self._keep(address, kept)
+        # What another process has noted since is newer than what is known here.
+        mine = same and store.owns(address)
+        if mine and (doubt is not None or undoubted):
+            store.set_doubt(address, doubt)
+        newer = store.mailbox(address, after=seen).rows
+        if release:
+            store.release(address)
+        # One with nothing in it went with that.
+        mark = store.mark(address)
+        return Noted(
+            newer,
+            mine and doubt is not None,
+            written,
+            mark if release else None,
+            Epoch(store.token, _claims(mark)) if same else None,
+        )
+
+    def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
+        self._check(epoch)
+        return self.store.withdraw(address)
+
+    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
+        self._check(epoch)
+        store = self.store
+        if sealed:
+            store.landed(address, landed)
+            store.resume(address)
+        rows = store.mailbox(address).rows
+        store.drop(address, sealed=sealed)
+        return tuple(row.seq for row in rows if sealed or not row.sealed)
+
+    def forget(self, address: Address, epoch: Epoch) -> None:
+        self._check(epoch)
+        self.store.replace_window(address, None)
+
+    def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
+        self._check(epoch)
+        self.store.pause(address, reason)
+
+    def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
+        self._check(epoch)
+        return self.store.created(address, conversation)
+
+    def look(self, address: Address, epoch: Epoch) -> Look:
+        self._check(epoch)
+        store = self.store
+        return Look(
+            store.elsewhere(address),
+            bool(store.newest(address)),
+            store.paused(address),
+            store.doubt(address) is not None,
+        )
+
+    def release(self, address: Address) -> None:
+        self.store.release(address)
+
+    def summaries(self) -> list[Summary]:
+        return self.store.summaries()
+
+    def mailbox(self, address: Address) -> Mailbox:
+        return self.store.mailbox(address)
+
+    def resume(self, address: Address) -> None:
+        self.store.resume(address)
+
+    def discard(self, address: Address) -> int | None:
+        store = self.store
+        if store.claim(address) is None:
+            return None
+        store.resume(address)
+        removed = store.drop(address, sealed=True)
+        store.release(address)
+        return removed
+
+    def move(self, address: Address, to: Address) -> Address:
+        store = self.store
+        store.move(address, to)
+        store.release(to)
+        known = store.known_as(to)
+        return to if known is None else to._replace(conversation=known)
+
+    def _check(self, epoch: Epoch) -> None:
+        # By their places alone, another file's items would be taken for known ones.
+        if epoch.opened != self.store.token:
+            raise Reopened("the outbox was closed during this call; nothing was recorded by it")
+
+    def _keep(self, address: Address, kept: Kept | None) -> Written | None:
+        """Keeps a window, unless another process may have kept a newer one."""
+        store = self.store
+        if kept is None:
+            return None
+        owns, newest = store.owns(address), store.window_newest(address)
+        if kept.items is None:
+            if not owns:
+                return None
+            store.replace_window(address, None)
+            return Written(None)
+        ours = newest == kept.newest
+        if not owns:
+            if store.elsewhere(address) or not (ours or kept.listed):
+                return None
+            # Nor while a batch may have landed that nobody has looked for: the next process would
+            # show both, what was kept and what waits.
+            if store.any_sealed(address):
+                return None
+            # One that is not known here may have been kept since the server was asked.
+            if not (ours or newest is None or any(newest[1] == item.id for item in kept.items)):
+                return None
+        if ours and kept.new is not None:
+            newer = tuple(map(_stored, kept.items[kept.new :]))
+            store.append_window(address, newer, kept.unverified)
+        else:
+            window = StoredWindow(tuple(map(_stored, kept.items)), kept.complete, kept.unverified)
+            # A window of nothing that may not be all shows nothing: no batch could be told by
+            # what stands before it.
+            some = bool(kept.items) or kept.complete
+            store.replace_window(address, window if some else None)
+        return Written(store.window_newest(address))
+
+
+def _claims(mark: Mark) -> tuple[int, int]:
+    # Whoever accepts makes a record, and changes nothing by that.
+    return (mark.number, mark.claims) if mark.claims else (0, 0)
+
+
+def _stored(item: Held) -> StoredItem:
+    # JSON: what is held in memory has a form that is this process's own.
+    return StoredItem(item.id, json.dumps(unhold(item), separators=(",", ":")).encode())
