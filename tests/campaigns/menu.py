@@ -87,7 +87,15 @@ class Menu:
         foreign_pace: How often a second another writer does something.
     """
 
-    odds: Mapping[str, float] = {"append": 50, "read": 50, "pop": 15, "refresh": 3, "clear": 3}
+    odds: Mapping[str, float] = {
+        "append": 50,
+        "read": 50,
+        "pop": 15,
+        "flush": 4,
+        "refresh": 3,
+        "clear": 3,
+        "reopen": 5,
+    }
     pace = 2.0
     renewed = 0.1
     hurried, patience = 0.15, 0.3

@@ -65,11 +65,11 @@ class World(Menu):
         )
         self._ours = setting.kind == "cached"
         if not setting.repeats:
-            self.words = 0.0
+            # Both kinds of session are to do the same, and what both can.
+            self.words, self.odds = 0.0, {"append": 50, "read": 50, "pop": 15}
         if not self._ours:
             # The SDK's session is only counted. It may take its time, and may raise anything
             # where an answer has another shape.
-            self.odds = {"append": 50, "read": 50, "pop": 15}
             self.expected, self.deadline = (Exception,), float("inf")
 
     @property

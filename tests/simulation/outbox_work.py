@@ -30,7 +30,6 @@ class OutboxWork(World):
         disk: The outbox of all processes.
     """
 
-    odds: Mapping[str, float] = {**World.odds, "flush": 4, "reopen": 5}
     renewed = 0.0
     several: Mapping[str, int] = {"clear": 5, "reopen": 2}
     slack = 5.0
