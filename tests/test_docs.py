@@ -32,7 +32,7 @@ from cached_session import (
 )
 from cached_session.commands.cli import COMMANDS, main
 from cached_session.emulator import Emulator, FaultKind, Habits
-from cached_session.outbox import schema
+from cached_session.outbox.sqlite import schema
 from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
 

@@ -142,20 +142,16 @@ class Backlog:
         if self.open:
             await self.record.note(release=True)
 
-    async def drained(self, operation: Operation, context: Callable[[], Operation]) -> None:
+    async def drained(self, operation: Operation) -> None:
         """Waits until nothing waits any more.
-
-        Args:
-            operation: The call's own.
-            context: Makes the operations that send what waits.
 
         Raises:
             OutboxPaused: It is not sent until somebody decides.
             OutboxError: The sender could not write what it does.
             DeadlineExceeded: It took too long; all is kept.
         """
-        await self.check(context)
-        self.sender.start(context)
+        await self.check(operation)
+        self.sender.start(operation)
         await self.at_rest(operation)
         self.record.check_not_paused()
 
@@ -174,7 +170,7 @@ class Backlog:
         """
         sender = self.sender
         # What waits may have been found here just now, and nobody sends it yet.
-        look = functools.partial(self._start, operation)
+        look = functools.partial(sender.start, operation)
         look()
         came = await self.record.changed.until(
             lambda: condition() or sender.failure is not None, operation.deadline, look
@@ -196,23 +192,19 @@ class Backlog:
         await asyncio.sleep(LOOK_AFTER / 4)
         if (await self.record.look()).paused is None:
             await self.read_anew(operation)
-            self._start(operation)
+            self.sender.start(operation)
 
-    async def check(self, context: Callable[[], Operation]) -> None:
+    async def check(self, operation: Operation) -> None:
         """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
         if self._ledger.paused is not None and (await self.record.look()).paused is None:
-            await self.read_anew(context())
-            self.sender.start(context)
+            await self.read_anew(operation.renewed(self._ledger.conversation_id))
+            self.sender.start(operation)
         self.record.check_not_paused()
 
     async def read_anew(self, operation: Operation) -> None:
         """Reads what is recorded: somebody has decided about it."""
         async with self.order.turn(operation):
             await self.record.read(operation, anew=True)
-
-    def _start(self, operation: Operation) -> None:
-        # Its name when it is sent: it may get its id in between.
-        self.sender.start(lambda: operation.renewed(self._ledger.conversation_id))
 
     @property
     def _recorded(self) -> str:
@@ -230,20 +222,20 @@ class Backlog:
 
     # Its end: what waits is sent first, whoever has left, and then all is let go of
 
-    async def leave(self, context: Callable[[], Operation]) -> None:
+    async def leave(self, through: Operation) -> None:
         """Notes that a session is closed. Waits for the file, and not for the server.
 
         Args:
-            context: Makes the operations that send what the session has left.
+            through: Whose client sends what the session has left.
 
         Raises:
             OutboxError: It could not be recorded that nothing is held here.
         """
-        self.sender.start(context)
+        self.sender.start(through)
         if self.users or self._ledger.waits:
             return  # who sends what waits looks again at its end
         await self.sender.stop()
-        operation = context()
+        operation = through.renewed(self._ledger.conversation_id)
         if self.order.turns.idle and not behind(self._ledger, self.record, operation, _PAGES):
             await self._end(operation)
         else:

@@ -21,6 +21,7 @@ from cached_session.conversation.operation import Elsewhere, Operation, Supersed
 from cached_session.conversation.order import Order
 from cached_session.conversation.tasks import Afterwards, Errands
 from cached_session.conversation.turns import Turns
+from cached_session.conversation.users import User
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
 from cached_session.core.outcomes import Applied, Unknown
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from cached_session.conversation.backlog import Backlog
     from cached_session.conversation.record import Record
     from cached_session.outbox import Outbox
-    from cached_session.outbox.records import Address
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Account, str]
@@ -95,20 +95,57 @@ class Conversation:
         """Forgets what is held of the server; the next read asks."""
         self.ledger.forget_all()
 
-    def attach(self, outbox: Outbox, address: Address, before: Collection[Backlog]) -> Backlog:
-        """Has an outbox take what is appended from now on. With the outbox's lock.
+    def attach(self, outbox: Outbox, owner: Account, user: User | None) -> None:
+        """Has an outbox take what is appended from now on: in one backlog, whoever attaches it.
 
         Args:
             outbox: The outbox.
-            address: Under which name it has the conversation.
-            before: The backlogs that give way to this one.
+            owner: Whose conversation it is.
+            user: Who uses it from now on; None: a session that was closed meanwhile.
+
+        Raises:
+            OutboxError: The outbox is that of a process from which this one was forked.
+            ValueError: The conversation has another outbox in this process, or
+                this outbox has the conversation in another cache.
         """
         # Only now: most processes use no outbox, and need not load it.
+        from cached_session.conversation.addresses import address_of
         from cached_session.conversation.backlog import Backlog
 
-        self._before = before
-        self.backlog = Backlog(outbox, address, self.order, self._rename, self._part)
-        return self.backlog
+        # In a forked child the parent's outbox is refused first of all. If it were attached,
+        # the outbox that the child makes would be refused, as a second one.
+        outbox.check_process()
+        name = self.conversation_id
+        address = address_of(owner, name)
+        with outbox.lock:
+            found: Backlog | None = outbox.backlogs.get(address)
+            before: list[Backlog] = []
+            if found is not None and found.order is not self.order:
+                if found.users:
+                    raise ValueError(
+                        f"cache: a session with this outbox has {name} in another cache; give all "
+                        "sessions on a conversation the same one"
+                    )
+                # The backlog of another cache's copy, which closed sessions have left to send.
+                before.append(found)
+                found = None
+            other = self.backlog
+            if other is not None and other is not found and (other.users or other.sender.working):
+                if other.users or not outbox.same_as(other.record.outbox):
+                    raise ValueError(
+                        f"outbox: {name} has another outbox in this process; give all sessions "
+                        "on a conversation the same one"
+                    )
+                # The backlog of another outbox on the same file, likewise. One that sends
+                # nothing, and that only dropped sessions have used, is just replaced.
+                before.append(other)
+            if found is None:
+                self._before = before
+                found = Backlog(outbox, address, self.order, self._rename, self._part)
+            outbox.backlogs[address] = self.backlog = found
+            if user is not None:
+                found.users.add(user)
+                found.record.come()
 
     def _part(self, backlog: Backlog) -> None:
         if self.backlog is backlog:
@@ -141,10 +178,10 @@ class Conversation:
         """Answers a read without waiting, or returns None; see `Ledger.view`."""
         return self.ledger.view(limit, trust, idle=self.order.turns.idle)
 
-    def go_on(self, context: Callable[[], Operation]) -> None:
-        """Sees to it that what waits is being sent; `context` makes the operations."""
-        if self.backlog is not None and self.ledger.waits:
-            self.backlog.sender.start(context)
+    def go_on(self, through: Operation) -> None:
+        """Sees to it that what waits is being sent, through an operation's client."""
+        if self.backlog is not None:
+            self.backlog.sender.start(through)
 
     async def read(
         self, operation: Operation, limit: int | None, trust: Trust
@@ -232,19 +269,11 @@ class Conversation:
 
     # Appending
 
-    async def deliver(
-        self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
-    ) -> None:
-        """Appends items, each once, in order; errors as in `CachedSession.add_items`.
-
-        Args:
-            operation: The call's own.
-            items: The items, as they will be sent.
-            context: Makes the operations that send what another session's outbox holds.
-        """
+    async def deliver(self, operation: Operation, items: Sequence[Outgoing]) -> None:
+        """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
         if self.backlog is not None:
             # It was accepted before this.
-            await self.backlog.drained(operation, context)
+            await self.backlog.drained(operation)
         delivery = Delivery(self.ledger, self._record, operation)
         turn = await self.order.enter(operation)
         try:
@@ -259,15 +288,8 @@ class Conversation:
             delivery.stop()
             raise
 
-    async def accept(
-        self, operation: Operation, items: Sequence[Outgoing], context: Callable[[], Operation]
-    ) -> None:
+    async def accept(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Accepts items; they are recorded when it returns.
-
-        Args:
-            operation: The call's own.
-            items: The items, as they will be sent.
-            context: Makes the operations that send them.
 
         Raises:
             OutboxPaused: The server refused what was accepted before.
@@ -277,7 +299,7 @@ class Conversation:
         backlog = self._own_backlog()
         while True:
             await self.cleared(operation)
-            await backlog.check(context)
+            await backlog.check(operation)
             place = await backlog.room.take(items, backlog.sender.start)
             if self.ledger.paused is None and self._clearing.idle and not operation.superseded():
                 break
@@ -285,7 +307,7 @@ class Conversation:
 
         async def accept() -> None:
             await backlog.record.accept(items)
-            backlog.sender.start(context)
+            backlog.sender.start(operation)
 
         # Whether items are recorded is not for a caller's cancellation to say.
         await self._errands.run(accept(), place.give_back, abandoned=operation.abandoned)
@@ -411,19 +433,19 @@ class Conversation:
             return False
         raise outcome.error
 
-    async def clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
-        """Drops what waits, deletes the conversation, and calls `deleted` in the moment that it is.
+    async def clear(self, operation: Operation) -> None:
+        """Drops what waits, and deletes the conversation; its caller is on none from then on.
 
         Raises:
             openai.NotFoundError: Somebody else had deleted it.
         """
         backlog = self.backlog
         if backlog is None:
-            await self._clear(operation, deleted)
+            await self._clear(operation)
             return
         turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         try:
-            await self._drop_and_clear(backlog, operation, deleted)
+            await self._drop_and_clear(backlog, operation)
         except asyncio.CancelledError:
             # What is accepted until the deletion is done would be lost with it.
             self._errands.begin(self._cleared(backlog), turn.end)
@@ -439,9 +461,7 @@ class Conversation:
         if self.ledger.known is None:
             await backlog.record.forget()
 
-    async def _drop_and_clear(
-        self, backlog: Backlog, operation: Operation, deleted: Callable[[], None]
-    ) -> None:
+    async def _drop_and_clear(self, backlog: Backlog, operation: Operation) -> None:
         record = backlog.record
         dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
         # What is in flight comes first: nothing may land on a conversation that is gone.
@@ -456,10 +476,10 @@ class Conversation:
         if self.ledger.local:
             # It may be created at this moment; then it is known by its id afterwards.
             async with self.order.turn(operation):
-                deleted()
+                operation.deleted()
             return
         try:
-            await self._clear(operation, deleted)
+            await self._clear(operation)
         except Exception as error:
             error.add_note(
                 f"{operation.conversation_id}: {counted(dropped)} that waited in the outbox "
@@ -468,11 +488,11 @@ class Conversation:
             raise
         await record.forget()
 
-    async def _clear(self, operation: Operation, deleted: Callable[[], None]) -> None:
+    async def _clear(self, operation: Operation) -> None:
         turn = await self.order.enter(operation)
-        await self.order.write(operation, turn, lambda: self._delete_all(operation, deleted))
+        await self.order.write(operation, turn, lambda: self._delete_all(operation))
 
-    async def _delete_all(self, operation: Operation, deleted: Callable[[], None]) -> None:
+    async def _delete_all(self, operation: Operation) -> None:
         ledger = self.ledger
         ledger.clearing()
         with in_flight(ledger, operation):
@@ -488,11 +508,12 @@ class Conversation:
         ledger.forget()
         if not isinstance(outcome, Applied) and not applied:
             raise outcome.error
-        deleted()
+        # In the step in which it is known: nobody may come to it in between.
+        operation.deleted()
 
     # Waiting
 
-    async def flush(self, operation: Operation, context: Callable[[], Operation]) -> None:
+    async def flush(self, operation: Operation) -> None:
         """Waits until every write before this call is on the server, and looks at what is in doubt.
 
         Raises:
@@ -507,7 +528,7 @@ class Conversation:
         await backlog.room.used(operation)
         through = None
         while True:
-            await backlog.drained(operation, context)
+            await backlog.drained(operation)
             async with self.order.turn(operation), Afterwards(backlog.let_go):
                 if await backlog.record.alone(operation):
                     # Of what was accepted meanwhile a batch may be in doubt: the
@@ -569,19 +590,13 @@ class Conversation:
     # Around all of it
 
     async def perform(
-        self,
-        operation: Operation,
-        work: Callable[[], Awaitable[T]],
-        context: Callable[[], Operation],
-        *,
-        opens: bool,
+        self, operation: Operation, work: Callable[[], Awaitable[T]], *, opens: bool
     ) -> T:
         """Does a call's work; what it found, and what it holds, is the sender's afterwards.
 
         Args:
             operation: The call's own.
             work: What to do.
-            context: Makes the operations that send.
             opens: Whether the caller's session has the outbox: it reads what is recorded first.
         """
         backlog = self.backlog
@@ -600,31 +615,31 @@ class Conversation:
                         await asyncio.wait(left)
                     await backlog.record.open(operation, self.order.turn)
                     # What another process left is its to send from now on.
-                    backlog.sender.start(context)
+                    backlog.sender.start(operation)
                 found = await work()
         except asyncio.CancelledError:
             # Not at once: the loop may be ending, and would leave it lying.
-            asyncio.get_running_loop().call_later(_SOON, _go_on, backlog, context, failure)
+            asyncio.get_running_loop().call_later(_SOON, _go_on, backlog, operation, failure)
             raise
         except Exception:
-            await self._afterwards(backlog, context, failure)
+            await self._afterwards(backlog, operation, failure)
             raise
-        await self._afterwards(backlog, context, failure)
+        await self._afterwards(backlog, operation, failure)
         return found
 
     async def _afterwards(
-        self, backlog: Backlog, context: Callable[[], Operation], failure: OutboxError | None
+        self, backlog: Backlog, operation: Operation, failure: OutboxError | None
     ) -> None:
-        _go_on(backlog, context, failure)
+        _go_on(backlog, operation, failure)
         # Where its session was closed meanwhile.
-        await backlog.look(context())
+        await backlog.look(operation.renewed(self.conversation_id))
 
     def _own_backlog(self) -> Backlog:
         assert self.backlog is not None  # its session has an outbox
         return self.backlog
 
 
-def _go_on(backlog: Backlog, context: Callable[[], Operation], failure: OutboxError | None) -> None:
+def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:
     # Where sending failed during the call, and not before it, the next use tries again.
     if backlog.record.held or backlog.sender.failure in (None, failure):
-        backlog.sender.start(context)
+        backlog.sender.start(operation)

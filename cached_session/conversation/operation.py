@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from openai import NotFoundError
 
@@ -28,8 +29,21 @@ class Elsewhere(Exception):
     """Another living process sends what waits."""
 
 
+class Caller(Protocol):
+    """The session that began an operation.
+
+    Attributes:
+        conversation_id: The conversation that it is on by now; None: on none.
+    """
+
+    conversation_id: str | None
+
+
 class Operation:
     """Requests of one operation, repeated under one policy until one deadline.
+
+    It has a caller, whose session may go to another conversation meanwhile; or none, and
+    goes on whatever a session does.
 
     Attributes:
         remote: Where the requests go.
@@ -37,7 +51,6 @@ class Operation:
         meter: Who counts them.
         conversation_id: The conversation.
         deadline: When the operation ends, on the running loop's clock.
-        superseded: Says whether the session has gone to another conversation.
         turn: The turn that it works in, once it has one.
         transfer: Seconds that each of its requests gets on top, for a large batch.
     """
@@ -49,7 +62,7 @@ class Operation:
         meter: Meter,
         conversation_id: str,
         deadline: float,
-        superseded: Callable[[], bool],
+        caller: Caller | None = None,
     ) -> None:
         self.remote = remote
         self.policy = policy
@@ -57,7 +70,9 @@ class Operation:
         self.conversation_id = conversation_id
         self._retrier = Retrier(policy, meter)
         self.deadline = deadline
-        self.superseded = superseded
+        self._caller = caller
+        # By this name its caller knows the conversation.
+        self._begun_on = conversation_id
         self.turn: Turn | None = None
         self.transfer = 0.0
 
@@ -79,17 +94,19 @@ class Operation:
 
     def without_retries(self) -> Operation:
         """The same operation, with one attempt at each request."""
-        policy = dataclasses.replace(self.policy, max_attempts=1)
-        hurried = Operation(
-            self.remote,
-            policy,
-            self.meter,
-            self.conversation_id,
-            self.deadline,
-            self.superseded,
-        )
-        hurried.turn, hurried.transfer = self.turn, self.transfer
+        hurried = copy.copy(self)
+        hurried.policy = dataclasses.replace(self.policy, max_attempts=1)
+        hurried._retrier = Retrier(hurried.policy, self.meter)
         return hurried
+
+    def superseded(self) -> bool:
+        """Whether its caller has gone to another conversation."""
+        return self._caller is not None and self._caller.conversation_id != self._begun_on
+
+    def deleted(self) -> None:
+        """Takes its caller off the conversation, which was deleted just now."""
+        if self._caller is not None and not self.superseded():
+            self._caller.conversation_id = None
 
     def allow(self, size: int) -> None:
         """Gives the time that a batch of so many bytes may take, for its way there or back.
@@ -100,11 +117,9 @@ class Operation:
         self.deadline += self.transfer
 
     def renewed(self, conversation_id: str) -> Operation:
-        """One that begins now, for the same caller, whatever its session does meanwhile."""
+        """One that begins now, through the same client, whatever the caller does meanwhile."""
         deadline = self.now() + self.policy.deadline
-        return Operation(
-            self.remote, self.policy, self.meter, conversation_id, deadline, lambda: False
-        )
+        return Operation(self.remote, self.policy, self.meter, conversation_id, deadline)
 
     def abandoned(self, error: Exception, *, kept: bool = False) -> None:
         """Tells of a write that failed behind a caller who was cancelled.

@@ -58,7 +58,8 @@ class Sender:
         self._order = order
         self._ledger = order.ledger
         self._create = create
-        self._context: Callable[[], Operation] | None = None
+        # Through whose client it sends.
+        self._through: Operation | None = None
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         # What has a request in flight for it.
@@ -80,11 +81,11 @@ class Sender:
         """Notes in which log it is accepted."""
         self._record = record
 
-    def start(self, context: Callable[[], Operation] | None = None) -> None:
+    def start(self, through: Operation | None = None) -> None:
         """Sees to it that what waits is being sent, on the running loop if on no other.
 
         Args:
-            context: Makes the operations from now on; None: the one given last.
+            through: Whose client to use from now on; None: that of the last one given.
         """
         with self._lock:
             ledger, record = self._ledger, self._record
@@ -93,9 +94,9 @@ class Sender:
             # It lets go of what is held also where nothing is sent: other processes wait for it.
             if not (record.held or ledger.waits):
                 return
-            if context is not None:
-                self._context = context
-            if self._context is None:
+            if through is not None:
+                self._through = through
+            if self._through is None:
                 return
             if self._task is not None and not self._lost(self._task):
                 return
@@ -106,7 +107,7 @@ class Sender:
             # by `context=`, which a loop's task factory need not know.
             self._task = contextvars.Context().run(
                 asyncio.get_running_loop().create_task,
-                self._go(self._context()),
+                self._go(self._operation()),
                 name=f"outbox of {ledger.conversation_id}",
             )
             self._task.add_done_callback(self._over)
@@ -140,8 +141,7 @@ class Sender:
     @property
     def operation(self) -> Operation | None:
         """A new operation that sends what waits; None: nobody has said through which client."""
-        context = self._context
-        return None if context is None else context()
+        return None if self._through is None else self._operation()
 
     async def stop(self) -> None:
         """Begins no request any more. One that is in flight settles; what is left stays recorded.
@@ -212,8 +212,7 @@ class Sender:
 
     async def _run(self, operation: Operation) -> None:
         ledger, record, me = self._ledger, self._record, asyncio.current_task()
-        # Without end: what was accepted is sent, however long the server is away.
-        retrier = Retrier(operation.policy.without_end, operation.meter)
+        retrier = Retrier(operation.policy, operation.meter)
         # Whoever appended goes on first. A loop that ends with that call would
         # otherwise be closed in the middle of a connection's beginning, of
         # which the HTTP client's layers make a warning.
@@ -228,7 +227,7 @@ class Sender:
                     if ledger.waits:
                         outcome = await retrier.run(
                             self._attempt,
-                            deadline=math.inf,
+                            deadline=None,  # however long the server is away
                             conversation_id=ledger.conversation_id,
                         )
                         if not isinstance(outcome, Applied) and self._task is me:
@@ -287,8 +286,9 @@ class Sender:
         await Delivery(self._ledger, self._record, once).next_batch(self._create)
 
     def _operation(self) -> Operation:
-        assert self._context is not None  # `start` has seen to it
-        return self._context()
+        assert self._through is not None  # `start` has seen to it
+        # Its name when it is sent: it may have got its id meanwhile.
+        return self._through.renewed(self._ledger.conversation_id)
 
     def _nothing_left(self, me: asyncio.Task[None] | None) -> bool:
         return self._end(me, Sending.IDLE if self._ledger.paused is None else Sending.PAUSED)
@@ -308,7 +308,7 @@ class Sender:
             operation = self._operation()
             if state is Sending.IDLE:
                 # Or the last one to append would be held for ever.
-                self._context = None
+                self._through = None
         self._change(state, error, operation)
         self._record.changed.fire()
         self._ended = operation

@@ -26,7 +26,7 @@ from cached_session.outbox.records import (
     StoredWindow,
     Summary,
 )
-from cached_session.outbox.sqlite import SQLiteOutbox
+from cached_session.outbox.sqlite.outbox import SQLiteOutbox
 from cached_session.outbox.told import Told
 
 T = TypeVar("T")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import random
 from collections.abc import Awaitable, Callable
@@ -145,11 +144,6 @@ class RetryPolicy:
         if not callable(self.random):
             raise TypeError("random must be callable")
 
-    @property
-    def without_end(self) -> RetryPolicy:
-        """The same policy, with attempts without number."""
-        return dataclasses.replace(self, max_attempts=1 << 62, connect_attempts=1 << 62)
-
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt (from 1) failed."""
         # Capped exponent: 2.0 ** 1024 overflows.
@@ -172,7 +166,7 @@ class Retrier:
         self,
         attempt: Callable[[float], Awaitable[Outcome[T]]],
         *,
-        deadline: float,
+        deadline: float | None,
         conversation_id: str | None,
         transfer: float = 0.0,
     ) -> Outcome[T]:
@@ -180,7 +174,8 @@ class Retrier:
 
         Args:
             attempt: Makes one attempt; is given the seconds it may take.
-            deadline: When the operation ends, on the running loop's clock.
+            deadline: When the operation ends, on the running loop's clock; None: never, and
+                attempts are not counted.
             conversation_id: Named in events and notes.
             transfer: Seconds that an attempt gets on top, for a large body.
 
@@ -192,7 +187,7 @@ class Retrier:
         policy = self.policy
 
         async def once() -> Outcome[T]:
-            left = deadline - clock()
+            left = math.inf if deadline is None else deadline - clock()
             if left <= 0:
                 return Refused(too_late(conversation_id), retryable=False)
             outcome = await attempt(min(policy.attempt_timeout + transfer, left))
@@ -228,7 +223,7 @@ class Retrier:
             nonlocal nobody
             failure = _failure(state)
             nobody += failure is not None and found_nobody(failure.error)
-            over = (
+            over = deadline is not None and (
                 state.attempt_number >= policy.max_attempts
                 or nobody >= policy.connect_attempts
                 or clock() + state.upcoming_sleep >= deadline

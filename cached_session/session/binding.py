@@ -1,58 +1,60 @@
-"""Which conversation a session is on, and that conversation's local copy."""
+"""Which conversation a session is on: its name, whose it is, its local copy, and who makes it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agents import OpenAIConversationsSession
-from openai import AsyncOpenAI
 
 from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.listing import Asked
 from cached_session.conversation.operation import Operation, Superseded
+from cached_session.conversation.tasks import bury
+from cached_session.conversation.turns import Turn, Turns
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import Ledger, Trust
+from cached_session.core.ledger import Trust
 from cached_session.core.local import LOCAL
 from cached_session.core.outcomes import Applied
-from cached_session.errors import Reopened
+from cached_session.errors import CachedSessionError, DeadlineExceeded, Reopened, SessionClosed
 from cached_session.events import Meter
 from cached_session.forks import in_child, keep
 from cached_session.server.connections import account, settings
 from cached_session.server.remote import Remote
 from cached_session.server.retrying import Retrier, RetryPolicy
 from cached_session.session.cache import ConversationCache
-from cached_session.session.creating import Creation
-from cached_session.session.identity import Identity
-from cached_session.session.staleness import Staleness
+from cached_session.session.clients import Chosen
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
 
 T = TypeVar("T")
 
+NEW = "a new conversation"
+
 
 class Binding:
-    """The conversation of one session: its id, how it is made, its local copy.
+    """All that one session has: its conversation, through which client, and under what policy.
 
-    Args:
-        client: The openai client.
-        underlying: The session that is wrapped, which then keeps the id, or None.
-        conversation_id: The conversation, or None: made on first use.
-        cache: Where the local copy comes from.
-        policy: How requests are repeated.
-        meter: Who counts them.
-        max_staleness: When a read asks what other processes wrote, see `CachedSession`.
+    It is what operations know as their caller, and backlogs as their user.
+
+    Attributes:
+        chosen: The openai client, and where it is from.
+        meter: Who counts the session's requests.
         outbox: Where appends are recorded before they are sent, or None.
+        conversation: The copy that was bound last; `bound` says whether it still counts.
+        closed: Whether the session takes no calls any more.
     """
 
     def __init__(
         self,
-        client: AsyncOpenAI,
+        chosen: Chosen,
         underlying: OpenAIConversationsSession | None,
         conversation_id: str | None,
         cache: ConversationCache,
@@ -61,42 +63,216 @@ class Binding:
         max_staleness: float | None,
         outbox: Outbox | None,
     ) -> None:
-        self._client = client
-        self._identity = Identity(underlying, conversation_id)
+        """Makes one; nothing is bound yet.
+
+        Args:
+            chosen: See the class.
+            underlying: The session that is wrapped, which then keeps the id, or None.
+            conversation_id: The conversation, or None: made on first use.
+            cache: Where the local copy comes from.
+            policy: How requests are repeated.
+            meter: See the class.
+            max_staleness: When a read asks what other processes wrote, see `CachedSession`.
+            outbox: See the class.
+        """
+        self.chosen = chosen
+        self.meter = meter
+        self.outbox = outbox
+        self.conversation: Conversation | None = None
+        self.closed = False
+        self._client = chosen.client
         self._cache = cache
         self._policy = policy
         self._retrier = Retrier(policy, meter)
-        self._meter = meter
-        self._staleness = Staleness(max_staleness)
-        self.outbox = outbox
-        """Where appends are recorded before they are sent, or None."""
-        self._remote = Remote(client, meter)
-        self._creation = self._new_creation()
+        self._remote = Remote(chosen.client, meter)
+        # The name. Where a session is wrapped, that one's id counts, but while the
+        # conversation has only a local name: then this is the copy.
+        self._underlying = underlying
+        self._id = conversation_id
+        self._local: Conversation | None = None
+        # What of the client counted when the copy was bound.
         self._settings: tuple[object, ...] = ()
-        self._closed = False
+        # The trust in the copy, and the number of the listing that opens it for this session.
+        self._max_staleness = max_staleness
+        self._opening: int | None = None
         # Calls that are under way.
         self._calls = 0
-        self.conversation: Conversation | None = None
-        """The copy that was bound last; `bound` says whether it still counts."""
+        # Whether its backlogs count it as a user no more.
+        self._parted = False
+        self._begin_making()
         in_child(self, Binding._begin_anew)
+
+    def _begin_making(self) -> None:
+        # Whoever makes the conversation, or waits for it, and the tasks that make it.
+        self._making = Turns()
+        self._makers: set[asyncio.Task[None]] = set()
 
     def _begin_anew(self) -> None:
         """In a forked child: it has no copy yet, and waits for nobody who makes a conversation."""
-        keep(self._creation, self.conversation)
-        self._creation, self.conversation = self._new_creation(), None
+        keep(self._making, self._makers, self.conversation)
+        self.conversation = None
+        self._begin_making()
 
-    def _new_creation(self) -> Creation:
-        return Creation(self._create, lambda: self.conversation_id is not None)
+    # The name
 
     @property
     def conversation_id(self) -> str | None:
-        """The conversation's id, None before there is one."""
-        return self._identity.id
+        """The conversation's id, or its local name; None before there is one."""
+        self.created()
+        if self._underlying is None or self._local is not None:
+            return self._id
+        return self._wrapped_id()
 
     @conversation_id.setter
     def conversation_id(self, value: str | None) -> None:
-        self._identity.id = value
+        self._set_id(value)
         self.conversation = None
+
+    def _set_id(self, value: str | None) -> None:
+        self._local = None
+        if self._underlying is not None:
+            # The SDK's setter takes None; its annotation does not say so.
+            self._underlying.session_id = cast(str, value)
+        self._id = value
+
+    def _wrapped_id(self) -> str | None:
+        try:
+            return None if self._underlying is None else self._underlying.session_id
+        except ValueError:  # the SDK's way to say that there is none yet
+            return None
+
+    def created(self) -> None:
+        """Takes over the id of a conversation that had only a local name, if it has one now."""
+        conversation = self._local
+        if conversation is not None and not conversation.conversation_id.startswith(LOCAL):
+            self._set_id(conversation.conversation_id)
+
+    @property
+    def made_elsewhere(self) -> str | None:
+        """The id of a conversation that the wrapped session has made while ours waits, or None."""
+        return None if self._local is None else self._wrapped_id()
+
+    async def agree(self, made: str, deadline: float) -> str:
+        """The conversation to use, now that `made` was made for what waits: that one, or another's.
+
+        Args:
+            made: Its id.
+            deadline: Until when to wait for the wrapped session, on the running loop's clock.
+
+        Raises:
+            DeadlineExceeded: The wrapped session was making one, too, and took too long.
+        """
+        if self._underlying is None or self._local is None:
+            return made
+        if self.made_elsewhere is None:
+            self._underlying.session_id = made
+        await self._wrapped_settled(deadline)
+        return self.made_elsewhere or made
+
+    async def _wrapped_settled(self, deadline: float) -> None:
+        """Waits for a conversation that the wrapped session may be making at this moment.
+
+        Then both mean the same one.
+        """
+        if self._underlying is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                # With an id there this sends nothing.
+                await self._underlying.get_items(limit=0)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{NEW}: the wrapped session's own request took until the deadline; "
+                "nothing was read or written",
+                conversation_id=self.conversation_id,
+            ) from None
+
+    def _made_of(self, local: str) -> str | None:
+        """The id that a conversation with a local name has got in this process, or None."""
+        if self.outbox is None or not local.startswith(LOCAL):
+            return None
+        # Only now, as in `bind`.
+        from cached_session.conversation.addresses import address_of, owner_of
+
+        address = address_of(owner_of(self.outbox, account(self._client)), local)
+        with self.outbox.lock:
+            backlog = self.outbox.backlogs.get(address)
+        name: str | None = None if backlog is None else backlog.order.ledger.conversation_id
+        return None if name == local else name
+
+    # Making the conversation: once, whoever calls first
+
+    async def _made(self, deadline: float, *, create: bool) -> None:
+        """Makes the conversation, or waits for whoever does.
+
+        Args:
+            deadline: Until when, on the running loop's clock.
+            create: Whether to make it; otherwise whoever came before is waited for, no more.
+        """
+        turn = await self._making.enter(deadline, NEW)
+        bury(self._makers)
+        if self.conversation_id is not None or not turn.current:
+            turn.end_for_all()
+            return
+        if not create:
+            # This caller makes none. The next in the line gets the turn alone: it may make one.
+            turn.end()
+            return
+        # The task goes on when this caller is cancelled, so that the next one uses the
+        # conversation that it makes, and does not make a second one.
+        task = asyncio.get_running_loop().create_task(self._make(deadline))
+        self._makers.add(task)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda task: self._abandoned(task, turn))
+            raise
+        self._makers.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            # The next in the line tries again.
+            turn.end()
+        # This caller comes before those who waited for it: it takes its place in the
+        # conversation's order of work in this step, and they theirs in the next ones.
+        turn.end_for_all()
+        task.result()
+
+    def _abandoned(self, task: asyncio.Task[None], turn: Turn) -> None:
+        self._makers.discard(task)
+        turn.end()
+        if not task.cancelled():
+            task.exception()  # nobody else retrieves it
+
+    async def _make(self, deadline: float) -> None:
+        # A lost answer leaves an empty conversation behind that nobody uses.
+        # No request could tell it from the one that is made next.
+        retrier = self._retrier
+        if self.outbox is not None:
+            # Nobody has to wait for the server to come back.
+            retrier = Retrier(dataclasses.replace(self._policy, max_attempts=1), self.meter)
+        outcome = await retrier.run(
+            lambda seconds: self._remote.create(timeout=seconds),
+            deadline=deadline,
+            conversation_id=None,
+        )
+        if isinstance(outcome, Applied):
+            name = outcome.value
+            if self._underlying is not None:
+                if self.conversation_id is None:
+                    self.conversation_id = name
+                await self._wrapped_settled(deadline)
+                return
+            self.conversation_id = name
+        elif self.outbox is None or not outcome.retryable:
+            raise outcome.error
+        else:
+            # The server is out of reach. The outbox takes what is appended all
+            # the same, and makes the conversation when it can.
+            name = f"{LOCAL}{uuid.uuid4().hex}"
+        self.bind(name).ledger.begin_empty(Asked.at(Operation.now()))
+        # Nobody else knows it yet: no listing need open it.
+        self._opening = 0
+
+    # The copy
 
     def bound(self) -> Conversation | None:
         """The copy of the current conversation, if it is bound already."""
@@ -121,15 +297,14 @@ class Binding:
             else:
                 # Only now: most processes use no outbox, and need not load it.
                 from cached_session.conversation.addresses import owner_of
-                from cached_session.session.attaching import attach
 
                 owner = owner_of(self.outbox, client)
                 conversation = self._cache.conversation(owner, conversation_id, client=client)
-                attach(self.outbox, owner, conversation, None if self._closed else self._identity)
+                conversation.attach(self.outbox, owner, None if self._parted else self)
             self.conversation = conversation
-            self._staleness.begin()
+            self._opening = None
             if conversation_id.startswith(LOCAL):
-                self._identity.wait_as(conversation)
+                self._local, self._id = conversation, conversation.conversation_id
         return conversation
 
     def view(self, limit: int | None, *, waited: bool = False) -> list[dict[str, Any]] | None:
@@ -140,19 +315,52 @@ class Binding:
             waited: Whether the caller has waited for whoever makes the conversation.
         """
         conversation = self.bound()
-        if conversation is None or not (waited or self._creation.idle) or not conversation.current:
+        if conversation is None or not (waited or self._making.idle) or not conversation.current:
             return None
         self._cache.touch(conversation)
         held = conversation.view(limit, self.trust(conversation))
         if held is not None:
-            self._meter.hits += 1
-            # The loop that sends what waits may have ended.
-            conversation.go_on(functools.partial(self.sending, conversation))
+            self.meter.hits += 1
+            if conversation.ledger.waits:
+                # The loop that sends it may have ended.
+                conversation.go_on(self._operation(conversation.conversation_id))
         return held
 
     def trust(self, conversation: Conversation) -> Trust:
-        """For how long what is known is trusted by a read now."""
-        return self._staleness.trust(conversation.ledger)
+        """For how long what is known is trusted by a read now, without asking the server.
+
+        A check is a listing that confirms the newest items, whoever of the process
+        asked for it. An append's answer is none: other writers' items may stand
+        before those that it shows.
+        """
+        now = Operation.now()
+        if self._max_staleness is None:
+            # Without end, once a listing was begun after the session came to the conversation.
+            if self._opening is None:
+                self._opening = conversation.ledger.listings + 1
+            return Trust(self._opening, -math.inf, now)
+        if self._max_staleness == 0:
+            # Not even a check that another caller makes while this one waits:
+            # our own writes may come between that and the answer.
+            return Trust(0, math.inf, now)
+        # Of the copy, not of this session: whoever has checked it.
+        return Trust(0, now - self._max_staleness, now)
+
+    # Calls
+
+    def usable(self) -> Binding:
+        """Itself, for a call.
+
+        Raises:
+            SessionClosed: The session was closed.
+            ValueError: The client was replaced.
+        """
+        if self.closed:
+            raise SessionClosed(
+                "the session is closed; make a new one", conversation_id=self.conversation_id
+            )
+        self.chosen.check()
+        return self
 
     async def perform(
         self,
@@ -189,9 +397,9 @@ class Binding:
         create: bool,
     ) -> T | None:
         while True:
-            if not self._creation.idle or (create and self.conversation_id is None):
+            if not self._making.idle or (create and self.conversation_id is None):
                 # Whoever comes while others wait for it waits behind them.
-                await self._creation.ensure(deadline, create=create)
+                await self._made(deadline, create=create)
             conversation_id = self.conversation_id
             if conversation_id is None and not create:
                 return None
@@ -202,15 +410,25 @@ class Binding:
                 self.conversation_id = made
                 continue
             previous, conversation = self.conversation, self.bind(conversation_id)
-            operation = self._operation(
-                conversation_id, deadline, functools.partial(self._left, conversation_id)
-            )
-            done = functools.partial(self._done, work, operation, conversation, previous)
-            context, opens = functools.partial(self.sending, conversation), self.outbox is not None
+            operation = self._operation(conversation_id, deadline)
+            behind = functools.partial(_behind, previous, work, operation, conversation)
             try:
-                return await conversation.perform(operation, done, context, opens=opens)
+                return await conversation.perform(operation, behind, opens=self.outbox is not None)
             except (Superseded, Reopened):
                 continue
+
+    def _operation(self, conversation_id: str, deadline: float | None = None) -> Operation:
+        deadline = self._retrier.deadline() if deadline is None else deadline
+        return Operation(self._remote, self._policy, self.meter, conversation_id, deadline, self)
+
+    async def append(
+        self, operation: Operation, conversation: Conversation, items: Sequence[Outgoing]
+    ) -> None:
+        """Appends by the outbox, if there is one, or else at once."""
+        if self.outbox is not None:
+            await conversation.accept(operation, items)
+        else:
+            await conversation.deliver(operation, items)
 
     async def identify(self) -> str | None:
         """The id of the conversation, or its local name; it is made if there is none."""
@@ -225,56 +443,9 @@ class Binding:
 
     async def leave(self) -> None:
         """Leaves the conversation, behind whoever is making one; the next use makes another."""
-        if not self._creation.idle:
-            await self._creation.ensure(self._retrier.deadline(), create=False)
+        if not self._making.idle:
+            await self._made(self._retrier.deadline(), create=False)
         self.conversation_id = None
-
-    @staticmethod
-    async def _done(
-        work: Callable[[Operation, Conversation], Awaitable[T]],
-        operation: Operation,
-        conversation: Conversation,
-        previous: Conversation | None,
-    ) -> T:
-        if previous is not None and previous is not conversation:
-            # The client's key was changed: another copy. What is in flight on
-            # the old one comes first.
-            await previous.settled(operation)
-        return await work(operation, conversation)
-
-    def _made_of(self, conversation_id: str) -> str | None:
-        """The id that a conversation with a local name has got in this process, or None."""
-        if self.outbox is None or not conversation_id.startswith(LOCAL):
-            return None
-        from cached_session.conversation.addresses import owner_of
-        from cached_session.session.attaching import made_of
-
-        owner = owner_of(self.outbox, account(self._client))
-        return made_of(self.outbox, owner, conversation_id)
-
-    def _operation(
-        self, conversation_id: str, deadline: float, superseded: Callable[[], bool]
-    ) -> Operation:
-        return Operation(
-            self._remote, self._policy, self._meter, conversation_id, deadline, superseded
-        )
-
-    def sending(self, conversation: Conversation) -> Operation:
-        """A new operation that sends what the outbox holds, whatever session accepted it."""
-        return self._sending(conversation.ledger)
-
-    def _sending(self, ledger: Ledger) -> Operation:
-        return self._operation(ledger.conversation_id, self._retrier.deadline(), lambda: False)
-
-    async def append(
-        self, operation: Operation, conversation: Conversation, items: Sequence[Outgoing]
-    ) -> None:
-        """Appends by the outbox, if there is one, or else at once."""
-        context = functools.partial(self.sending, conversation)
-        if self.outbox is not None:
-            await conversation.accept(operation, items, context)
-        else:
-            await conversation.deliver(operation, items, context)
 
     async def flush(self, seconds: float | None, *, create: bool = True) -> None:
         """Waits for the writes before it; see `CachedSession.flush`.
@@ -285,69 +456,47 @@ class Binding:
         """
 
         async def settle(operation: Operation, conversation: Conversation) -> None:
-            await conversation.flush(operation, functools.partial(self.sending, conversation))
+            await conversation.flush(operation)
             if create:
                 await conversation.create(operation)
 
         await self.perform(settle, create=False, seconds=seconds)
 
-    async def recorded(self) -> None:
-        """Waits until the outbox has what calls before this one append.
+    # Its end
 
-        For the server only where one of them is making the conversation: one attempt.
-        """
+    async def close(self, session: object, timeout: float | None) -> None:
+        """Closes the session whose binding this is; see `CachedSession.aclose`."""
+        self.closed = True
+        try:
+            if timeout is not None or self.outbox is None:
+                await self.flush(timeout, create=False)
+            elif self._calls or not self._making.idle:
+                # Until the outbox has what calls before this one append. For the server
+                # only where one of them is making the conversation: one attempt.
+                await self.perform(
+                    lambda operation, conversation: conversation.recorded(operation), create=False
+                )
+        except asyncio.CancelledError:
+            await self.close_at_once(session)
+            raise
+        except Exception as error:
+            try:
+                await self._part(session)
+            except CachedSessionError as another:
+                error.add_note(f"the session is closed, and that failed, too: {another}")
+            raise
+        await self._part(session)
 
-        async def settle(operation: Operation, conversation: Conversation) -> None:
-            await conversation.recorded(operation)
+    async def close_at_once(self, session: object) -> None:
+        """Closes the session for a caller who hears of something else."""
+        self.closed = True
+        # Not of what closing the outbox says: all that is recorded stays there.
+        with contextlib.suppress(CachedSessionError):
+            await self._part(session)
 
-        if self._calls or not self._creation.idle:
-            await self.perform(settle, create=False)
-
-    def _left(self, conversation_id: str) -> bool:
-        return self.conversation_id != conversation_id
-
-    async def _create(self, deadline: float) -> None:
-        # A lost answer leaves an empty conversation behind that nobody uses.
-        # No request could tell it from the one that is made next.
-        retrier = self._retrier
-        if self.outbox is not None:
-            # Nobody has to wait for the server to come back.
-            retrier = Retrier(dataclasses.replace(self._policy, max_attempts=1), self._meter)
-        outcome = await retrier.run(
-            lambda seconds: self._remote.create(timeout=seconds),
-            deadline=deadline,
-            conversation_id=None,
-        )
-        if not isinstance(outcome, Applied):
-            if self.outbox is None or not outcome.retryable:
-                raise outcome.error
-            # The server is out of reach. The outbox takes what is appended all
-            # the same, and makes the conversation when it can.
-            name = f"{LOCAL}{uuid.uuid4().hex}"
-            self.bind(name).ledger.begin_empty(Asked.at(Operation.now()))
-            self._staleness.made()
-            return
-        if not self._identity.wraps:
-            self.conversation_id = outcome.value
-            self.bind(outcome.value).ledger.begin_empty(Asked.at(Operation.now()))
-            self._staleness.made()
-            return
-        if self.conversation_id is None:
-            self.conversation_id = outcome.value
-        await self._identity.settled(deadline)
-
-    def open(self, session: object) -> None:
-        """Notes that `session` uses the outbox."""
-        if self.outbox is not None:
-            self.outbox.users.add(session)
-
-    async def close(self, session: object) -> None:
-        """Lets go of the copy; what is recorded is the outbox's, which sends it.
-
-        Args:
-            session: Whose binding this is.
-        """
-        outbox, self.conversation, self._closed = self.outbox, None, True
+    async def _part(self, session: object) -> None:
+        """Parts from the copy; what is recorded is the outbox's, which sends it."""
+        outbox, self.conversation, self._parted = self.outbox, None, True
         if outbox is None:
             return
         # Only now, as in `bind`.
@@ -356,13 +505,23 @@ class Binding:
         outbox.users.discard(session)
         with outbox.lock:
             # Of each conversation that the session was on. One that got its id has two names.
-            used = {id(one): one for one in outbox.backlogs.values() if self._identity in one.users}
+            used = {id(one): one for one in outbox.backlogs.values() if self in one.users}
             for backlog in used.values():
-                backlog.users.discard(self._identity)
+                backlog.users.discard(self)
         await asyncio.gather(
-            *(
-                one.leave(functools.partial(self._sending, one.order.ledger))
-                for one in used.values()
-            )
+            *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
         )
         await let_go_unused(outbox)
+
+
+async def _behind(
+    previous: Conversation | None,
+    work: Callable[[Operation, Conversation], Awaitable[T]],
+    operation: Operation,
+    conversation: Conversation,
+) -> T:
+    """Does a call's work behind what is in flight on the copy that the session had before."""
+    if previous is not None and previous is not conversation:
+        # The client's key was changed: these are two copies.
+        await previous.settled(operation)
+    return await work(operation, conversation)

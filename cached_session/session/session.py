@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -15,7 +13,6 @@ from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.operation import Operation
 from cached_session.core.items import accept
 from cached_session.core.local import LOCAL
-from cached_session.errors import CachedSessionError, SessionClosed
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (
@@ -30,10 +27,9 @@ from cached_session.session.arguments import (
     check_underlying,
     resolve_limit,
 )
-from cached_session.session.binding import Binding
+from cached_session.session.binding import NEW, Binding
 from cached_session.session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.session.clients import Chosen, choose, told
-from cached_session.session.creating import NEW
 from cached_session.wording import counted
 
 if TYPE_CHECKING:
@@ -124,7 +120,7 @@ class CachedSession(OpenAIConversationsSession):
         chosen = None if openai_client is None else Chosen(openai_client)
         if underlying_session is not None:
             found = (
-                underlying_session.__chosen
+                underlying_session.__binding.chosen
                 if isinstance(underlying_session, CachedSession)
                 else told(underlying_session)
             )
@@ -134,22 +130,20 @@ class CachedSession(OpenAIConversationsSession):
             openai_client=None if chosen is None else chosen.client,
             session_settings=session_settings,
         )
-        # Double underscores, so that no attribute of the base class, in this
-        # release or another, can be the same as one of these.
-        self.__chosen: Chosen = choose(None, told(self), self) if chosen is None else chosen
-        self.__meter = Meter(observer)
-        self.__closed = False
-        self.__binding = Binding(
-            self.__chosen.client,
+        # All that the session has is in one attribute. It has double underscores, so that none
+        # of the base class, in this release or another, or of a subclass can be the same.
+        self.__binding: Binding = Binding(
+            choose(None, told(self), self) if chosen is None else chosen,
             underlying_session,
             conversation_id,
             PROCESS_CACHE if cache is None else cache,
             RetryPolicy() if retry is None else retry,
-            self.__meter,
+            Meter(observer),
             max_staleness,
             outbox,
         )
-        self.__binding.open(self)
+        if outbox is not None:
+            outbox.users.add(self)
 
     @property
     def session_id(self) -> str:
@@ -164,7 +158,7 @@ class CachedSession(OpenAIConversationsSession):
 
     @session_id.setter
     def session_id(self, value: str | None) -> None:
-        self.__go_to(value)
+        _go_to(self.__binding, value)
 
     # Private members of the base class that act on its conversation. Programs
     # call them, and would go past this session. A release without one of them
@@ -183,7 +177,7 @@ class CachedSession(OpenAIConversationsSession):
         # The base class sets it while it is made, to what it was given. That is
         # the binding's, too, which is made after it.
         if "_CachedSession__binding" in vars(self):
-            self.__go_to(value)
+            _go_to(self.__binding, value)
 
     async def _get_session_id(self) -> str:
         """Returns the conversation's id, and makes the conversation if there is none.
@@ -193,13 +187,11 @@ class CachedSession(OpenAIConversationsSession):
                 conversation under a local name; or as from `get_items`.
             Exception: As from `get_items`.
         """
-        self.__check_open()
-        return _id(await self.__binding.identify())
+        return _id(await self.__binding.usable().identify())
 
     async def _clear_session_id(self) -> None:
         """Leaves the conversation, which stays on the server; the next use makes a new one."""
-        self.__check_open()
-        await self.__binding.leave()
+        await self.__binding.usable().leave()
 
     async def _get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """Reads as `get_items` does, also of a subclass that overrides that."""
@@ -223,7 +215,7 @@ class CachedSession(OpenAIConversationsSession):
     @property
     def stats(self) -> Stats:
         """What this session did so far, and what is held of its conversation."""
-        meter, conversation = self.__meter, self.__binding.conversation
+        meter, conversation = self.__binding.meter, self.__binding.conversation
         backlog = None if conversation is None else conversation.backlog
         known = None if conversation is None else conversation.ledger.known
         return Stats(
@@ -239,15 +231,15 @@ class CachedSession(OpenAIConversationsSession):
         )
 
     def __repr__(self) -> str:
-        stats = self.stats
+        stats, binding = self.stats, self.__binding
         state = (
             "closed"
-            if self.__closed
+            if binding.closed
             else f"{counted(stats.items)} held, {counted(stats.bytes, 'byte')}"
         )
         if stats.waiting:
             state += f", {stats.waiting} waiting"
-        return f"CachedSession({self.__binding.conversation_id or NEW}, {state})"
+        return f"CachedSession({binding.conversation_id or NEW}, {state})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """Returns the conversation's history.
@@ -276,9 +268,8 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
+        binding = self.__binding.usable()
         limit = resolve_limit(limit, self.session_settings)
-        binding = self.__binding
         held = binding.view(limit)
         if held is None:
 
@@ -291,7 +282,7 @@ class CachedSession(OpenAIConversationsSession):
                 held = binding.view(limit, waited=True)
                 if held is not None:
                     return held
-                self.__meter.misses += 1
+                binding.meter.misses += 1
                 return await conversation.read(operation, limit, binding.trust(conversation))
 
             held = await binding.perform(read)
@@ -338,13 +329,11 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
+        binding = self.__binding.usable()
         outgoing = accept(items, omitted=_NOT_GIVEN)
         if outgoing:
-            await self.__binding.perform(
-                lambda operation, conversation: self.__binding.append(
-                    operation, conversation, outgoing
-                )
+            await binding.perform(
+                lambda operation, conversation: binding.append(operation, conversation, outgoing)
             )
 
     async def pop_item(self) -> TResponseInputItem | None:
@@ -375,12 +364,11 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
-
-        async def pop(operation: Operation, conversation: Conversation) -> dict[str, Any] | None:
-            return await conversation.pop(operation, self.__binding.trust(conversation))
-
-        return cast(TResponseInputItem | None, await self.__binding.perform(pop))
+        binding = self.__binding.usable()
+        popped = await binding.perform(
+            lambda operation, conversation: conversation.pop(operation, binding.trust(conversation))
+        )
+        return cast(TResponseInputItem | None, popped)
 
     async def clear_session(self) -> None:
         """Deletes the conversation; the next use makes a new one.
@@ -406,16 +394,9 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
-
-        async def clear(operation: Operation, conversation: Conversation) -> None:
-            def deleted() -> None:
-                if not operation.superseded():
-                    self.__binding.conversation_id = None
-
-            await conversation.clear(operation, deleted)
-
-        await self.__binding.perform(clear, create=False)
+        await self.__binding.usable().perform(
+            lambda operation, conversation: conversation.clear(operation), create=False
+        )
 
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
@@ -429,10 +410,8 @@ class CachedSession(OpenAIConversationsSession):
             OutboxError: The outbox could not be read.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
-        await self.__binding.perform(
-            lambda operation, conversation: conversation.refresh(operation),
-            create=False,
+        await self.__binding.usable().perform(
+            lambda operation, conversation: conversation.refresh(operation), create=False
         )
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -465,9 +444,9 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        self.__check_open()
+        binding = self.__binding.usable()
         check_timeout(timeout)
-        await self.__binding.flush(timeout)
+        await binding.flush(timeout)
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Closes the session. Calls made from now on are refused; closing twice does nothing.
@@ -500,27 +479,11 @@ class CachedSession(OpenAIConversationsSession):
             TurnLost: As from `flush`.
         """
         check_timeout(timeout)
-        if self.__closed:
-            return
-        self.__closed = True
-        try:
-            if timeout is not None or self.__binding.outbox is None:
-                await self.__binding.flush(timeout, create=False)
-            else:
-                await self.__binding.recorded()
-        except asyncio.CancelledError:
-            await self.__let_go()
-            raise
-        except Exception as error:
-            try:
-                await self.__binding.close(self)
-            except CachedSessionError as another:
-                error.add_note(f"the session is closed, and that failed, too: {another}")
-            raise
-        await self.__binding.close(self)
+        if not self.__binding.closed:
+            await self.__binding.close(self, timeout)
 
     async def __aenter__(self) -> Self:
-        self.__check_open()
+        self.__binding.usable()
         return self
 
     async def __aexit__(
@@ -531,31 +494,17 @@ class CachedSession(OpenAIConversationsSession):
     ) -> None:
         if exc is None:
             await self.aclose()
-        elif not self.__closed:
+        elif not self.__binding.closed:
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
-            self.__closed = True
-            await self.__let_go()
+            await self.__binding.close_at_once(self)
 
-    async def __let_go(self) -> None:
-        """Closes at once, for a caller who hears of something else."""
-        # Not of what closing the outbox says: all that is recorded stays there.
-        with contextlib.suppress(CachedSessionError):
-            await self.__binding.close(self)
 
-    def __go_to(self, conversation_id: str | None) -> None:
-        # None as in the SDK: the next use makes a new conversation.
-        if conversation_id is not None:
-            check_id("session_id", conversation_id)
-        self.__binding.conversation_id = conversation_id
-
-    def __check_open(self) -> None:
-        if self.__closed:
-            raise SessionClosed(
-                "the session is closed; make a new one",
-                conversation_id=self.__binding.conversation_id,
-            )
-        self.__chosen.check()
+def _go_to(binding: Binding, conversation_id: str | None) -> None:
+    # None as in the SDK: the next use makes a new conversation.
+    if conversation_id is not None:
+        check_id("session_id", conversation_id)
+    binding.conversation_id = conversation_id
 
 
 def _id(conversation_id: str | None) -> str:

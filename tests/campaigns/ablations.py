@@ -22,8 +22,10 @@ from cached_session.conversation import (
 )
 from cached_session.core import history, ledger, matching, unsettled
 from cached_session.core.items import Outgoing
-from cached_session.outbox import Address, Claim, log, sqlite_log, statements
-from cached_session.outbox.store import Store
+from cached_session.outbox import Address, Claim, log
+from cached_session.outbox.sqlite import log as sqlite_log
+from cached_session.outbox.sqlite import statements
+from cached_session.outbox.sqlite.store import Store
 from tests.campaigns.account import Violation
 from tests.campaigns.plan import Failure, Plan
 from tests.crashes.plan import Round

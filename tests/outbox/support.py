@@ -11,7 +11,7 @@ from pathlib import Path
 from cached_session.errors import OutboxError
 from cached_session.outbox import LOCAL, Address, Log, StoredItem
 from cached_session.outbox.log import Epoch
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 
 ADDRESS = Address("https://api.example/v1/", "org", "", "digest", "conv_1")
 OTHER = ADDRESS._replace(conversation="conv_2")

@@ -9,7 +9,7 @@ from cached_session.core.history import History
 from cached_session.core.items import hold
 from cached_session.outbox import SQLiteOutbox
 from cached_session.outbox.log import Epoch, Noted
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.outbox.support import ADDRESS
 
 

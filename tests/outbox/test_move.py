@@ -10,7 +10,7 @@ import pytest
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import Claim, SQLiteOutbox, StoredWindow
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.outbox.support import ADDRESS, OFFLINE, OTHER, accept, listed
 
 NEW = ADDRESS._replace(credentials="another digest", organization="")

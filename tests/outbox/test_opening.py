@@ -15,7 +15,7 @@ import pytest
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import SQLiteOutbox
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.outbox.support import ADDRESS, accept, run, says, waiting
 
 

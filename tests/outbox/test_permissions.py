@@ -16,8 +16,9 @@ import pytest
 
 from cached_session.commands.cli import main
 from cached_session.errors import OutboxError
-from cached_session.outbox import SQLiteOutbox, file, owners
-from cached_session.outbox.schema import APPLICATION_ID
+from cached_session.outbox import SQLiteOutbox
+from cached_session.outbox.sqlite import file, owners
+from cached_session.outbox.sqlite.schema import APPLICATION_ID
 from tests.outbox.support import accept, run, says
 
 

@@ -22,7 +22,7 @@ from cached_session.commands.cli import main
 from cached_session.conversation.addresses import address_of
 from cached_session.emulator import Emulator
 from cached_session.outbox import Address
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 from cached_session.server.connections import account
 from tests.session.support import users
 

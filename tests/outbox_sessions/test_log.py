@@ -18,7 +18,7 @@ from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbo
 from cached_session.emulator import Emulator, Fault, FaultKind, Request
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
-from cached_session.outbox.sqlite_log import SQLiteLog
+from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.faults.line import LOST, Do, Line
 from tests.outbox_sessions.support import (
     QUICK,
@@ -238,6 +238,8 @@ async def test_what_an_outbox_takes_with_it(
         await session.add_items(users("a", SECRET))
         await raised(session.flush())
         await raised(session.aclose())
+        # What other tests have left is told of by now.
+        gc.collect()
         logged(caplog)
         emulator.faults = None
     del outbox, session, process

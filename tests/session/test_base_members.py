@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_every_member_is_known(client: AsyncOpenAI) -> None:
     assert not unknown, f"new in this release of the SDK: {sorted(unknown)}"
     assert set(vars(CachedSession)) >= OVERRIDDEN
     assert not set(vars(CachedSession)) & set(SAFE)
+
+
+def test_one_name_of_its_own(client: AsyncOpenAI) -> None:
+    """A session has one private name beside the base class's, and no subclass can have the same."""
+    theirs = set(vars(OpenAIConversationsSession(openai_client=client)))
+    ours = set(vars(CachedSession(openai_client=client))) - theirs
+    assert ours == {"_CachedSession__binding"}
+    methods = {name for name in vars(CachedSession) if re.match("_[^_]", name)}
+    assert methods - {"_abc_impl"} <= OVERRIDDEN
 
 
 def test_no_parameter_is_new() -> None:

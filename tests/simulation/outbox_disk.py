@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
-from cached_session.outbox import Address, Claim, Log, Row, schema
+from cached_session.outbox import Address, Claim, Log, Row
 from cached_session.outbox.shared import Shared
-from cached_session.outbox.sqlite_log import SQLiteLog
-from cached_session.outbox.store import Store
-from cached_session.outbox.writer import Outcome, run_group
+from cached_session.outbox.sqlite import schema
+from cached_session.outbox.sqlite.log import SQLiteLog
+from cached_session.outbox.sqlite.store import Store
+from cached_session.outbox.sqlite.writer import Outcome, run_group
 from tests.campaigns.account import Call, Change
 from tests.campaigns.menu import CALL
 from tests.simulation.outbox_ledger import OutboxLedger

@@ -9,7 +9,7 @@ import stat
 from urllib.parse import quote
 
 from cached_session.commands.outbox.records import Stop
-from cached_session.outbox.schema import APPLICATION_ID
+from cached_session.outbox.sqlite.schema import APPLICATION_ID
 
 
 def check(path: str) -> None:

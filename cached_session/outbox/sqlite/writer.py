@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from cached_session.core.looking import LOOK_AFTER
 from cached_session.errors import OutboxError
-from cached_session.outbox.file import OpenFile
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.log import Log
+from cached_session.outbox.sqlite.file import OpenFile
 
 
 class Outcome(NamedTuple):

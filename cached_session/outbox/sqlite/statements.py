@@ -1,4 +1,4 @@
-"""The SQL of `Store` and its `Directory`; the stored windows have their own."""
+"""The SQL of `Store`; the stored windows have their own."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import time
 from urllib.parse import quote
 
 from cached_session.errors import OutboxError
-from cached_session.outbox import schema
-from cached_session.outbox.owners import Owner, connect, create
-from cached_session.outbox.sqlite_log import SQLiteLog
-from cached_session.outbox.store import Store
+from cached_session.outbox.sqlite import schema
+from cached_session.outbox.sqlite.log import SQLiteLog
+from cached_session.outbox.sqlite.owners import Owner, connect, create
+from cached_session.outbox.sqlite.store import Store
 
 _DAMAGED = (
     "is damaged. Stop its writers, move it away together with its -wal and -shm files, and "

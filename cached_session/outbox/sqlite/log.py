@@ -27,7 +27,7 @@ from cached_session.outbox.records import (
     StoredWindow,
     Summary,
 )
-from cached_session.outbox.store import Store
+from cached_session.outbox.sqlite.store import Store
 
 
 class SQLiteLog(Log):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
+from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
-from cached_session.outbox import statements as sql
-from cached_session.outbox.directory import Directory
 from cached_session.outbox.records import (
     Address,
     Claim,
@@ -19,7 +18,8 @@ from cached_session.outbox.records import (
     StoredWindow,
     Summary,
 )
-from cached_session.outbox.windows import Windows
+from cached_session.outbox.sqlite import statements as sql
+from cached_session.outbox.sqlite.windows import Windows
 
 
 def _rows(found: Iterable[tuple[int, bytes, int, float]]) -> tuple[Row, ...]:
@@ -30,8 +30,9 @@ class Store:
     """The statements on one open connection.
 
     Every method is called inside a transaction that the caller began and
-    commits. A local name that the server has meanwhile made a conversation of
-    leads to that conversation's record.
+    commits. A record is looked up anew each time, as another process may have
+    made, renamed or removed it. A local name that the server has meanwhile made
+    a conversation of leads to that conversation's record.
 
     Args:
         connection: An open connection to an outbox.
@@ -55,7 +56,6 @@ class Store:
         self.token = token
         self._alive = alive
         self._others = others
-        self._directory = Directory(connection)
         self._windows = Windows(connection, max_window_bytes)
 
     def claim(self, address: Address) -> Claim | None:
@@ -64,7 +64,7 @@ class Store:
         Returns:
             How the backlog came to be this store's; None: a living one has it.
         """
-        number = self._directory.enter(address)
+        number = self._enter(address)
         owner, released = self._owner(number)
         if owner != self.token and not released and self._lives(owner):
             return None
@@ -77,7 +77,7 @@ class Store:
 
     def mark(self, address: Address) -> Mark:
         """What differs from an earlier one if anybody else has had a backlog since then."""
-        number = self._directory.find(address)
+        number = self._find(address)
         if number is None:
             # While this store lives, nobody else removes a record.
             return Mark(0, self.token, 0)
@@ -85,12 +85,12 @@ class Store:
 
     def owns(self, address: Address) -> bool:
         """Whether this store has had a backlog, and nobody else since."""
-        number = self._directory.find(address)
+        number = self._find(address)
         return number is not None and self._owner(number)[0] == self.token
 
     def elsewhere(self, address: Address) -> bool:
         """Whether a living owner other than this store has a backlog."""
-        number = self._directory.find(address)
+        number = self._find(address)
         if number is None:
             return False
         owner, released = self._owner(number)
@@ -102,7 +102,7 @@ class Store:
         Unless another owner lives: one that had the backlog before would take
         a new record for a sign that nobody has had it since.
         """
-        number = self._directory.find(address)
+        number = self._find(address)
         if number is None or self._owner(number)[0] != self.token:
             return
         self._connection.execute(sql.RELEASE, (number,))
@@ -120,28 +120,28 @@ class Store:
         Returns:
             Their places in the order of acceptance.
         """
-        number = self._directory.enter(address)
+        number = self._enter(address)
         return tuple(self._insert(number, now, item) for item in items)
 
     def newest(self, address: Address) -> int:
         """The place of the newest item that waits; 0 if none does."""
-        number = self._directory.find(address)
+        number = self._find(address)
         found = self._connection.execute(sql.NEWEST, (number,)).fetchone()
         return int(found[0] or 0)
 
     def mailbox(self, address: Address, *, after: int = 0) -> Mailbox:
         """A conversation's backlog, of its items those that were accepted after `after`."""
-        number = self._directory.find(address)
+        number = self._find(address)
         rows = self._connection.execute(sql.ROWS_AFTER, (number, after))
         return Mailbox(_rows(rows), *self._state(number))
 
     def doubt(self, address: Address) -> bytes | None:
         """What was noted about requests that may still be applied, or None."""
-        return self._state(self._directory.find(address))[0]
+        return self._state(self._find(address))[0]
 
     def paused(self, address: Address) -> str | None:
         """Why a backlog is not sent, or None."""
-        return self._state(self._directory.find(address))[1]
+        return self._state(self._find(address))[1]
 
     def seal(self, address: Address, through: int, doubt: bytes | None) -> tuple[Row, ...]:
         """Notes that the items up to `through` may be sent from now on, and the doubt.
@@ -149,7 +149,7 @@ class Store:
         Returns:
             All sealed items, oldest first.
         """
-        number = self._directory.find(address)
+        number = self._find(address)
         if number is None:
             self.set_doubt(address, doubt)
             return ()
@@ -159,22 +159,22 @@ class Store:
 
     def any_sealed(self, address: Address) -> bool:
         """Whether a batch may have been sent that is not known to have landed."""
-        number = self._directory.find(address)
+        number = self._find(address)
         return bool(self._connection.execute(sql.ANY_SEALED, (number,)).fetchone()[0])
 
     def landed(self, address: Address, through: int) -> None:
         """Removes the sealed items up to `through`, which the server has."""
-        self._connection.execute(sql.LANDED, (self._directory.find(address), through))
+        self._connection.execute(sql.LANDED, (self._find(address), through))
 
     def set_doubt(self, address: Address, doubt: bytes | None) -> None:
         """Notes what may still be applied; None: nothing."""
-        number = self._directory.find(address) if doubt is None else self._directory.enter(address)
+        number = self._find(address) if doubt is None else self._enter(address)
         if number is not None:
             self._connection.execute(sql.SET_DOUBT, (doubt, number))
 
     def withdraw(self, address: Address) -> Row | None:
         """Removes and returns the newest item; None if there is none or it is sealed."""
-        number = self._directory.find(address)
+        number = self._find(address)
         newest = _rows(self._connection.execute(sql.ROW_NEWEST, (number,)))
         if not newest or newest[0].sealed:
             return None
@@ -187,7 +187,7 @@ class Store:
         Returns:
             How many items were removed.
         """
-        number = self._directory.find(address)
+        number = self._find(address)
         if number is None:
             return 0
         if not sealed:
@@ -197,23 +197,11 @@ class Store:
 
     def pause(self, address: Address, reason: str) -> None:
         """Notes why a backlog is not sent."""
-        self._connection.execute(sql.SET_PAUSED, (reason, self._directory.enter(address)))
+        self._connection.execute(sql.SET_PAUSED, (reason, self._enter(address)))
 
     def resume(self, address: Address) -> None:
         """Notes that a backlog may be sent again."""
-        self._connection.execute(sql.SET_PAUSED, (None, self._directory.find(address)))
-
-    def created(self, address: Address, conversation: str) -> Address:
-        """Makes the record of a local name that of the conversation the server made.
-
-        Returns:
-            Where the backlog is from now on. If the local name was made a
-            conversation of before, that one's address.
-
-        Raises:
-            ValueError: `address` is not that of a local name.
-        """
-        return self._directory.rename(address, conversation)
+        self._connection.execute(sql.SET_PAUSED, (None, self._find(address)))
 
     def move(self, address: Address, to: Address) -> None:
         """Moves a backlog to another account's address, and makes this store its owner.
@@ -224,7 +212,7 @@ class Store:
             OutboxError: A living owner has one of the two, or what is noted
                 there could not be told from what is noted here any more.
         """
-        number, other = self._directory.find(address), self._directory.find(to)
+        number, other = self._find(address), self._find(to)
         if number is None or number == other:
             return
         if self.claim(address) is None or (other is not None and self.claim(to) is None):
@@ -234,7 +222,7 @@ class Store:
             )
         if other is None:
             self._windows.drop(number)
-            self._directory.relocate(number, to)
+            self._relocate(number, to)
             return
         there = self.mailbox(to)
         if there.rows or (there.doubt and self.mailbox(address).doubt):
@@ -242,42 +230,84 @@ class Store:
                 f"The other account has a backlog of {to.conversation}, too, with number {other}. "
                 "Send or discard that one first."
             )
-        self._directory.merge(number, other)
-
-    def namesakes(self, address: Address) -> list[Namesake]:
-        """The backlogs of the same conversation under other credentials, if something waits."""
-        return self._directory.namesakes(address)
-
-    def known_as(self, address: Address) -> str | None:
-        """The id of the conversation that was made for a local name, or None."""
-        return self._directory.known_as(address)
+        self._merge(number, other)
 
     def append_window(self, address: Address, items: Sequence[StoredItem], unverified: int) -> None:
         """Adds newer items behind the stored window; `unverified` counts all of it."""
-        self._windows.append(self._directory.enter(address), items, unverified)
+        self._windows.append(self._enter(address), items, unverified)
 
     def replace_window(self, address: Address, window: StoredWindow | None) -> None:
         """Stores a window, or forgets the one that is stored."""
         if window is not None:
-            self._windows.replace(self._directory.enter(address), window)
-        elif (number := self._directory.find(address)) is not None:
+            self._windows.replace(self._enter(address), window)
+        elif (number := self._find(address)) is not None:
             self._windows.drop(number)
 
     def window_newest(self, address: Address) -> tuple[int, str] | None:
         """The newest item of a conversation's window: a number that tells this writing of it
         from any other, and the item's id. None if none is stored.
         """
-        number = self._directory.find(address)
+        number = self._find(address)
         return None if number is None else self._windows.newest(number)
 
     def window(self, address: Address) -> StoredWindow | None:
         """The stored window, or None."""
-        number = self._directory.find(address)
+        number = self._find(address)
         return None if number is None else self._windows.read(number)
+
+    def known_as(self, address: Address) -> str | None:
+        """The id of the conversation that was made for a local name, or None."""
+        found = self._find_local(address)
+        return None if found is None else found[1]
+
+    def created(self, address: Address, conversation: str) -> Address:
+        """Makes the record of a local name that of a conversation; it is found by both names.
+
+        Returns:
+            Where the record is from now on. If the local name was made a
+            conversation of before, that one's address.
+
+        Raises:
+            ValueError: `address` is not that of a local name.
+        """
+        if not address.conversation.startswith(LOCAL):
+            raise ValueError("address: its conversation exists on the server already")
+        known = self.known_as(address)
+        if known is not None:
+            return address._replace(conversation=known)
+        number = self._enter(address)
+        new = address._replace(conversation=conversation)
+        other = self._find(new)
+        if other is not None:
+            # Somebody knew of the conversation before this was recorded.
+            self._merge(number, other)
+            number = other
+        self._connection.execute(sql.RENAME, (conversation, address.conversation, number))
+        return new
+
+    def namesakes(self, address: Address) -> list[Namesake]:
+        """The backlogs of the same conversation under other credentials, if something waits."""
+        found = self._connection.execute(sql.NAMESAKES, address._asdict())
+        return [Namesake(number, Address(*of), items) for number, *of, items in found]
 
     def summaries(self) -> list[Summary]:
         """All records that hold items or a window, or are paused, in the order of their making."""
-        return self._directory.summaries(self._lives)
+        found = self._connection.execute(sql.SUMMARIES).fetchall()
+        owned = {owner: self._lives(owner) for owner in {row[11] for row in found}}
+        return [
+            Summary(
+                number=row[0],
+                address=Address(*row[1:6]),
+                items=row[6],
+                size=row[7],
+                sealed=row[8],
+                oldest=row[9],
+                paused=row[10],
+                owned=owned[row[11]],
+                window=row[12],
+            )
+            for row in found
+        ]
 
     def _state(self, number: int | None) -> tuple[bytes | None, str | None]:
         return self._connection.execute(sql.STATE, (number,)).fetchone() or (None, None)
@@ -293,3 +323,39 @@ class Store:
         seq = self._connection.execute(sql.ACCEPT, (number, now, item)).lastrowid
         assert seq is not None  # an INSERT that succeeds has one
         return seq
+
+    def _find(self, address: Address) -> int | None:
+        """The number of a conversation's record, or None."""
+        found = self._connection.execute(sql.FIND, address).fetchone()
+        found = found or self._find_local(address)
+        return None if found is None else int(found[0])
+
+    def _enter(self, address: Address) -> int:
+        """The number of a conversation's record, which is made if there is none."""
+        number = self._find(address)
+        if number is None:
+            number = self._connection.execute(sql.ENTER, address).lastrowid
+            assert number is not None  # an INSERT that succeeds has one
+        return number
+
+    def _relocate(self, number: int, to: Address) -> None:
+        """Gives a record another account's address, which no record has.
+
+        Its local name goes with it, unless that account has one of that name already.
+        """
+        (local,) = self._connection.execute(sql.LOCAL_NAME, (number,)).fetchone()
+        if local is not None and self.known_as(to._replace(conversation=local)):
+            local = None
+        self._connection.execute(sql.RELOCATE, (*to, local, number))
+
+    def _merge(self, number: int, other: int) -> None:
+        """Gives the items of a record, and what else it says, to another one, and removes it."""
+        self._connection.execute(sql.MOVE_ITEMS, (other, number))
+        self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
+        self._connection.execute(sql.DELETE, (number,))
+
+    def _find_local(self, address: Address) -> tuple[int, str] | None:
+        if not address.conversation.startswith(LOCAL):
+            return None
+        found: tuple[int, str] | None = self._connection.execute(sql.FIND_LOCAL, address).fetchone()
+        return found

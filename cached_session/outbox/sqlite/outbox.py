@@ -14,10 +14,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from cached_session.outbox.file import OpenFile
 from cached_session.outbox.log import Log
 from cached_session.outbox.shared import MIB, Shared
-from cached_session.outbox.writer import Job, Outcome, Writer
+from cached_session.outbox.sqlite.file import OpenFile
+from cached_session.outbox.sqlite.writer import Job, Outcome, Writer
 
 T = TypeVar("T")
 
