@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from cached_session.emulator import (
     Service,
     random_ids,
 )
+from tests.campaigns.account import text_of
 from tests.campaigns.setting import Kind
-from tests.campaigns.witness import KEY, Witness
+from tests.campaigns.witness import Witness
 from tests.clients import HttpKind, openai_client
 from tests.servers import eventually
-from tests.simulation.ledger import text_of
 
 Operation = Literal["create", "append", "read", "pop", "clear"]
 
@@ -144,7 +143,11 @@ async def measure(case: Case) -> str:
     if not case.possible:
         return CANNOT
     witness = Witness(Service(ConversationStore(new_id=random_ids())))
-    conversation = None if case.operation == "create" else _prepare(witness, case.operation)
+    conversation = (
+        None
+        if case.operation == "create"
+        else witness.make([*map(str, range(BEFORE[case.operation]))])
+    )
     async with _open(witness, case, conversation) as (emulator, session):
         if case.operation in ("append", "pop", "clear"):
             await session.get_items()
@@ -190,17 +193,6 @@ async def _open(
             # The look that closing makes may find the conversation deleted.
             with contextlib.suppress(OpenAIError):
                 await session.aclose()
-
-
-def _prepare(witness: Witness, operation: str) -> str:
-    """Makes a conversation with the items that the operation needs; returns its id."""
-    made = witness.handle(Request("POST", "/v1/conversations", (), KEY, b"{}")).json()
-    path = f"/v1/conversations/{made['id']}/items"
-    for start in range(0, BEFORE[operation], 20):
-        texts = map(str, range(start, min(start + 20, BEFORE[operation])))
-        body = json.dumps({"items": [{"role": "user", "content": text} for text in texts]})
-        witness.handle(Request("POST", path, (), KEY, body.encode()))
-    return str(made["id"])
 
 
 async def _ended(call: Coroutine[Any, Any, str], emulator: Emulator) -> str:

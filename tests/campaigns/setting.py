@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cached_session.emulator import FaultKind
+from tests.campaigns.plan import Plan
 from tests.clients import HttpKind
 
 ATTEMPT = 0.3
@@ -29,49 +30,41 @@ SPANS = {
 Kind = Literal["cached", "sdk"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What one run is like; drawn from its seed.
+@dataclass(frozen=True, kw_only=True)
+class Setting(Plan):
+    """What one run is like; drawn from its seed. Real sockets add chance of their own.
 
     Attributes:
-        seed: Of everything that is drawn. Real sockets add chance of their own.
-        rate: Share of requests that a fault befalls.
-        operations: How many operations the workers do together.
-        workers: How many tasks work at the same time.
-        foreign: Whether another writer is about.
-        history: How many items the conversation holds at the beginning.
         kind: Which session is used.
         repeats: Whether the workers say the same words more than once.
         http: Which HTTP client the openai client has.
+        upstream: Base URL of the server behind the faults; None: the emulator's own service.
     """
 
-    seed: int
-    rate: float
-    operations: int
-    workers: int
-    foreign: bool
-    history: int = 0
+    world = "sockets"
+
     kind: Kind = "cached"
     repeats: bool = True
     http: HttpKind = "default"
+    upstream: str | None = None
 
     @classmethod
-    def draw(cls, seed: int, http: HttpKind = "default") -> Setting:
+    def draw(cls, seed: int, name: str = "sockets", **about: Any) -> Setting:
         """The setting that belongs to a seed."""
         rng = random.Random(f"{seed}:setting")
         return cls(
+            name=name,
             seed=seed,
             rate=rng.choice((0.1, 0.25, 0.4)),
             operations=rng.randint(30, 50),
             workers=rng.randint(1, 4),
             foreign=rng.random() < 0.4,
             history=rng.choice((0, 0, 130)),
-            http=http,
+            **about,
         )
 
     @classmethod
     def compared(cls, seed: int, kind: Kind) -> Setting:
         """A setting in which the items of every kind of session can be counted."""
-        return cls(
-            seed=seed, rate=0.4, operations=40, workers=1, foreign=False, kind=kind, repeats=False
-        )
+        name = f"compared-{kind}"
+        return cls(name=name, seed=seed, rate=0.4, operations=40, kind=kind, repeats=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import quote
@@ -13,9 +13,8 @@ from urllib.parse import quote
 import httpx2
 
 from cached_session.emulator import Fault, FaultKind, FaultPlan, Request, Response
-from tests.simulation.ledger import Ledger, text_of
-
-KEY = {"authorization": "Bearer key"}
+from tests.campaigns.account import Served, text_of
+from tests.campaigns.menu import KEY
 
 PATIENCE = 20.0
 """Seconds that a forwarded request may take. The client of a test gives up long before."""
@@ -96,13 +95,13 @@ class Witness:
     """A service in front of another one that notes what every change leaves behind.
 
     Attributes:
-        ledger: Where each state of the watched conversation is noted, with its time.
+        account: Where each state of the watched conversation is noted, with its time.
         made: Ids of the conversations that were made, in order.
         split: Items of batches of which only a part was stored at first.
     """
 
-    def __init__(self, service: Handler, ledger: Ledger | None = None) -> None:
-        self.ledger = Ledger() if ledger is None else ledger
+    def __init__(self, service: Handler, account: Served | None = None) -> None:
+        self.account = account or Served()
         self.made: list[str] = []
         self.split: set[str] = set()
         self._service = service
@@ -132,6 +131,15 @@ class Witness:
         with self._lock:
             return self._service.items(conversation_id)
 
+    def make(self, texts: Sequence[str]) -> str:
+        """Makes a conversation that holds messages, and returns its id."""
+        made = self.handle(Request("POST", "/v1/conversations", (), KEY, b"{}")).json()["id"]
+        for start in range(0, len(texts), 20):
+            items = [{"role": "user", "content": text} for text in texts[start : start + 20]]
+            body = json.dumps({"items": items}).encode()
+            self.handle(Request("POST", f"/v1/conversations/{made}/items", (), KEY, body))
+        return str(made)
+
     def planned(self, plan: FaultPlan, told: Callable[[Fault], None]) -> FaultPlan:
         """A plan that decides as `plan` does and lets the witness know what is coming.
 
@@ -158,8 +166,13 @@ class Witness:
         with self._lock:
             return not self._late
 
+    def stopped(self) -> None:
+        """Notes that the server was stopped: what was put off never comes."""
+        with self._lock:
+            self._late.clear()
+
     def _note(self) -> None:
         if self._watched is not None:
             items = self._service.items(self._watched)
             listing = tuple(json.dumps(item, sort_keys=True) for item in items)
-            self.ledger.state(time.monotonic(), listing)
+            self.account.state(time.monotonic(), listing)

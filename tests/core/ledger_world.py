@@ -35,8 +35,9 @@ from cached_session.emulator import (
     carry_out,
     seeded_ids,
 )
+from tests.campaigns.account import Violation, text_of
+from tests.campaigns.menu import KEY
 
-KEY = {"authorization": "Bearer key"}
 WATCH = 5.0
 """Seconds for which a request without an answer is watched; none comes later than 2.1."""
 ATTEMPTS = 4
@@ -45,10 +46,6 @@ ENOUGH = 400
 KINDS = tuple(
     kind for kind in FaultKind if kind not in (FaultKind.CURSOR_IGNORED, FaultKind.CURSOR_REFUSED)
 )
-
-
-class Violation(AssertionError):
-    """Something was lost or doubled, is out of order, was read wrongly, or has no end."""
 
 
 class Ended(Exception):
@@ -103,12 +100,6 @@ class Log:
     doubt: bytes | None = None
     paused: str | None = None
     kept: tuple[list[Held], bool, int] | None = None
-
-
-def words(item: dict[str, Any]) -> str:
-    """What an item is known by."""
-    content = item["content"]
-    return content if isinstance(content, str) else str(content[0]["text"])
 
 
 def _held(answer: Any) -> list[Held]:
@@ -687,7 +678,7 @@ class World:
         self._check(got, limit)
 
     def _own(self, items: Sequence[dict[str, Any]]) -> list[str]:
-        return [text for text in map(words, items) if not text.startswith("other")]
+        return [text for text in map(text_of, items) if not text.startswith("other")]
 
     def _check(self, got: list[dict[str, Any]], limit: int | None) -> None:
         if self.undecidable or self.meddled:
@@ -708,7 +699,7 @@ class World:
 
             def change() -> None:
                 log.rows.pop()
-                self._popped(words(json.loads(row.data)))
+                self._popped(text_of(json.loads(row.data)))
 
             self._commit(change)
             ledger.withdrawn(row.seq)
@@ -733,7 +724,7 @@ class World:
         raise Violation("the newest item is always gone")
 
     def _pop_listed(self, last: Held) -> bool:
-        ledger, text = self.ledger, words(unhold(last))
+        ledger, text = self.ledger, text_of(unhold(last))
         ledger.removing(last.id)
         try:
             removed = self._delete(last.id)
@@ -821,7 +812,7 @@ class World:
             raise Violation("what was dropped still waits")
         self.undecidable = False
         del self.ideal[len(self.ideal) - waiting :]
-        self._learn([words(json.loads(item)) for item in batch])
+        self._learn([text_of(json.loads(item)) for item in batch])
         self._note()
         self.sheltered = before
         self.tally["dropped"] += 1
@@ -848,7 +839,7 @@ class World:
         """Another writer appends something, or removes what it had appended."""
         if not self.others:
             return
-        theirs = [item for item in self._there() if words(item).startswith("other")]
+        theirs = [item for item in self._there() if text_of(item).startswith("other")]
         if theirs and self.rng.random() < 0.4:
             self._past("DELETE", f"{self.root}/{self.rng.choice(theirs)['id']}")
             return
@@ -865,18 +856,18 @@ class World:
         if not self.others or self.late or self.calm or self.rng.random() < 0.8:
             return
         there = self._there()
-        sent = {words(json.loads(item)) for item in batch.items}
+        sent = {text_of(json.loads(item)) for item in batch.items}
         wanted = sent.union(self.ideal)
         texts = self._own(there)
         if len({*texts}) < len(texts) or not wanted.issuperset(texts):
             return  # a late copy, which could not be told any more
         anchors = {*self.ledger.watch.anchors}
         gone = [item for item in there if item["id"] in anchors]
-        if not sent.isdisjoint(map(words, gone)):
+        if not sent.isdisjoint(map(text_of, gone)):
             return  # of the batch itself
         for item in gone:
             self._past("DELETE", f"{self.root}/{item['id']}")
-        removed = {words(item) for item in gone}
+        removed = {text_of(item) for item in gone}
         self.ideal = [text for text in self.ideal if text not in removed]
         self.meddled = True
         self.tally["anchors removed"] += 1
@@ -949,6 +940,6 @@ class World:
         shown = self._look(None, self._asking())
         there = self.service.items(self.conversation)
         if shown != there:
-            raise Violation(f"at the end {[*map(words, shown)]}\nthere {[*map(words, there)]}")
+            raise Violation(f"at the end {[*map(text_of, shown)]}\nthere {[*map(text_of, there)]}")
         if self._own(there) != self.ideal:
             raise Violation(f"at the end {self._own(there)}\nnot {self.ideal}")

@@ -28,7 +28,8 @@ from cached_session.core.ledger import (
 from cached_session.core.queue import Row
 from cached_session.core.rewriting import VERBATIM
 from cached_session.core.unsettled import Untold
-from tests.core.ledger_world import At, Violation, World
+from tests.campaigns.account import Violation
+from tests.core.ledger_world import At, World
 from tests.core.strategies import held, message
 
 RUNS = 300

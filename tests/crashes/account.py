@@ -7,22 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-
-class Violation(AssertionError):
-    """A promise that was not kept."""
-
-
-@dataclass
-class Call:
-    """One call of `add_items`.
-
-    Attributes:
-        texts: What tells its items.
-        returned: Whether it returned: its items are there. Otherwise they may be.
-    """
-
-    texts: tuple[str, ...]
-    returned: bool = False
+from tests.campaigns.account import Account, Call, Violation
 
 
 class Read(NamedTuple):
@@ -62,9 +47,9 @@ class Process:
         """Takes in what it said, in order."""
         for kind, *details in entries:
             if kind == "about":
-                self.calls.append(Call(tuple(details[0])))
+                self.calls.append(Call(tuple(details[0]), self.name))
             elif kind == "returned":
-                self.calls[-1].returned = True
+                self.calls[-1].returns()
             elif kind == "read":
                 limit, texts, ids = details
                 self.reads.append(Read(limit, tuple(texts), tuple(ids), len(self.calls)))
@@ -72,14 +57,6 @@ class Process:
                 self.events[details[0]] += 1
             else:
                 self.notes[kind] = details[0]
-
-
-def text_of(item: dict[str, Any]) -> str:
-    """What tells an item."""
-    if "call_id" in item:
-        return f"{item['type']} {item['call_id']}"
-    content = item["content"]
-    return str(content if isinstance(content, str) else content[0]["text"])
 
 
 Phase = Sequence[Sequence[Call]]
@@ -103,7 +80,7 @@ def explained(
     # From the newest item on, so that a listing of a few may end anywhere.
     wanted, length = tuple(listing)[::-1], len(listing)
     reached = {0}
-    for phase in [[[Call(tuple(before), returned=True)]], *phases][::-1]:
+    for phase in [[[Call(tuple(before)).returns()]], *phases][::-1]:
         found: set[int] = set()
         todo = {(tuple(map(len, phase)), place) for place in reached}
         seen = set(todo)
@@ -118,7 +95,7 @@ def explained(
                     continue
                 call = phase[number][count - 1]
                 fewer = (*left[:number], count - 1, *left[number + 1 :])
-                ends = [] if call.returned else [place]
+                ends = [place] if call.unknown else []
                 texts = call.texts[::-1]
                 part = wanted[place : place + len(texts)]
                 if part == texts[: len(part)] and (len(part) == len(texts) or not whole):
@@ -132,8 +109,8 @@ def explained(
 
 
 @dataclass
-class Account:
-    """What a round's processes did.
+class Told(Account):
+    """What a round's processes did, of which nothing is known but what they have told.
 
     Attributes:
         before: What stood in the conversation before the first of them.
@@ -144,10 +121,20 @@ class Account:
     phases: list[list[Process]] = field(default_factory=list)
     _open: list[tuple[int, Process, Read]] = field(default_factory=list)
 
-    @property
-    def processes(self) -> list[Process]:
-        """All of them, in order."""
-        return [process for phase in self.phases for process in phase]
+    def starts(self, texts: Sequence[str]) -> None:
+        """The conversation holds this before the first process is run."""
+        self.before = tuple(texts)
+        self.asks(texts, "before").returns()
+
+    def begins(self, *names: str) -> list[Process]:
+        """Processes of these names are run."""
+        self.phases.append([Process(name) for name in names])
+        return self.phases[-1]
+
+    def hear(self, process: Process, entries: Iterable[Sequence[Any]]) -> None:
+        """A process of the newest run has ended and said all this."""
+        process.hear(entries)
+        self.calls += process.calls
 
     def _calls(self) -> list[Phase]:
         return [[process.calls for process in phase] for phase in self.phases]
@@ -202,30 +189,17 @@ class Account:
                 were removed since.
         """
         if not explained(tuple(listing), self.before, self._calls(), whole=True):
-            lost, doubled = self.count(listing)
+            found = self.count(listing)
             raise Violation(
-                f"{lost} lost, {doubled} doubled; the server holds {list(listing)[-400:]}"
+                f"{found['lost']} lost, {found['doubled']} doubled; "
+                f"the server holds {list(listing)[-400:]}"
             )
         for phase, process, read in self._open:
             gone = {*read.ids} - {*ids, None}
             if not self._may_show(phase, process, read, gone):
                 raise self._wrong(process, read)
 
-    def count(self, listing: Sequence[str]) -> tuple[int, int]:
-        """How many items are lost, and how many stand there too often."""
-        held = Counter(listing)
-        calls = [call for process in self.processes for call in process.calls]
-        sure: Counter[str] = Counter(self.before)
-        most = Counter(self.before)
-        for call in calls:
-            most.update(call.texts)
-            if call.returned:
-                sure.update(call.texts)
-        return (sure - held).total(), (held - most).total()
-
     @property
     def accepted(self) -> int:
         """How many items were in calls that returned."""
-        return sum(
-            len(call.texts) for process in self.processes for call in process.calls if call.returned
-        )
+        return sum(len(call.sure) for call in self.calls if call.worker != "before")

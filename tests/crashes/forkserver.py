@@ -21,12 +21,13 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import pytest
 from openai import AsyncOpenAI, OpenAIError
 
 from cached_session import CachedSession, ConversationCache
-from tests.crashes import ablations
+from tests.campaigns.ablations import BY_NAME
 from tests.crashes.plan import Work
-from tests.crashes.worker import Worker, policy, say_to
+from tests.crashes.worker import Life, policy, say_to
 
 
 class Child:
@@ -75,8 +76,10 @@ def _live(work: Work, setting: dict[str, Any], writing: int) -> NoReturn:
     status = 1
     try:
         say = say_to(writing)
-        ablations.apply(setting["ablation"])
-        asyncio.run(Worker(work, setting, say).run())
+        if setting["ablation"] is not None:
+            # For good: nothing undoes it before the process ends.
+            BY_NAME[setting["ablation"]](pytest.MonkeyPatch())
+        asyncio.run(Life(work, setting, say).run())
         status = 0
     except BaseException:
         say("failed", traceback.format_exc())

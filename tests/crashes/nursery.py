@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
-from tests.crashes.plan import Work, as_json
+from tests.crashes.plan import Work
 
 _ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ class Nursery:
         Raises:
             RuntimeError: The forkserver has ended, or something was printed.
         """
-        told = {"works": [as_json(work) for work in works], "setting": setting}
+        told = {"works": [asdict(work) for work in works], "setting": setting}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from cached_session.emulator import FaultKind
+from tests.campaigns.plan import Plan
 
 ATTEMPT = 0.5
 """Seconds that one request may take."""
@@ -38,8 +38,8 @@ class Work:
         name: Tells it from the others of its round.
         seed: Of what it draws.
         mode: Appends and reads; or flushes; or flushes and shows what there is.
-        calls: How many calls of `add_items` it makes at most.
-        reads: How often it reads before a call.
+        operations: How many operations it makes at most.
+        reads: How often it reads, for each append.
         pause: Seconds between two of its operations, on average.
         slow_disk: Whether the disk takes its time.
         ending: What it does after its calls: closes its session, exits without,
@@ -52,7 +52,7 @@ class Work:
     name: str
     seed: str
     mode: Mode = "work"
-    calls: int = 0
+    operations: int = 0
     reads: float = 0.0
     pause: float = 0.0
     slow_disk: bool = False
@@ -75,28 +75,23 @@ class Run:
     away: bool
 
 
-@dataclass(frozen=True)
-class Round:
+@dataclass(frozen=True, kw_only=True)
+class Round(Plan):
     """A few runs on one file, and two undisturbed ones at the end.
 
+    Real processes add chance of their own.
+
     Attributes:
-        seed: Of everything that is drawn. Real processes add chance of their own.
-        rate: Share of requests that a fault befalls.
-        weights: How often each kind of fault comes.
-        history: How many items the conversation holds at the beginning; None:
-            there is no conversation yet.
         told: Whether a process is told the conversation's id if it is known.
         runs: The runs in which processes are killed.
         last: The ones at the end, in which the server is well.
     """
 
-    seed: int
-    rate: float
-    weights: dict[FaultKind, float]
-    history: int | None
+    world = "processes"
+
     told: bool
     runs: tuple[Run, ...]
-    last: tuple[Run, ...] = field(default=())
+    last: tuple[Run, ...]
 
     @classmethod
     def draw(cls, seed: int) -> Round:
@@ -115,6 +110,7 @@ class Round:
         flush = Work("flush", f"{seed}", "flush", ending=rng.choice(("close", "exit")))
         check = Work("check", f"{seed}", "check")
         return cls(
+            name="processes",
             seed=seed,
             rate=rng.choice((0.1, 0.25, 0.4)),
             weights={kind: rng.random() for kind in KINDS},
@@ -132,7 +128,7 @@ class Round:
             Work(
                 name=f"{number}a",
                 seed=f"{rng.random()}",
-                calls=30,
+                operations=50,
                 reads=0.5,
                 pause=0.01,
                 ending="exit",
@@ -143,19 +139,10 @@ class Round:
         ]
         return replace(
             cls.draw(seed).with_only([FaultKind.LATE_COMMIT]),
+            name="removals",
             history=3,
             runs=tuple(Run((work,), away=False) for work in works),
         )
-
-    def with_only(self, kinds: Sequence[FaultKind]) -> Round:
-        """The same round with many faults, all of these kinds."""
-        return replace(self, rate=0.4, weights=dict.fromkeys(kinds, 1.0))
-
-    @property
-    def rates(self) -> dict[FaultKind, float]:
-        """The share of requests that each kind of fault befalls."""
-        scale = self.rate / sum(self.weights.values())
-        return {kind: weight * scale for kind, weight in self.weights.items()}
 
 
 def _work(rng: random.Random, name: str) -> Work:
@@ -164,7 +151,7 @@ def _work(rng: random.Random, name: str) -> Work:
     return Work(
         name=name,
         seed=seed,
-        calls=rng.randint(3, 30),
+        operations=rng.randint(4, 40),
         reads=rng.choice((0.1, 0.1, 0.5)),
         pause=rng.choice((0.0, 0.002, 0.01)),
         slow_disk=rng.random() < 0.4,
@@ -174,8 +161,3 @@ def _work(rng: random.Random, name: str) -> Work:
         # In the middle of what is seldom begun.
         kill_on=random.Random(seed).choice(("LateCopyRemoved", "Reconciled", None, None, None)),
     )
-
-
-def as_json(work: Work) -> dict[str, Any]:
-    """A work as it goes to another process."""
-    return asdict(work)

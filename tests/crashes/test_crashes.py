@@ -2,110 +2,58 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from cached_session.emulator import FaultKind
-from tests.crashes.account import Account, Call, Process, Violation, explained
-from tests.crashes.campaign import Failure, kill, play
+from tests.campaigns.ablations import Ablation, in_plans, missed
+from tests.campaigns.account import Call, Violation
+from tests.campaigns.plan import fresh, summary
+from tests.crashes.account import Told, explained
+from tests.crashes.campaign import kill, play
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
 
 CAMPAIGN = pytest.mark.campaign
 
-KILLS = 60
+KILLS = 75
 """About ten seconds. `python -m tests.crashes.campaign --kills 2000` is the long one."""
-
-FAILED_ONCE = (1008, 5001, 5106, 30174)
-"""Seeds of rounds in which a promise was broken while this was made."""
 
 PATIENCE = 200
 """Rounds in which a safeguard that is switched off has to be missed."""
-
-LOST_ANSWERS = (
-    FaultKind.LATE_COMMIT,
-    FaultKind.RESET_AFTER_COMMIT,
-    FaultKind.RESET_BEFORE_COMMIT,
-)
 
 
 @CAMPAIGN
 def test_killed(nursery: Nursery, tell: Callable[[str], None]) -> None:
     """What was accepted is on the server once and in order, whenever processes are killed."""
-    start = secrets.randbelow(1 << 40)
-    tell(f"crashes, seeds from {start}")
-    tally = kill(KILLS, start, nursery)
-    tell(
-        f"crashes: {tally['kills']} kills in {tally['rounds']} rounds, "
-        f"{tally['items accepted']} items, {tally['requests']} requests, {tally['faults']} faults"
-    )
+    tally = kill(KILLS, fresh("crashes", tell), nursery)
+    told = f"{tally['kills']} kills, {tally['items accepted']} items"
+    tell(f"crashes: {summary(tally)}, {told}")
     assert tally["items accepted"] > 0
     assert (tally["lost"], tally["doubled"]) == (0, 0)
-
-
-@CAMPAIGN
-@pytest.mark.parametrize("seed", FAILED_ONCE)
-def test_failed_once(nursery: Nursery, seed: int) -> None:
-    """The rounds that showed a bug once keep every promise."""
-    assert len(list(play([Round.draw(seed)], nursery))) == 1
 
 
 @CAMPAIGN
 def test_killed_amid_removals(nursery: Nursery) -> None:
     """A process killed half way through deleting a late copy leaves the rest to the next one."""
     removed = 0
-    for world in play(map(Round.amid_removals, range(2)), nursery):
-        removed += world.tally["late copy removed"]
+    for seed in range(2):
+        removed += play(Round.amid_removals(seed), nursery)["late copy removed"]
     assert removed > 0
 
 
-def _missed(plans: Iterable[Round], nursery: Nursery, ablation: str) -> None:
-    for plan in plans:
-        try:
-            list(play([plan], nursery, ablation))
-        except Failure as failure:
-            cause, told = failure.__cause__, str(failure)
-            # A worker that failed, or printed something, shows nothing of the account: without
-            # its safeguard it may as well warn that a batch can't be told from another's.
-            if isinstance(cause, Violation):
-                assert re.search(r"[1-9]\d* doubled|: a read of ", str(cause)), told
-                assert f"--ablation {ablation}" in told
-                return
-    pytest.fail(f"no promise was broken without {ablation}")
-
-
 @CAMPAIGN
-def test_without_doubt_restored(nursery: Nursery) -> None:
-    """The campaign misses it if a successor does not know that a batch may have been sent."""
-    plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
-    _missed(plans, nursery, "doubt_not_restored")
+@pytest.mark.parametrize(("ablation", "draw", "violation"), in_plans("processes"))
+def test_every_safeguard_is_missed(
+    ablation: Ablation, draw: Callable[[int], Round], violation: str, nursery: Nursery
+) -> None:
+    """With one safeguard switched off in all processes, the account shows what it prevents."""
+    plans = map(draw, range(1000, 1000 + PATIENCE))
+    missed(ablation, violation, (partial(play, plan, nursery, ablation.__name__) for plan in plans))
 
 
-@CAMPAIGN
-def test_without_seals(nursery: Nursery) -> None:
-    """The campaign misses it if the file does not say which items may have been sent."""
-    plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
-    _missed(plans, nursery, "not_sealed")
-
-
-@CAMPAIGN
-def test_without_watch(nursery: Nursery) -> None:
-    """The campaign misses it if a batch that landed is not watched for its late copy."""
-    plans = (Round.draw(seed).with_only(LOST_ANSWERS) for seed in range(1000, 1000 + PATIENCE))
-    _missed(plans, nursery, "late_copies_not_watched")
-
-
-@CAMPAIGN
-def test_without_removals_recorded(nursery: Nursery) -> None:
-    """The campaign misses it if the file does not say which late copies are being deleted."""
-    plans = map(Round.amid_removals, range(PATIENCE))
-    _missed(plans, nursery, "removals_not_recorded")
-
-
-CALLS = [Call(("a", "b"), returned=True), Call(("c", "d"))]
+CALLS = [Call(("a", "b")).returns(), Call(("c", "d"))]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +84,7 @@ def test_account_refuses(listing: list[str]) -> None:
 
 def test_account_of_two() -> None:
     """Calls of two processes at once mix, each process's in its order; a tail may begin inside."""
-    others = [Call(("x",), returned=True), Call(("y", "z"), returned=True)]
+    others = [Call(("x",)).returns(), Call(("y", "z")).returns()]
     mixed = ["old", "x", "a", "b", "y", "z"]
     assert explained(mixed, ["old"], [[CALLS, others]], whole=True)
     assert not explained(["old", "y", "z", "a", "b", "x"], ["old"], [[CALLS, others]], whole=True)
@@ -144,11 +92,12 @@ def test_account_of_two() -> None:
     assert not explained(["a", "z"], ["old"], [[CALLS, others]], whole=False)
 
 
-def _accounted(*names: str, ids: str) -> Account:
+def _accounted(*names: str, ids: str) -> Told:
     """An account of processes of which the first has read "ab" and a copy of it, with these ids."""
-    processes = [Process(name) for name in names]
-    processes[0].hear([["about", ["a", "b"]], ["returned"], ["read", None, [*"abab"], [*ids]]])
-    return Account(phases=[processes])
+    account = Told()
+    first = account.begins(*names)[0]
+    account.hear(first, [["about", ["a", "b"]], ["returned"], ["read", None, [*"abab"], [*ids]]])
+    return account
 
 
 def test_account_of_a_late_copy_beside_another() -> None:

@@ -8,14 +8,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from openai import AsyncOpenAI, OpenAIError
+from openai import AsyncOpenAI
 
 from cached_session import (
     CachedSession,
-    CachedSessionError,
     ConversationCache,
     Event,
     LateCopyRemoved,
@@ -25,7 +24,8 @@ from cached_session import (
     RetryPolicy,
 )
 from cached_session.outbox import Log, SQLiteOutbox
-from tests.crashes.account import text_of
+from tests.campaigns.account import Account, Call, Item, text_of
+from tests.campaigns.menu import Menu, Worker, name_of
 from tests.crashes.plan import ATTEMPT, DEADLINE, Work
 
 T = TypeVar("T")
@@ -76,11 +76,37 @@ class SlowDisk(SQLiteOutbox):
             await asyncio.sleep(self.rng.expovariate(50))
 
 
-class Worker:
-    """One process's work."""
+class Saying(Account):
+    """The account of a process that may be killed at any moment: it says each step."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__()
+        self._say = say
+
+    def asks(self, texts: Iterable[str], worker: Any, **about: Any) -> Call:
+        """Says what is appended, before it is."""
+        call = super().asks(texts, worker, **about)
+        self._say("about", call.texts)
+        return call
+
+    def answered(self, call: Call, item: Item | None = None) -> None:
+        """Says that an append has returned."""
+        if call.ended == "returned":
+            self._say("returned")
+
+
+class Life(Menu):
+    """One process, from its fork to its end."""
+
+    renewed = hurried = 0.0
+    limits = (None, None, 4)
+    sizes = (1, 2, 3, 4, 5)
+    words, said = 0.45, ("yes", "yes", "no")
+    flush_within = (0.05, 0.5)
 
     def __init__(self, work: Work, setting: dict[str, Any], say: Say) -> None:
-        self._work = work
+        super().__init__(Saying(say), work.operations)
+        self._job = work
         self._path = setting["path"]
         self._base_url = setting["base_url"]
         self._known: str | None = setting["conversation"]
@@ -89,133 +115,90 @@ class Worker:
         self._events = 0
         self._appended = False
         self._said: str | None = None
+        self.prefix = f"{work.name}."
+        self.odds = {"append": 1.0, "read": work.reads, "flush": 0.07, "reopen": 0.05}
 
     async def run(self) -> None:
-        """Does it."""
-        say, work = self._say, self._work
+        """Lives."""
+        say, work = self._say, self._job
         SlowDisk.rng = self._rng
-        outbox = (SlowDisk if work.slow_disk else SQLiteOutbox)(self._path)
+        self._outbox = outbox = (SlowDisk if work.slow_disk else SQLiteOutbox)(self._path)
         say("opened", time.monotonic())
         async with AsyncOpenAI(base_url=self._base_url, api_key="key", max_retries=0) as client:
-            session = await self._session(client, outbox)
+            self._client = client
+            at = Worker(work.name, self._rng, [await self._session(None)])
             if work.mode == "work":
-                session = await self._append_and_read(session, client, outbox)
+                await self._work(at)
             else:
-                await session.flush(timeout=20)
-                self._say_id(session)
+                await at.session.flush(timeout=20)
+                self._say_id(at.session)
             if work.mode == "check":
-                await self._check(session, outbox)
+                await self._check(at.session)
             if work.ending == "stay":
                 await asyncio.sleep(FOREVER)
             if work.ending == "close":
-                await self._close(session)
+                await self._close(at, at.session)
                 await outbox.aclose(timeout=20)
 
-    async def _session(self, client: AsyncOpenAI, outbox: SQLiteOutbox) -> CachedSession:
+    async def _session(self, at: Worker | None, **options: Any) -> CachedSession:
         return CachedSession(
-            conversation_id=self._known or await self._recorded(outbox),
-            openai_client=client,
+            conversation_id=self._known or await self._recorded(),
+            openai_client=self._client,
             cache=ConversationCache(),
             retry=policy(self._rng),
-            outbox=outbox,
+            outbox=self._outbox,
             observer=self._observe,
             max_staleness=self._rng.choice((None, None, 0)),
         )
 
-    async def _recorded(self, outbox: SQLiteOutbox) -> str | None:
+    async def _recorded(self) -> str | None:
         """The conversation as the file has it."""
-        summaries = await outbox.transact(lambda log: log.summaries())
+        summaries = await self._outbox.transact(lambda log: log.summaries())
         names = [summary.address.conversation for summary in summaries]
         assert len(names) < 2, f"several conversations are in the file: {names}"
         return names[0] if names else None
 
-    async def _append_and_read(
-        self, session: CachedSession, client: AsyncOpenAI, outbox: SQLiteOutbox
-    ) -> CachedSession:
-        rng, say = self._rng, self._say
-        for number in range(self._work.calls):
-            chance = rng.random()
-            if chance < self._work.reads:
-                await self._read(session)
-            elif chance < self._work.reads + 0.07:
-                await self._flush(session)
-            elif chance < self._work.reads + 0.12:
-                await self._close(session)
-                session = await self._session(client, outbox)
-            items = self._items(number)
-            say("about", [text_of(item) for item in items])
-            await session.add_items(items)
-            say("returned")
-            self._say_id(session)
-            if self._work.pause:
-                await asyncio.sleep(rng.expovariate(1 / self._work.pause))
-        return session
+    async def _pause(self, at: Worker) -> None:
+        if self._job.pause:
+            await asyncio.sleep(at.rng.expovariate(1 / self._job.pause))
 
-    def _items(self, call: int) -> list[Any]:
-        items: list[dict[str, Any]] = []
-        name = f"{self._work.name}.{call}"
-        for number in range(self._rng.randint(1, 5)):
-            kind = self._rng.choices(("text", "word", "call"), (4, 4, 1))[0]
-            if kind == "call":
-                call_id = f"call {name}.{number}"
-                items += [
-                    {
-                        "type": "function_call",
-                        "call_id": call_id,
-                        "name": "look",
-                        "arguments": "{}",
-                    },
-                    {"type": "function_call_output", "call_id": call_id, "output": "seen"},
-                ]
-                continue
-            text = f"{name}.{number}" if kind == "text" else self._rng.choice(("yes", "yes", "no"))
-            items.append({"role": "user", "content": text})
-        return items[:5]
+    def _failed(self, kind: str, error: Exception) -> None:
+        if kind == "append":
+            raise error
+        self._say("event", f"{kind} failed {type(error).__name__}")
 
-    async def _read(self, session: CachedSession) -> None:
-        limit = self._rng.choice((None, None, 4))
-        try:
-            items = await session.get_items(limit)
-        except (OpenAIError, CachedSessionError) as error:
-            self._say("event", f"read failed {type(error).__name__}")
-            return
-        shown: list[Any] = list(items)
+    async def _append(self, at: Worker) -> None:
+        await super()._append(at)
+        self._say_id(at.session)
+
+    async def _checked_read(self, at: Worker, session: CachedSession, limit: int | None) -> None:
+        shown: list[Any] = list(await session.get_items(limit))
         self._say("read", limit, [*map(text_of, shown)], [item.get("id") for item in shown])
 
-    async def _flush(self, session: CachedSession) -> None:
-        try:
-            await session.flush(timeout=self._rng.uniform(0.05, 0.5))
-        except (OpenAIError, CachedSessionError) as error:
-            self._say("event", f"flush failed {type(error).__name__}")
-
-    async def _check(self, session: CachedSession, outbox: SQLiteOutbox) -> None:
+    async def _check(self, session: CachedSession) -> None:
         items = await session.get_items()
         self._say_id(session)
         self._say("items", items)
         self._say("again", await session.get_items() == items)
-        summaries = await outbox.transact(lambda log: log.summaries())
+        summaries = await self._outbox.transact(lambda log: log.summaries())
         self._say("waiting", sum(summary.items for summary in summaries))
 
-    async def _close(self, session: CachedSession) -> None:
+    async def _close(self, at: Worker, session: CachedSession) -> None:
         try:
             await session.aclose()
-        except (OpenAIError, CachedSessionError) as error:
-            if self._work.mode != "work":
+        except self.expected as error:
+            if self._job.mode != "work":
                 raise
-            self._say("event", f"close failed {type(error).__name__}")
+            self._failed("close", error)
 
     def _say_id(self, session: CachedSession) -> None:
-        if self._said is not None:
-            return
-        try:
-            self._said = session.session_id
-        except ValueError:  # it has a local name
-            return
-        self._say("conversation", self._said)
+        if self._said is None and (name := name_of(session)) is not None:
+            self._said = name
+            self._say("conversation", name)
 
     def _observe(self, event: Event) -> None:
         self._events += 1
-        if self._events == self._work.kill_at or type(event).__name__ == self._work.kill_on:
+        if self._events == self._job.kill_at or type(event).__name__ == self._job.kill_on:
             os.kill(os.getpid(), signal.SIGKILL)
         if isinstance(event, RequestFinished) and event.operation == "append":
             self._appended = True

@@ -7,11 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cached_session.emulator import Emulator, Faults
-from tests.crashes.account import Account, Process, Violation, text_of
+from cached_session.emulator import ConversationStore, Emulator, Service, random_ids
+from tests.campaigns.account import Violation, text_of
+from tests.campaigns.witness import Witness
+from tests.crashes.account import Process, Told
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import SPANS, Round, Run
-from tests.crashes.service import Watched
 from tests.servers import eventually
 
 
@@ -27,13 +28,18 @@ class World:
     def __init__(self, plan: Round, nursery: Nursery, ablation: str | None = None) -> None:
         self.plan = plan
         self.tally: Counter[str] = Counter()
-        self.account = Account()
-        self.service = Watched()
+        self.account = Told()
+        self.service = Witness(Service(ConversationStore(new_id=random_ids())))
         self.emulator = Emulator(service=self.service)  # type: ignore[arg-type]
         self._nursery = nursery
         self._ablation = ablation
         self._conversation: str | None = None
         self._serving = False
+
+    @property
+    def trace(self) -> list[str]:
+        """The requests, one line each."""
+        return [*map(str, self.emulator.requests)]
 
     def run(self) -> None:
         """Runs everything to its end.
@@ -43,9 +49,11 @@ class World:
         """
         plan = self.plan
         if plan.history is not None:
-            self.account.before = tuple(f"old {number}" for number in range(plan.history))
-            self._conversation = self.service.make(list(self.account.before))
-        faults = self.service.planned(Faults(plan.seed, plan.rates, spans=SPANS))
+            self.account.starts([f"old {number}" for number in range(plan.history)])
+            self._conversation = self.service.make(self.account.before)
+        faults = self.service.planned(
+            plan.faults(SPANS), lambda fault: self.tally.update([f"fault {fault.kind}"])
+        )
         self._serve(True)
         try:
             with TemporaryDirectory(prefix="crashes-") as directory:
@@ -60,9 +68,7 @@ class World:
                 self._check(last)
         finally:
             self._serve(False)
-            self.tally["requests"] = len(self.emulator.requests)
-            self.tally["faults"] = self.service.faults.total()
-            self.tally.update({f"fault {name}": n for name, n in self.service.faults.items()})
+            self.tally.update(seeds=1, requests=len(self.emulator.requests))
 
     def _serve(self, serving: bool) -> None:
         if serving is not self._serving:
@@ -86,10 +92,9 @@ class World:
             # Nothing says yet what two processes would have in common.
             works = works[:1]
         reports = self._nursery.run(works, setting)
-        phase = [Process(work.name) for work in works]
-        self.account.phases.append(phase)
+        phase = self.account.begins(*(work.name for work in works))
         for process, report in zip(phase, reports, strict=True):
-            process.hear(report["said"])
+            self.account.hear(process, report["said"])
             self._tally(process, report["end"])
         for process in phase:
             if "failed" in process.notes:
@@ -109,10 +114,9 @@ class World:
             stage = "before opening" if "opened" not in process.notes else "at work"
             self.tally[f"kills {stage}"] += 1
         self.tally["calls"] += len(process.calls)
-        self.tally["calls cut off"] += sum(not call.returned for call in process.calls)
-        self.tally["items accepted"] += sum(
-            len(call.texts) for call in process.calls if call.returned
-        )
+        self.tally["calls cut off"] += sum(call.unknown for call in process.calls)
+        self.tally["items accepted"] += sum(len(call.sure) for call in process.calls)
+        self.tally["operations"] += len(process.calls) + len(process.reads)
         self.tally["reads"] += len(process.reads)
         self.tally.update(process.events)
 
@@ -121,8 +125,7 @@ class World:
         conversation, items = last.notes["conversation"], last.notes["items"]
         held: list[dict[str, Any]] = self.service.items(conversation)
         listing = [text_of(item) for item in held]
-        lost, doubled = self.account.count(listing)
-        self.tally.update({"lost": lost, "doubled": doubled})
+        self.tally.update(self.account.count(listing))
         self.account.check_end(listing, {item["id"] for item in held})
         if items != held or not last.notes["again"]:
             raise Violation(

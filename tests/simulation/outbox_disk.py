@@ -11,7 +11,6 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from cached_session import OutboxError
@@ -21,16 +20,14 @@ from cached_session.outbox.sqlite import schema
 from cached_session.outbox.sqlite.log import SQLiteLog
 from cached_session.outbox.sqlite.store import Store
 from cached_session.outbox.sqlite.writer import Outcome, run_group
-from tests.simulation.outbox_calls import Call, Change
+from tests.campaigns.account import Call, Change
+from tests.campaigns.menu import CALL
 from tests.simulation.outbox_ledger import OutboxLedger
 
 if TYPE_CHECKING:
     from tests.simulation.outbox_process import Process
 
 T = TypeVar("T")
-
-CALL: ContextVar[Call | None] = ContextVar("CALL", default=None)
-"""The append or pop that a task works for."""
 
 
 class Delays(NamedTuple):

@@ -9,6 +9,7 @@ a moment, or not yet, makes no difference to it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -16,8 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.simulation.ledger import Violation, text_of
-from tests.simulation.outbox_calls import Call, Change, now
+from tests.campaigns.account import Account, Call, Change, Violation, text_of
+
+
+def now() -> float:
+    """The virtual time."""
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class _Entry:
     process: int
 
 
-class OutboxLedger:
+class OutboxLedger(Account):
     """The ideal sequence of one conversation, and all that is checked against it.
 
     Attributes:
@@ -40,17 +45,16 @@ class OutboxLedger:
             whether they are there: the foreign writer, or a pop whose process had ended,
             took away what stood before, or the foreign writer's items stand where they
             would. A human has to look, and has it sent again or discards it.
-        calls: All appends and pops.
         discards: What a human has discarded, which a process learns of when it claims.
         violations: What was found to be wrong.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.violations: list[Violation] = []
         self.single = self.alone = True
         self.cursors_ignored = False
         self.given_up: dict[int, str] = {}
-        self.calls: list[Call] = []
         self.discards: list[Change] = []
         self._entries: list[_Entry] = []
         self._states: list[tuple[str, ...]] = [()]
@@ -180,21 +184,19 @@ class OutboxLedger:
 
     # What must be true
 
-    def check_append(self, call: Call) -> None:
-        """An append that returned is recorded whole, one that raised is not."""
-        if call.change is not None:
-            self.heard([call.change])
-        if (call.ended == "returned") != bool(call.places):
-            raise self.broken(f"an append {call.ended} and was recorded as {call.places}")
+    def answered(self, call: Call, item: dict[str, Any] | None = None) -> None:
+        """An append that returned is recorded whole, one that raised is not.
 
-    def check_pop(self, call: Call, item: dict[str, Any] | None) -> None:
-        """A pop that returned an item removed that one; None: there was none."""
+        A pop that returned an item removed that one; None: there was none.
+        """
         if call.change is not None:
             self.heard([call.change])
-        if item is not None and text_of(item).startswith("foreign") and not call.removed:
-            return
-        if item is not None:
-            if call.removed != [(text_of(item), item.get("id"))]:
+        if call.kind == "append":
+            if (call.ended == "returned") != bool(call.places):
+                raise self.broken(f"an append {call.ended} and was recorded as {call.places}")
+        elif item is not None:
+            foreign = text_of(item).startswith("foreign") and not call.removed
+            if not foreign and call.removed != [(text_of(item), item.get("id"))]:
                 raise self.broken(f"a pop returned {text_of(item)} and removed {call.removed}")
         elif call.removed:
             raise self.broken(f"a pop returned nothing and removed {call.removed}")

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Event, RetryBudget, RetryPolicy
 from cached_session.conversation.sender import Sender
-from tests.simulation.ledger import Violation
+from tests.campaigns.account import Violation
 from tests.simulation.network import Network
 from tests.simulation.outbox_disk import SimOutbox
 

@@ -13,7 +13,6 @@ from openai import OpenAIError
 
 from cached_session import (
     BacklogChanged,
-    CachedSession,
     CachedSessionError,
     Event,
     OutboxPaused,
@@ -23,13 +22,12 @@ from cached_session import (
 from cached_session.conversation.conversation import Conversation
 from cached_session.emulator import Fault, FaultKind, Request
 from cached_session.outbox.records import Address
-from tests.simulation.ledger import Violation, text_of
-from tests.simulation.outbox_calls import Call
-from tests.simulation.outbox_disk import CALL, SimOutbox
+from tests.campaigns.account import Call, Violation, text_of
+from tests.campaigns.menu import CALL
+from tests.simulation.outbox_disk import SimOutbox
 from tests.simulation.outbox_process import PROCESS, Process, task_factory
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.outbox_work import OutboxWork
-from tests.simulation.world import SETTLED
 
 # How often somebody decides at most, at the end, what is to become of a paused backlog.
 DECISIONS = 20
@@ -40,9 +38,10 @@ class OutboxWorld(OutboxWork):
 
     def __init__(self, setting: OutboxSetting) -> None:
         super().__init__(setting)
-        self._chance = random.Random(f"{setting.base.seed}:crashes")
+        self._chance = random.Random(f"{setting.seed}:crashes")
         self._crashes = setting.crashes
         self._numbers = 0
+        self._survivors: list[Process] = []
         self._ids: list[str] = []
         self._pops: dict[str, tuple[Call, Process]] = {}
 
@@ -61,34 +60,21 @@ class OutboxWorld(OutboxWork):
 
     async def _run(self) -> None:
         asyncio.get_running_loop().set_task_factory(task_factory)  # type: ignore[arg-type]
-        plan, self.network.plan = self.network.plan, lambda request: None
-        first = CachedSession(openai_client=self._client, cache=self._cache, retry=self._policy)
-        await first.get_items()
-        self._conversation_id = self.disk.conversation = first.session_id
-        self._fill()
-        self.account.fill(map(text_of, self.network.service.items(self._conversation_id)))
-        self.network.committed = self._committed
         self.network.cut_off = self._cut_off
-        self._committed()
-        self.network.plan = plan
+        await super().run()
+
+    async def _workers(self) -> None:
+        self.disk.conversation = self._conversation_id
+        self.account.fill(map(text_of, self._held()))
         slots = [
             asyncio.create_task(self._slot(number), name=f"slot {number}")
-            for number in range(self.about.processes)
+            for number in range(self.setting.processes)
         ]
-        foreign = asyncio.create_task(self._foreign()) if self.setting.foreign else None
         try:
-            survivors = await asyncio.gather(*slots)
+            self._survivors = await asyncio.gather(*slots)
         finally:
-            for task in (*slots, *([] if foreign is None else [foreign])):
+            for task in slots:
                 task.cancel()
-            if foreign is not None:
-                await asyncio.gather(foreign, return_exceptions=True)
-        # Late commits come in, watches end; then the network and the disk are good.
-        await asyncio.sleep(SETTLED)
-        self.network.plan = lambda request: None
-        for process in survivors:
-            process.outbox.failures = 0.0
-        await self._finish(survivors)
 
     # Processes
 
@@ -98,7 +84,7 @@ class OutboxWorld(OutboxWork):
         while True:
             process = self._process()
             main = process.start(self._live(process, slot), f"process {process.number}")
-            lifetime = rng.expovariate(1 / self.about.lifetime) if self._crashes else None
+            lifetime = rng.expovariate(1 / self.setting.lifetime) if self._crashes else None
             await asyncio.wait({main}, timeout=lifetime)
             if main.done():
                 main.result()
@@ -124,9 +110,9 @@ class OutboxWorld(OutboxWork):
             self.disk,
             f"process {number}",
             rng,
-            self.about.delays,
-            max_items=self.about.max_items,
-            max_window_bytes=self.about.max_window_bytes,
+            self.setting.delays,
+            max_items=self.setting.max_items,
+            max_window_bytes=self.setting.max_window_bytes,
         )
         return Process(
             number,
@@ -141,11 +127,15 @@ class OutboxWorld(OutboxWork):
         workers = range(self.setting.workers)
         await asyncio.gather(*(self._work_in(process, slot * 10 + worker) for worker in workers))
 
+    async def _work_in(self, process: Process, worker: int) -> None:
+        rng = self.setting.rng(f"worker {worker} in {process.number}")
+        await self._work(await self._worker(worker, rng, process))
+
     async def _leave(self, process: Process) -> None:
         try:
             await process.close_all()
         except (OpenAIError, CachedSessionError) as error:
-            self._failed(error, "close failed")
+            self._failed("close", error)
             await self._leave(process)
 
     # The network
@@ -213,7 +203,10 @@ class OutboxWorld(OutboxWork):
 
     # The end
 
-    async def _finish(self, survivors: list[Process]) -> None:
+    async def _end(self) -> None:
+        survivors = self._survivors
+        for process in survivors:
+            process.outbox.failures = 0.0
         # At the same time: one may have to wait for what another one sends.
         drains = [process.start(self._drained(process), "end") for process in survivors]
         await asyncio.gather(*drains)
@@ -221,8 +214,7 @@ class OutboxWorld(OutboxWork):
             await process.start(self._left_behind(process), "what was left behind")
         if self.disk.waiting():
             raise Violation("after a flush in every process items wait")
-        listing = self.network.service.items(self._conversation_id)
-        self.account.check_end(listing)
+        self.account.check_end(self._held())
         for process in survivors:
             await process.start(self._leave(process), "exit")
             await process.exit()
@@ -230,20 +222,15 @@ class OutboxWorld(OutboxWork):
             waits = [summary for summary in left if summary.items]
             if waits:
                 raise Violation(f"items are left in the outbox: {waits}")
-        if self.network.in_flight:
-            raise Violation(f"{self.network.in_flight} requests are still in flight")
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        if tasks:
-            raise Violation(f"tasks are left over: {tasks}")
 
     async def _drained(self, process: Process) -> None:
         """What waits is sent by itself once somebody uses the conversation."""
         self._resume()
-        session = process.session(conversation_id=self._conversation_id)
-        await self._checked_read(process, session, None)
+        at = await self._worker("end", self.setting.rng("end"), process)
+        await self._checked_read(at, at.session, None)
         for _ in range(DECISIONS):
             try:
-                await session.flush()
+                await at.session.flush()
                 break
             except OutboxPaused:
                 self._resume()
@@ -252,8 +239,7 @@ class OutboxWorld(OutboxWork):
         else:
             raise Violation("it is paused again and again, on a network that is good")
         for options in ({}, {"max_staleness": 0}):
-            session = process.session(conversation_id=self._conversation_id, **options)
-            await self._checked_read(process, session, None)
+            await self._checked_read(at, await self._session(at, **options), None)
 
     async def _left_behind(self, process: Process) -> None:
         for summary in self.disk.by_hand(lambda log: log.summaries()):
