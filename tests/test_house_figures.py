@@ -12,8 +12,8 @@ FILES = {
     "an append whose answer is lost": 29,
     "a pop": 22,
     "a held read": 15,
-    "an append whose answer is lost, with an outbox": 49,
-    "a pop, with an outbox": 41,
+    "an append whose answer is lost, with an outbox": 48,
+    "a pop, with an outbox": 40,
     "a held read, with an outbox": 21,
 }
 
