@@ -232,6 +232,8 @@ class Delivery:
             if seconds <= 0:
                 return Refused(too_late(operation.conversation_id), retryable=False)
         if batch.front is Front.NONE:
+            # One of a log was sealed by it before, and is not repeated in here: see `next_batch`.
+            assert batch is ledger.own
             ledger.sealed_own()
         return await self._send(batch, seconds)
 

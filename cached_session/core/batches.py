@@ -18,8 +18,8 @@ MAX_BYTES = 1 << 20
 def batches(items: Sequence[Outgoing]) -> Iterator[tuple[Outgoing, ...]]:
     """Cuts items into batches of at most `MAX_ITEMS` items and `MAX_BYTES` bytes, in order.
 
-    A batch is sealed: nothing is added to it or taken from it once it was
-    sent, or a lost answer could not be compared with what the server has.
+    Nothing is added to a batch or taken from it once it was sent, or a lost
+    answer could not be compared with what the server has.
     """
     batch: list[Outgoing] = []
     size = 0

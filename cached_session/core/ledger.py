@@ -107,7 +107,7 @@ TRANSITIONS: dict[Front, dict[Event, Front]] = {
         Event.WITHDRAW: Front.NONE,
     },
     Front.STUCK: {
-        # Somebody who reads has looked.
+        # A listing for a read changes nothing: somebody has to decide.
         Event.ALL: Front.STUCK,
         Event.REST: Front.STUCK,
         Event.UNTOLD: Front.STUCK,

@@ -20,8 +20,7 @@ from cached_session.core.rewriting import VERBATIM, Rewriting, equal
 # Fields that the server sets or rewrites; they say nothing about who sent an item.
 _SERVER_FIELDS = frozenset({"id", "status", "created_at", "created_by", "object"})
 
-# Fields that the server adds to a content part, or that a listing leaves out
-# (spec, `include`). Present on one side only, they do not tell items apart.
+# The types of parts that hold a text: a server may list another one of them than was sent.
 _TEXT_TYPES = frozenset({"input_text", "output_text", "text", "refusal", "summary_text"})
 
 

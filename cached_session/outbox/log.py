@@ -6,7 +6,7 @@ only the owner sends, and notes what is in doubt. Anybody may accept and
 withdraw: rows that others have accepted since come with each answer.
 
 Whoever writes another kind of outbox writes this: `memory.py` has it on lists,
-`sqlite_log.py` on the tables of a file.
+`sqlite/log.py` on the tables of a file, with what it takes to share them.
 """
 
 from __future__ import annotations
@@ -189,13 +189,24 @@ class Log(Protocol):
 
         Raises:
             Reopened: The log was opened anew since, and nothing is changed; as from every verb
-                that takes an epoch.
+                but `open` that takes an epoch, where a log can be closed and opened.
         """
 
     def accept(
         self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
     ) -> Accepted:
-        """Records items behind those that wait; `now` is in seconds since the epoch."""
+        """Records items behind those that wait.
+
+        Places are in the order of the commits, across all who share the log: one that became
+        visible behind a higher one would be taken for known.
+
+        Args:
+            address: Where the conversation is.
+            epoch: As of when it was read here.
+            seen: The newest place that is known here.
+            items: Each as UTF-8 JSON.
+            now: Seconds since the epoch.
+        """
 
     def seal(
         self,

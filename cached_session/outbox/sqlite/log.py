@@ -1,4 +1,4 @@
-"""The verbs of a log on the tables of an outbox's file."""
+"""The verbs of a log that several processes share, on the statements of `Store`."""
 
 from __future__ import annotations
 
