@@ -301,7 +301,8 @@ class Conversation:
             await self.cleared(operation)
             await backlog.check(operation)
             place = await backlog.room.take(items, backlog.sender.start)
-            if self.ledger.paused is None and self._clearing.idle and not operation.superseded():
+            cleared = self._clearing.current is None and not operation.superseded()
+            if self.ledger.paused is None and cleared:
                 break
             place.give_back()
 
@@ -320,9 +321,10 @@ class Conversation:
         """
         if self.backlog is None:
             await self.order.settled(operation)
-        elif not self._clearing.idle:
+        elif self._clearing.current is not None:
             turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
-            turn.end()
+            # All who wait go on at once: one by one, each would take the next for a deletion.
+            turn.end_for_all()
         if operation.superseded():
             raise Superseded
 
@@ -444,6 +446,9 @@ class Conversation:
             await self._clear(operation)
             return
         turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
+        while not turn.current:
+            # It was let go on with those who append.
+            turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         try:
             await self._drop_and_clear(backlog, operation)
         except asyncio.CancelledError:

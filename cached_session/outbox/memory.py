@@ -193,12 +193,11 @@ class MemoryLog(Log):
     ) -> Sealed:
         record = self._enter(address)
         _landed(record, landed)
-        for place, row in enumerate(record.rows):
-            if row.seq > through:
-                break
-            record.rows[place] = row._replace(sealed=True)
+        # Of a long backlog a few rows at its beginning are looked at, here and where they land.
+        count = bisect_right(record.rows, through, key=_seq)
+        sealed = tuple(row._replace(sealed=True) for row in record.rows[:count])
+        record.rows[:count] = sealed
         record.doubt = doubt
-        sealed = tuple(row for row in record.rows if row.sealed)
         return Sealed(self._epoch, sealed, record.after(seen), None)
 
     def note(
@@ -331,8 +330,8 @@ class MemoryLog(Log):
 
 def _landed(record: _Record, through: int) -> None:
     """Removes the sealed rows up to a place, which the server has."""
-    if record.rows and record.rows[0].sealed:
-        record.rows = [row for row in record.rows if row.seq > through or not row.sealed]
+    count = bisect_right(record.rows, through, key=_seq)
+    record.rows[:count] = [row for row in record.rows[:count] if not row.sealed]
 
 
 def _end(log: MemoryLog, told: Told, pid: int) -> None:

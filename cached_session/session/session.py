@@ -130,8 +130,8 @@ class CachedSession(OpenAIConversationsSession):
             openai_client=None if chosen is None else chosen.client,
             session_settings=session_settings,
         )
-        # All that the session has is in one attribute. It has double underscores, so that none
-        # of the base class, in this release or another, or of a subclass can be the same.
+        # All that the session has is in one attribute. It has double underscores, so that none of
+        # the base class, in this release or another, or of a subclass of another name is the same.
         self.__binding: Binding = Binding(
             choose(None, told(self), self) if chosen is None else chosen,
             underlying_session,

@@ -14,9 +14,9 @@ from cached_session import (
 )
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
-from tests.faults.line import CUT, is_conversation_delete, notes
+from tests.faults.line import CUT, Line, is_conversation_delete, notes
 from tests.faults.virtual import at_every_step, now
-from tests.outbox_sessions.support import Process, in_virtual_time, opened, raised, words
+from tests.outbox_sessions.support import Process, in_flight, in_virtual_time, opened, raised, words
 from tests.session.support import numbered, users
 
 SLOW = Fault(FaultKind.SLOW, delay=5.0)
@@ -223,3 +223,35 @@ def test_a_clear_makes_room(max_wait: float) -> None:
         return going_on
 
     assert at_every_step(trial) > 3
+
+
+@pytest.mark.parametrize("ends", ["refused", "done"])
+@pytest.mark.parametrize("count", [2, 5])
+@in_virtual_time
+async def test_all_go_on_behind_a_clear(ends: str, count: int) -> None:
+    """Whoever appends while the conversation is being deleted goes on at once when that is over.
+
+    Each took the others who waited for somebody who deletes it, and they went round until their
+    deadline, with all of the processor.
+    """
+    line, outbox = Line(latency=1.0), MemoryOutbox()
+    conversation = line.conversation("a")
+    one = line.session(conversation, outbox=outbox)
+    await one.get_items()
+    others = [line.session(conversation, outbox=outbox) for _ in range(count)]
+    waiting = [one] * count if ends == "refused" else others
+    if ends == "refused":
+        line.on(is_conversation_delete, FaultKind.RATE_LIMITED_QUOTA)
+    clearing = asyncio.ensure_future(one.clear_session())
+    await in_flight(line)
+    appending = [asyncio.ensure_future(session.add_items(users("x"))) for session in waiting]
+    await asyncio.wait({clearing})
+    for _ in range(500):
+        await asyncio.sleep(0)
+    went_on = [task.done() for task in appending]
+    for task in appending:
+        task.cancel()
+    await asyncio.gather(clearing, *appending, return_exceptions=True)
+    for session in (one, *others):
+        await raised(session.aclose(timeout=60))
+    assert went_on == [True] * count
