@@ -7,8 +7,10 @@ import gc
 import sqlite3
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,6 +226,51 @@ kept = asyncio.run(main())
     assert "a MemoryOutbox ended with 1 item in it" in line
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert _recorded(path) == 2
+
+
+class Preempted(asyncio.SelectorEventLoop):
+    """Has a busy machine stop the first thread that tells it something, until others have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped: threading.Thread | None = None
+        self._others = threading.Semaphore(0)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        """Tells it something."""
+        if self._stopped is None:
+            self._stopped = threading.current_thread()
+            for _ in range(2):
+                # Long enough for one that overtakes; one that waits its turn never comes.
+                self._others.acquire(timeout=0.2)
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
+        if threading.current_thread() is not self._stopped:
+            self._others.release()
+        return handle
+
+
+def test_who_let_go_first_hears_first(path: Path) -> None:
+    """Whoever lets go of the file hears of it before those who used it again, and closed it."""
+    told = []
+
+    async def use() -> None:
+        outbox = SQLiteOutbox(path)
+
+        async def let_go(who: str) -> None:
+            await outbox.let_go()
+            told.append(who)
+
+        first = asyncio.create_task(let_go("first"))
+        await asyncio.sleep(0)
+        await outbox.transact(accept(b"1"))
+        await let_go("second")
+        await first
+
+    with asyncio.Runner(loop_factory=Preempted) as runner:
+        runner.run(use())
+    assert told == ["first", "second"]
 
 
 @pytest.mark.processes

@@ -82,7 +82,7 @@ class Writer:
         self.ended.set_running_or_notify_cancel()
         self._thread = threading.Thread(
             target=self._run,
-            args=(opening, None if previous is None else previous.ended),
+            args=(opening, None if previous is None else previous._thread),
             name="cached-session-outbox",
             daemon=True,
         )
@@ -103,9 +103,11 @@ class Writer:
             self.stop()
             self._thread.join()
 
-    def _run(self, opening: Callable[[], OpenFile], previous: Future[None] | None) -> None:
+    def _run(self, opening: Callable[[], OpenFile], previous: threading.Thread | None) -> None:
         if previous is not None:
-            previous.result()
+            # Its end, and not `ended`: that is seen before all are told who wait for it,
+            # and what closes the outbox would overtake what had let go of it before.
+            previous.join()
             previous = None
         # The connection is known to this thread alone: in a forked process,
         # where the thread is not, nothing can touch or close it.
