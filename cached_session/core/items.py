@@ -130,9 +130,11 @@ def accept(
 
 
 def _encode(item: object, name: str, omitted: tuple[type, ...]) -> Outgoing:
-    if not isinstance(item, Mapping | Model):
-        raise TypeError(f"{name} must be a dict, not {type(item).__name__}")
-    plain = dict(item) if isinstance(item, Mapping) and not isinstance(item, dict) else item
+    plain = item
+    if not isinstance(item, dict):
+        if not isinstance(item, Mapping | Model):
+            raise TypeError(f"{name} must be a dict, not {type(item).__name__}")
+        plain = dict(item) if isinstance(item, Mapping) else item
     try:
         try:
             text = _dump(plain)
@@ -151,9 +153,7 @@ def _encode(item: object, name: str, omitted: tuple[type, ...]) -> Outgoing:
 
 
 def _dump(value: object) -> bytes:
-    return json.dumps(
-        value, default=_plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    ).encode()
+    return _encode_json(value).encode()
 
 
 def _without(value: object, omitted: tuple[type, ...]) -> object:
@@ -179,6 +179,12 @@ def _plain(value: object) -> object:
     if callable(isoformat):
         return isoformat()
     raise _NoJSONForm(value)
+
+
+# `json.dumps` would make an encoder at each call.
+_encode_json = json.JSONEncoder(
+    default=_plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+).encode
 
 
 class _NoJSONForm(TypeError):

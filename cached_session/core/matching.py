@@ -134,14 +134,16 @@ def _agree(sent: Any, listed: Any, rewriting: Rewriting) -> bool:
     return _same_value(sent, listed, rewriting)
 
 
-def text_pairs(sent: Mapping[str, Any], listed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def text_pairs(sent: dict[str, Any], listed: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The texts of a message or a summary, as they were sent and as they were answered."""
     for name in ("content", "summary"):
-        parts = _parts(sent.get(name)), _parts(listed.get(name))
+        if not (sent.get(name) and listed.get(name)):
+            continue
+        parts = _parts(sent[name]), _parts(listed[name])
         if len(parts[0]) != len(parts[1]):
             continue
         for one, two in zip(*parts, strict=True):
-            if isinstance(one, Mapping) and isinstance(two, Mapping):
+            if isinstance(one, dict) and isinstance(two, dict):
                 key = _text_key(one)
                 texts = one.get(key), two.get(key)
                 if isinstance(texts[0], str) and isinstance(texts[1], str):

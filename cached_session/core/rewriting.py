@@ -44,19 +44,11 @@ _KINDS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
     }
 )
 
-# What none of them changes, as compact JSON.
-_TOUCHED: Final = re.compile(rb'\\[bfru]|[\x7f-\xff]|"(?: |\\[nt])|(?: |\\[nt])"')
-
 # How many rewritings of one text are told apart.
 _MOST: Final = 6
 
 # Texts that are longer are not looked at: each try takes its time.
 _LONGEST: Final = 1 << 16
-
-
-def may_teach(sent: bytes) -> bool:
-    """Whether an answer to this item, compact JSON, can tell anything of a rewriting."""
-    return _TOUCHED.search(sent) is not None
 
 
 def applied(rewriting: Rewriting, text: str) -> str:

@@ -16,8 +16,9 @@ from cached_session.forks import in_child, keep
 from cached_session.server.connections import Account
 
 # What a copy costs beside its items: its own objects and its places in the
-# cache. Keeps a bound on many small conversations honest.
-OVERHEAD = 2048
+# cache. Measured (`python -m benchmarks memory`). Keeps a bound on many small
+# conversations honest.
+OVERHEAD = 5 * 1024
 
 
 class ConversationCache:

@@ -80,7 +80,7 @@ class Writer:
         """Done when everything is closed."""
         # Nobody who waits for it may cancel it for the others.
         self.ended.set_running_or_notify_cancel()
-        self._thread = threading.Thread(
+        self._thread: threading.Thread = threading.Thread(
             target=self._run,
             args=(opening, None if previous is None else previous._thread),
             name="cached-session-outbox",
