@@ -77,7 +77,9 @@ class Turns:
     """A first-in, first-out lock across tasks, event loops and threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # One that its thread may take again: in any of the steps that it guards the collector may
+        # close a coroutine that a closed event loop has left lying in a turn, which then ends here.
+        self._lock = threading.RLock()
         # Lists: an empty deque takes 760 bytes, in each conversation that is held.
         self._waiters: list[_Waiter] = []
         # Told to go on by `end_for_all`. Whoever comes before they have done so waits behind them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -216,3 +217,45 @@ async def _leave(session: CachedSession, gate: Gate, call: Callable[..., Any]) -
     # Nobody asks what became of it.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
     await gate.arrived()
+
+
+class Collecting(asyncio.SelectorEventLoop):
+    """Whoever asks whether it runs has the collector run, as it may in any step of anybody."""
+
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        gc.collect()
+        return super().is_running()
+
+
+def test_closed_by_the_collector_in_a_step_of_others() -> None:
+    """Whoever finds that a turn was lost goes on, also if its coroutine is closed just then."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        client = AsyncOpenAI(base_url=emulator.base_url, api_key="key", max_retries=0)
+        session = CachedSession(
+            conversation_id=conversation, openai_client=client, cache=ConversationCache()
+        )
+        loop, shown = Collecting(), list[str]()
+
+        async def leave() -> None:
+            gate.hold()
+            reading = asyncio.create_task(session.get_items())
+            await gate.arrived()
+            assert not reading.done()
+
+        def go_on() -> None:
+            shown.extend(texts(asyncio.run(session.get_items())))
+
+        gc.disable()
+        try:
+            loop.run_until_complete(leave())
+            loop.close()
+            gate.open()
+            # It would wait for itself, for ever.
+            thread = threading.Thread(target=go_on, daemon=True)
+            thread.start()
+            thread.join(20)
+        finally:
+            gc.enable()
+        assert shown == ["a"]
