@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cached_session.errors import (
         AppendOutcomeUnknown,
         CachedSessionError,
+        ConversationBusy,
         DeadlineExceeded,
         OutboxError,
         OutboxFull,
@@ -49,6 +50,7 @@ __all__ = [
     "BacklogChanged",
     "CachedSession",
     "CachedSessionError",
+    "ConversationBusy",
     "ConversationCache",
     "DeadlineExceeded",
     "Event",
@@ -81,6 +83,7 @@ _HOMES = {
     "ConversationCache": "cached_session.session.cache",
     "AppendOutcomeUnknown": "cached_session.errors",
     "CachedSessionError": "cached_session.errors",
+    "ConversationBusy": "cached_session.errors",
     "DeadlineExceeded": "cached_session.errors",
     "OutboxError": "cached_session.errors",
     "OutboxFull": "cached_session.errors",

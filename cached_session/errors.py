@@ -74,9 +74,21 @@ class DeadlineExceeded(CachedSessionError, TimeoutError):
 
 
 class TurnLost(CachedSessionError):
-    """The event loop was stopped in the middle of an operation, and another one went on.
+    """Another one went on, in the middle of an operation or of a turn.
 
-    What this operation had sent is not known. Reads ask the server until it is.
+    Of an operation whose event loop was stopped: what it had sent is not known.
+    Reads ask the server until it is.
+
+    Of a call that belongs to a turn (`CachedSession.turn`) which is over: it
+    was given back, or its event loop was stopped and another task took it, or
+    the outbox was closed. The call has sent and recorded nothing.
+    """
+
+
+class ConversationBusy(CachedSessionError, TimeoutError):
+    """Somebody else had the conversation's turn for as long as `CachedSession.turn` waited.
+
+    Nothing was sent or recorded.
     """
 
 
@@ -136,6 +148,16 @@ class OutboxPaused(OutboxError):
     ) -> None:
         super().__init__(message, conversation_id=conversation_id)
         self.waiting = waiting
+
+
+def run_is_over(conversation_id: str) -> TurnLost:
+    """What a call raises that belongs to a turn which is over."""
+    return TurnLost(
+        f"{conversation_id}: the turn that this call belongs to is over, and others may have "
+        "appended since; nothing was sent or recorded by this call. Take the turn again, and "
+        "read the conversation first",
+        conversation_id=conversation_id,
+    )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from benchmarks.line import LOOPBACK, Line
 from benchmarks.serving import EXAMPLE, Serving, serving
 from cached_session import (
     AppendOutcomeUnknown,
+    ConversationBusy,
     DeadlineExceeded,
     OutboxError,
     OutboxFull,
@@ -145,7 +146,8 @@ async def test_three_workers(emulator: Emulator, outbox: bool, tmp_path: Path) -
     """Many conversations at once, one over all workers, a stream; then SIGTERM: nothing goes wrong.
 
     Each turn sees all before it, whichever worker has it. The server has everything once and in
-    order. Only runs at once on one conversation may mix, and all they say is there once.
+    order. With one outbox file for all workers, runs on one conversation take turns. Without
+    one they may mix, and all they say is there once.
     """
     settings = {"CHAT_OUTBOX": str(tmp_path / "chat.db")} if outbox else {}
     with serving(emulator.base_url, tmp_path / "log", workers=WORKERS, **settings) as web:
@@ -161,6 +163,8 @@ async def test_three_workers(emulator: Emulator, outbox: bool, tmp_path: Path) -
     assert sorted(stored) == sorted([*dialogue(["first"]), *asked, *said])
     for question, answer in zip(asked, said, strict=True):
         assert stored.index(question) < stored.index(answer)
+    if outbox:
+        assert stored == dialogue(stored[::2])
 
 
 @pytest.mark.processes
@@ -272,6 +276,7 @@ _REQUEST = httpx2.Request("POST", "http://any/v1")
     ("error", "status", "again"),
     [
         (AppendOutcomeUnknown("unknown"), 409, False),
+        (ConversationBusy("busy"), 409, False),
         (DeadlineExceeded("late"), 503, True),
         (OutboxFull("full"), 503, True),
         (OutboxError("no disk"), 503, True),

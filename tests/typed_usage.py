@@ -16,6 +16,7 @@ from cached_session import (
     BacklogChanged,
     CachedSession,
     CachedSessionError,
+    ConversationBusy,
     ConversationCache,
     DeadlineExceeded,
     Event,
@@ -105,6 +106,8 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     await session.flush(5)
     await session.flush(timeout=0.5)
     await session.flush(None)
+    async with session.turn(), session.turn(0), session.turn(wait=0.5) as nothing:
+        assert_type(nothing, None)
     await session.aclose()
     assert_type(session.session_id, str)
     session.session_id = "conv_2"
@@ -173,12 +176,15 @@ def handle(error: Exception) -> int | None:
             assert_type(error.conversation_id, str | None)
         case DeadlineExceeded() | SessionClosed() | TurnLost() | UnexpectedAnswer():
             assert_type(error.conversation_id, str | None)
+        case ConversationBusy():
+            assert_type(error.conversation_id, str | None)
         case CachedSessionError():
             pass
     return None
 
 
 BASES: tuple[type[TimeoutError], type[RuntimeError]] = (DeadlineExceeded, SessionClosed)
+BUSY: type[TimeoutError] = ConversationBusy
 OUTBOX_ERRORS: list[type[OutboxError]] = [OutboxFull, OutboxPaused]
 
 

@@ -19,13 +19,22 @@ from cached_session.conversation.delivery import Delivery, check_account, in_fli
 from cached_session.conversation.listing import RESTARTS, fresh
 from cached_session.conversation.operation import Elsewhere, Operation, Superseded, is_gone
 from cached_session.conversation.order import Order
+from cached_session.conversation.runs import Run, run_of
 from cached_session.conversation.tasks import Afterwards, Errands
 from cached_session.conversation.turns import Turns
 from cached_session.conversation.users import User
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
 from cached_session.core.outcomes import Applied, Unknown
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, UnexpectedAnswer, naming
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    ConversationBusy,
+    DeadlineExceeded,
+    OutboxError,
+    UnexpectedAnswer,
+    naming,
+)
+from cached_session.events import logger
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.connections import Account
 from cached_session.wording import counted, verb
@@ -80,6 +89,8 @@ class Conversation:
         self._errands = Errands()
         # Who deletes it: what comes meanwhile is for the next conversation.
         self._clearing = Turns()
+        # Who has it for several operations.
+        self._runs = Turns()
 
     @property
     def conversation_id(self) -> str:
@@ -277,6 +288,7 @@ class Conversation:
         delivery = Delivery(self.ledger, self._record, operation)
         turn = await self.order.enter(operation)
         try:
+            await operation.check_run()
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await delivery.anchor(len(items))
         except BaseException:
@@ -307,7 +319,8 @@ class Conversation:
             place.give_back()
 
         async def accept() -> None:
-            await backlog.record.accept(items)
+            operation.check_run_here()
+            await backlog.record.accept(items, operation.within)
             backlog.sender.start(operation)
 
         # Whether items are recorded is not for a caller's cancellation to say.
@@ -336,10 +349,11 @@ class Conversation:
         if self.backlog is not None:
             await self.backlog.room.used(operation)
         while True:
+            operation.check_run_here()
             backlog = self.backlog
             if backlog is not None:
                 withdrawn = await self._errands.run(
-                    backlog.record.withdraw(), abandoned=operation.abandoned
+                    backlog.record.withdraw(operation.within), abandoned=operation.abandoned
                 )
                 if withdrawn is not None:
                     return withdrawn
@@ -356,6 +370,7 @@ class Conversation:
                     return None
             turn = await self.order.enter(operation)
             try:
+                await operation.check_run()
                 if backlog is not None and not await self._may_remove(backlog, operation):
                     # Something was accepted before the turn came.
                     self.order.leave(turn)
@@ -383,7 +398,8 @@ class Conversation:
         # What another process has left in doubt may have come late, and would be taken
         # for the newest item.
         known = bool(ledger.queue) or ledger.watch.active
-        in_doubt = known or (await record.look()).doubted
+        # In a turn with a claim, by which whoever has the next one hears of it.
+        in_doubt = known or operation.within is not None or (await record.look()).doubted
         await record.alone(operation, doubt=in_doubt)
         # Where something is going to be looked at, nobody else may send meanwhile.
         await (record.note() if in_doubt else backlog.let_go())
@@ -467,6 +483,7 @@ class Conversation:
             await backlog.record.forget()
 
     async def _drop_and_clear(self, backlog: Backlog, operation: Operation) -> None:
+        await operation.check_run()
         record = backlog.record
         dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
         # What is in flight comes first: nothing may land on a conversation that is gone.
@@ -495,6 +512,14 @@ class Conversation:
 
     async def _clear(self, operation: Operation) -> None:
         turn = await self.order.enter(operation)
+        try:
+            await operation.check_run()
+            if self.backlog is not None and operation.within is not None:
+                # As in `_may_remove`.
+                await self.backlog.record.alone(operation, doubt=True)
+        except BaseException:
+            self.order.leave(turn)
+            raise
         await self.order.write(operation, turn, lambda: self._delete_all(operation))
 
     async def _delete_all(self, operation: Operation) -> None:
@@ -515,6 +540,89 @@ class Conversation:
             raise outcome.error
         # In the step in which it is known: nobody may come to it in between.
         operation.deleted()
+
+    # Runs that take turns
+
+    @property
+    def run(self) -> Run | None:
+        """The run that the present task belongs to, or None."""
+        return run_of(self._runs)
+
+    async def begin_run(self, operation: Operation, deadline: float, wait: float) -> Run | None:
+        """Waits for the turn of a whole run, and catches up with who had it before.
+
+        Args:
+            operation: The call that asks for it.
+            deadline: Until when to wait, on the running loop's clock.
+            wait: Seconds that this is in all, for the error.
+
+        Returns:
+            The run, which the present task then belongs to, and which `end_run` ends; None: the
+            present task has begun it before.
+
+        Raises:
+            ConversationBusy: The turn did not come in time.
+            TurnLost: The present task had it, and it is over.
+        """
+        outer = self.run
+        if outer is not None and outer.mine:
+            await outer.check(self.conversation_id)
+            return None
+        backlog = self.backlog
+        outbox = None if backlog is None else backlog.record.outbox
+        try:
+            run = Run(await self._runs.enter(deadline, self.conversation_id), outbox)
+        except DeadlineExceeded:
+            raise self._busy(wait) from None
+        try:
+            if backlog is not None:
+                record = backlog.record
+                if not await run.line_up(record.outbox, lambda: record.address, deadline):
+                    raise self._busy(wait)
+                # What another process has done in its turn is read by the first call in this one:
+                # here, it would wait for calls that are in no turn, and others for this one.
+                record.turn_has_come()
+            if operation.superseded():
+                raise Superseded
+        except GeneratorExit:
+            self.drop_run(run)
+            raise
+        except BaseException:
+            await self.end_run(run)
+            raise
+        run.begin()
+        return run
+
+    def _busy(self, wait: float) -> ConversationBusy:
+        waited = f", and had it for all of the {wait:g} s that this call waited" if wait else ""
+        return ConversationBusy(
+            f"{self.conversation_id}: somebody else has the conversation's turn{waited}; nothing "
+            "was sent or recorded. Try again later, or wait for longer",
+            conversation_id=self.conversation_id,
+        )
+
+    async def end_run(self, run: Run) -> None:
+        """Gives a turn to whoever waited longest, whatever becomes of the caller.
+
+        Raises:
+            OutboxError: That could not be recorded: other processes get it when this one
+                closes the outbox or ends.
+        """
+        run.leave()
+        if run.outbox is None:
+            run.end()
+        else:
+            with naming(self.conversation_id):
+                await self._errands.run(_step_out(run, run.outbox), run.end, abandoned=_log_it)
+
+    def drop_run(self, run: Run) -> None:
+        """Gives a turn to whoever waited longest, without waiting for it."""
+        run.leave()
+        if run.outbox is None or not run.here:
+            # The outbox's thread finds that it is over.
+            run.end()
+        else:
+            self._errands.begin(_step_out(run, run.outbox), run.end)
 
     # Waiting
 
@@ -642,6 +750,19 @@ class Conversation:
     def _own_backlog(self) -> Backlog:
         assert self.backlog is not None  # its session has an outbox
         return self.backlog
+
+
+async def _step_out(run: Run, outbox: Outbox) -> None:
+    # Only now, as in `attach`.
+    from cached_session.conversation.backlog import let_go_unused
+
+    await run.step_out(outbox)
+    await let_go_unused(outbox)
+
+
+def _log_it(error: Exception) -> None:
+    """Tells of a turn that could not be given back behind a caller who was cancelled."""
+    logger.warning("a turn was not given back to other processes: %s", error)
 
 
 def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeVar
 
 from openai import NotFoundError
 
+from cached_session.conversation.runs import Run
 from cached_session.conversation.turns import Turn
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import AppendOutcomeUnknown, TurnLost
@@ -52,6 +53,7 @@ class Operation:
         conversation_id: The conversation.
         deadline: When the operation ends, on the running loop's clock.
         turn: The turn that it works in, once it has one.
+        within: The run of several operations that it belongs to, or None.
         transfer: Seconds that each of its requests gets on top, for a large batch.
     """
 
@@ -74,6 +76,7 @@ class Operation:
         # By this name its caller knows the conversation.
         self._begun_on = conversation_id
         self.turn: Turn | None = None
+        self.within: Run | None = None
         self.transfer = 0.0
 
     @staticmethod
@@ -156,6 +159,20 @@ class Operation:
                 "another one went on; what this one had sent is not known",
                 conversation_id=self.conversation_id,
             )
+
+    def check_run_here(self) -> None:
+        """Raises `TurnLost` if the run is over, in this process, that it belongs to."""
+        if self.within is not None:
+            self.within.check_here(self.conversation_id)
+
+    async def check_run(self) -> None:
+        """Raises `TurnLost` if the run is over that it belongs to, here or in the outbox's log.
+
+        Raises:
+            OutboxError: Whether it is could not be read.
+        """
+        if self.within is not None:
+            await self.within.check(self.conversation_id)
 
     async def list_items(
         self, order: Literal["asc", "desc"], *, limit: int, after: str | None = None

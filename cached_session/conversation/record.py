@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from cached_session.conversation.addresses import speaks_for
 from cached_session.conversation.operation import Elsewhere, Operation
+from cached_session.conversation.runs import Run
 from cached_session.conversation.signals import Signal
 from cached_session.conversation.turns import Turns
 from cached_session.core.history import History
@@ -91,6 +92,8 @@ class Record:
         self._reopened = False
         # A session has come to it since it was read.
         self._come = False
+        # A run has the turn on it since it was read: others may have had it before.
+        self._turned = False
         # For how many calls on which event loop it is not known yet whether they were recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
         self._keeping = Keeping(wanted=outbox.max_window_bytes > 0)
@@ -128,7 +131,12 @@ class Record:
     @property
     def current(self) -> bool:
         """Whether all that is recorded is known here, as far as nobody else has to be asked."""
-        return not (self._missed or self._reopened or self._epoch is None or self.renamed)
+        return not (self._missed or self._outdated or self.renamed)
+
+    @property
+    def _outdated(self) -> bool:
+        """Whether what was read of it may not be so any more."""
+        return self._epoch is None or self._reopened or self._turned
 
     @property
     def _missed(self) -> bool:
@@ -155,6 +163,10 @@ class Record:
         """Notes that a session has come to it, whose first call reads what others have recorded."""
         self._come = True
 
+    def turn_has_come(self) -> None:
+        """Notes that a run has the turn on it, whose first call reads what others have done."""
+        self._turned = True
+
     async def open(self, operation: Operation, in_turn: Callable[[Operation], Any]) -> None:
         """Reads what is recorded, where it was not, or somebody may have recorded more.
 
@@ -165,24 +177,25 @@ class Record:
         if self.renamed and self._epoch is not None:
             async with in_turn(operation):
                 self._named(operation)
-        if self._epoch is not None and self._opening.idle and not self._reopened:
+        if self._opening.idle and not self._outdated:
             if self._missed:
                 await self._catch_up()
             return
         # Whoever comes while others wait for it waits behind them.
         turn = await self._opening.enter(operation.deadline, operation.conversation_id)
+        turned = self._turned
         try:
-            if turn.current and (self._epoch is None or self._reopened):
+            if turn.current and self._outdated:
                 async with in_turn(operation):
                     # Meanwhile the sender may have read it.
-                    if self._epoch is None or self._reopened:
-                        self._come = False
+                    if self._outdated:
+                        self._come = self._turned = False
                         await self.read(operation)
                     else:
                         await self._catch_up()
         except BaseException:
             # Or the next call would be answered without what is recorded.
-            self._come = True
+            self._come, self._turned = True, self._turned or turned
             turn.end()
             raise
         turn.end_for_all()
@@ -304,9 +317,14 @@ class Record:
 
     # Accepting and withdrawing
 
-    async def accept(self, items: Sequence[Outgoing]) -> None:
-        """Records items behind those that wait."""
+    async def accept(self, items: Sequence[Outgoing], run: Run | None) -> None:
+        """Records items behind those that wait; `run` is what they belong to, or None.
+
+        Raises:
+            TurnLost: The run is over.
+        """
         ledger, epoch, loop = self._ledger, self._known_epoch(), asyncio.get_running_loop()
+        ticket = None if run is None else run.ticket
 
         def take_in(found: Accepted, *, idle: bool) -> None:
             with self._lock:
@@ -322,7 +340,9 @@ class Record:
             self._unheard[loop] += 1
         try:
             await self._run(
-                lambda log: log.accept(self.address, epoch, ledger.queue.seen, items, time.time()),
+                lambda log: log.accept(
+                    self.address, epoch, ledger.queue.seen, items, time.time(), ticket
+                ),
                 apply,
                 locked=False,
             )
@@ -336,16 +356,25 @@ class Record:
         if self._unheard[loop] <= 0:
             del self._unheard[loop]
 
-    async def withdraw(self) -> dict[str, Any] | None:
-        """Takes the newest item back, if it certainly was not sent, and returns it as shown."""
+    async def withdraw(self, run: Run | None) -> dict[str, Any] | None:
+        """Takes the newest item back, if it certainly was not sent, and returns it as shown.
+
+        Raises:
+            TurnLost: The run that this belongs to is over.
+        """
         ledger, epoch = self._ledger, self._known_epoch()
+        ticket = None if run is None else run.ticket
         if not ledger.queue:
             return None
         row = await self._run(
-            lambda log: log.withdraw(self.address, epoch),
+            lambda log: log.withdraw(self.address, epoch, ticket),
             lambda row: None if row is None else ledger.withdrawn(row.seq),
         )
         return None if row is None else copies([Entry(row.seq, row.data, 0).held])[0]
+
+    def release(self, log: Log) -> None:
+        """Lets other processes send. In a transaction."""
+        log.release(self.address)
 
     async def drop(self, *, sealed: bool) -> int:
         """Takes back what was not sent; with `sealed` all, and what it was paused for."""

@@ -46,9 +46,21 @@ class Turn:
         return loop is None or not loop.is_running() or self._process != os.getpid()
 
     @property
+    def here(self) -> bool:
+        """Whether the running event loop is its own."""
+        try:
+            return asyncio.get_running_loop() is self._loop()
+        except RuntimeError:
+            return False
+
+    @property
     def current(self) -> bool:
         """Whether it has not ended, and nobody took it over."""
         return self._turns.current is self
+
+    def of(self, turns: Turns) -> bool:
+        """Whether it is one of these."""
+        return self._turns is turns
 
     def end(self) -> None:
         """Gives the turn to whoever waited longest."""
@@ -133,9 +145,11 @@ class Turns:
         """Waits until the turn is granted, lost by its holder, or the deadline has passed."""
         while True:
             left = deadline - waiter.loop.time()
-            if left <= 0:
+            if left <= 0 and waiter.turn is None:
                 self._withdraw(waiter)
                 return None
+            if left <= 0:
+                return waiter.turn  # whoever had it was lost, just now
             await asyncio.wait({waiter.future}, timeout=min(left, LOOK_AFTER))
             if waiter.future.done():
                 return waiter.turn

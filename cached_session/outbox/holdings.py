@@ -1,27 +1,25 @@
-"""Which backlogs this process keeps others from sending."""
+"""Which backlogs this process keeps others from sending, and which turns it has."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from cached_session.outbox.log import Log
-from cached_session.outbox.records import Address
 
 
 class Holder(Protocol):
-    """What is known of one such backlog."""
-
-    @property
-    def address(self) -> Address:
-        """Where it is recorded."""
+    """What is known of one such backlog, or turn."""
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody works on it here any more."""
 
+    def release(self, log: Log) -> None:
+        """Lets others have it. In a transaction."""
+
 
 class Holdings:
-    """The backlogs that are held, or may be; safe to use from several threads.
+    """What is held, or may be; safe to use from several threads.
 
     Without a lock, which a fork could leave taken for ever: each step is one
     operation of a set.
@@ -66,7 +64,7 @@ class Holdings:
         for holder in self._released:
             # Before it is committed: whoever claims meanwhile adds it again.
             self.discard(holder)
-            log.release(holder.address)
+            holder.release(log)
 
     def released(self, *, recorded: bool) -> None:
         """Told whether that was recorded."""

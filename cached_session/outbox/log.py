@@ -165,6 +165,20 @@ class Look(NamedTuple):
     doubted: bool
 
 
+class Ticket(NamedTuple):
+    """A place in the line of those who want a conversation for a whole run.
+
+    Attributes:
+        number: Its number; those who came before have lower ones.
+        opened: As what the log was opened when it was taken.
+        first: Whether nobody living is before it: it is its turn.
+    """
+
+    number: int
+    opened: str
+    first: bool
+
+
 class Log(Protocol):
     """The verbs. Each is called in a transaction of its own, and undone if it raises."""
 
@@ -193,7 +207,13 @@ class Log(Protocol):
         """
 
     def accept(
-        self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        items: Sequence[bytes],
+        now: float,
+        ticket: Ticket | None = None,
     ) -> Accepted:
         """Records items behind those that wait.
 
@@ -206,6 +226,10 @@ class Log(Protocol):
             seen: The newest place that is known here.
             items: Each as UTF-8 JSON.
             now: Seconds since the epoch.
+            ticket: The turn that they belong to, or None.
+
+        Raises:
+            TurnLost: That turn is over.
         """
 
     def seal(
@@ -261,8 +285,12 @@ class Log(Protocol):
             release: Whether to let other processes send.
         """
 
-    def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
-        """Takes the newest item back; None if there is none, or it may have been sent."""
+    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
+        """Takes the newest item back; None if there is none, or it may have been sent.
+
+        Raises:
+            TurnLost: The turn that this belongs to is over.
+        """
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         """Takes back what was not sent; with `sealed` all, and what it was paused for."""
@@ -289,6 +317,28 @@ class Log(Protocol):
 
     def release(self, address: Address) -> None:
         """Lets other processes send, if this one has kept them from it."""
+
+    # Runs that take turns
+
+    def line_up(self, address: Address, ticket: Ticket | None) -> Ticket:
+        """Takes a place in the line of those who want a conversation for a whole run.
+
+        One that nobody living has any more is passed by.
+
+        Args:
+            address: Where the conversation is.
+            ticket: The place that was taken before, or None.
+
+        Returns:
+            The place, and whether it is the first now. Another one, behind all others, where
+            `ticket` counts no more.
+        """
+
+    def has_turn(self, ticket: Ticket) -> bool:
+        """Whether a turn is still had."""
+
+    def step_out(self, ticket: Ticket) -> None:
+        """Gives a place in the line up, or the turn."""
 
     # What somebody does who looks after all of it
 

@@ -14,7 +14,17 @@ from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.events import logger
 from cached_session.outbox.holdings import Holdings
-from cached_session.outbox.log import Accepted, Epoch, Found, Kept, Log, Look, Noted, Sealed
+from cached_session.outbox.log import (
+    Accepted,
+    Epoch,
+    Found,
+    Kept,
+    Log,
+    Look,
+    Noted,
+    Sealed,
+    Ticket,
+)
 from cached_session.outbox.records import Address, Mailbox, Mark, Namesake, Row, Summary
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.told import Told, Trouble
@@ -135,6 +145,7 @@ class MemoryLog(Log):
 
     _epoch = Epoch("memory", (0, 0))
     _mark = Mark(0, None, 0)
+    _ticket = Ticket(0, "memory", True)
 
     def __init__(self) -> None:
         """Begins with nothing."""
@@ -169,7 +180,13 @@ class MemoryLog(Log):
         return self._find(address).after(seen)
 
     def accept(
-        self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        items: Sequence[bytes],
+        now: float,
+        ticket: Ticket | None = None,
     ) -> Accepted:
         record = self._enter(address)
         others = record.after(seen)
@@ -221,7 +238,7 @@ class MemoryLog(Log):
         left = self._mark if release else None
         return Noted(record.after(seen), doubt is not None, None, left, self._epoch)
 
-    def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
+    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
         rows = self._find(address).rows
         return rows.pop() if rows and not rows[-1].sealed else None
 
@@ -266,6 +283,15 @@ class MemoryLog(Log):
 
     def release(self, address: Address) -> None:
         self._remove_empty(address)
+
+    def line_up(self, address: Address, ticket: Ticket | None) -> Ticket:
+        return self._ticket
+
+    def has_turn(self, ticket: Ticket) -> bool:
+        return True
+
+    def step_out(self, ticket: Ticket) -> None:
+        """The next one is another of this process, which has its own line."""
 
     def summaries(self) -> list[Summary]:
         return [

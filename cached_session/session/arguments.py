@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import sys
 from typing import Any
 
 from agents import OpenAIConversationsSession
@@ -83,14 +84,14 @@ def check_staleness(value: object) -> None:
         raise ValueError("max_staleness must not be negative or NaN")
 
 
-def check_timeout(value: object) -> None:
+def check_timeout(value: object, name: str = "timeout") -> None:
     """Refuses what cannot be a timeout in seconds, or None."""
     if value is None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"timeout must be a number of seconds or None, not {type(value).__name__}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError("timeout must be a finite number of seconds, and not negative")
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
+    if not (0 <= value < math.inf) or value > sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number of seconds, and not negative")
 
 
 def check_absent(**values: object) -> None:

@@ -16,6 +16,7 @@ from agents import OpenAIConversationsSession
 from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.listing import Asked
 from cached_session.conversation.operation import Operation, Superseded
+from cached_session.conversation.runs import Run
 from cached_session.conversation.tasks import bury
 from cached_session.conversation.turns import Turn, Turns
 from cached_session.core.items import Outgoing
@@ -411,6 +412,7 @@ class Binding:
                 continue
             previous, conversation = self.conversation, self.bind(conversation_id)
             operation = self._operation(conversation_id, deadline)
+            operation.within = conversation.run
             behind = functools.partial(_behind, previous, work, operation, conversation)
             try:
                 return await conversation.perform(operation, behind, opens=self.outbox is not None)
@@ -429,6 +431,26 @@ class Binding:
             await conversation.accept(operation, items)
         else:
             await conversation.deliver(operation, items)
+
+    async def begin_run(self, wait: float | None) -> tuple[Conversation, Run] | None:
+        """Takes the conversation's turn for a whole run; see `CachedSession.turn`.
+
+        Args:
+            wait: Seconds to wait for it; None: as long as a call may take.
+
+        Returns:
+            Whose turn it is, and the run; None: the present task had begun it before.
+        """
+        seconds = self._policy.deadline if wait is None else wait
+        deadline = Operation.now() + seconds
+
+        async def begin(
+            operation: Operation, conversation: Conversation
+        ) -> tuple[Conversation, Run] | None:
+            run = await conversation.begin_run(operation, deadline, seconds)
+            return None if run is None else (conversation, run)
+
+        return await self.perform(begin)
 
     async def identify(self) -> str | None:
         """The id of the conversation, or its local name; it is made if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -30,6 +31,7 @@ from cached_session.session.arguments import (
 from cached_session.session.binding import NEW, Binding
 from cached_session.session.cache import PROCESS_CACHE, ConversationCache
 from cached_session.session.clients import Chosen, choose, told
+from cached_session.session.turn import SessionTurn
 from cached_session.wording import counted
 
 if TYPE_CHECKING:
@@ -447,6 +449,49 @@ class CachedSession(OpenAIConversationsSession):
         binding = self.__binding.usable()
         check_timeout(timeout)
         await binding.flush(timeout)
+
+    def turn(self, wait: float | None = None) -> AbstractAsyncContextManager[None]:
+        """The conversation's turn, for a whole run of an agent: `async with session.turn():`.
+
+        One at a time has it, in the order in which they came: of all sessions
+        on the conversation that share a cache and an account; and, where the
+        outbox is an `SQLiteOutbox`, of all processes on its file, of each of
+        which one waits in that line at a time. Two runs at once would mix their
+        items, and the API refuses what comes of that. It binds those who ask
+        for it; who appends without a turn is not kept from it.
+
+        What the task that has the turn does on the conversation belongs to it,
+        through any session, and so does what the tasks do that it makes. The
+        same task can take it again. A task that it makes waits as anybody does:
+        a function tool, for example, and `asyncio.wait_for` before Python 3.12.
+        When the turn is over, because it was given back, or its event loop was
+        stopped or closed and somebody else took it, or an `SQLiteOutbox` was
+        closed, `add_items`, `pop_item` and `clear_session` of those tasks raise
+        `TurnLost` and change nothing.
+
+        The turn of a process that ends is free at once. A new session makes
+        its conversation first. `clear_session` in a turn leaves the
+        conversation that it is on: nobody has a turn on the next one.
+
+        Args:
+            wait: Seconds to wait for the turn; 0: only if it is free. None:
+                `RetryPolicy.deadline`.
+
+        Returns:
+            What takes the turn when it is entered, and gives it back at its end,
+            where it raises `OutboxError` if the file cannot be written. Entering
+            raises what a read may raise, and:
+
+            ConversationBusy: The turn did not come in time.
+            TurnLost: The present task had the turn, and it is over.
+            SessionClosed: The session was closed.
+
+        Raises:
+            TypeError: `wait` is no number.
+            ValueError: `wait` is negative or not finite.
+        """
+        check_timeout(wait, "wait")
+        return SessionTurn(self.__binding, wait)
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Closes the session. Calls made from now on are refused; closing twice does nothing.

@@ -47,6 +47,7 @@ from cached_session import (
     AppendOutcomeUnknown,
     CachedSession,
     CachedSessionError,
+    ConversationBusy,
     OutboxPaused,
     RetryPolicy,
     SQLiteOutbox,
@@ -155,7 +156,7 @@ def id_of(session: CachedSession) -> str:
 async def chat(message: Message, request: Request) -> Answer:
     """Answers when the whole answer is there."""
     service: Chat = request.app.state.chat
-    async with service.session(message.conversation_id) as session:
+    async with service.session(message.conversation_id) as session, session.turn(wait=10):
         result = await Runner.run(**service.run(), input=message.text, session=session)
         return Answer(text=result.final_output, conversation_id=id_of(session))
 
@@ -177,7 +178,7 @@ async def stream(message: Message, request: Request) -> StreamingResponse:
     async def events() -> AsyncIterator[str]:
         yield event("conversation", {"conversation_id": id_of(session), "worker": os.getpid()})
         try:
-            async with session:
+            async with session, session.turn(wait=10):
                 result = Runner.run_streamed(**service.run(), input=message.text, session=session)
                 try:
                     async for part in result.stream_events():
@@ -215,6 +216,8 @@ EXPECTED = (CachedSessionError, openai.APIError, AgentsException)
 def status_of(error: Exception) -> tuple[int, str]:
     """The HTTP status for an error, and what the client should do."""
     match error:
+        case ConversationBusy():
+            return 409, "Another message is being answered. Send it again when that is done."
         case AppendOutcomeUnknown():
             return 409, "Part of it may be stored. Read the conversation before you repeat it."
         case OutboxPaused():

@@ -214,8 +214,8 @@ def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """An append returns before it is recorded."""
     accept, begun = record.Record.accept, set[Any]()
 
-    async def early(self: Any, items: Sequence[Outgoing]) -> None:
-        task = asyncio.get_running_loop().create_task(accept(self, items))
+    async def early(self: Any, items: Sequence[Outgoing], run: Any) -> None:
+        task = asyncio.get_running_loop().create_task(accept(self, items, run))
         begun.add(task)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         task.add_done_callback(begun.discard)

@@ -47,7 +47,7 @@ async def test_header(path: Path) -> None:
     outbox = SQLiteOutbox(path)
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"csox"),)
-        assert other.execute("PRAGMA user_version").fetchone() == (1,)
+        assert other.execute("PRAGMA user_version").fetchone() == (2,)
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     synchronous = await outbox.transact(
         lambda log: log.store._connection.execute("PRAGMA synchronous").fetchone()
@@ -110,8 +110,8 @@ def test_newer_schema(path: Path) -> None:
     """A file of a newer release is left to it."""
     _fill(path, b"1")
     with closing(sqlite3.connect(path)) as other:
-        other.execute("PRAGMA user_version = 2")
-    _refused(path, "newer release", "schema 2", "Update cached-session")
+        other.execute("PRAGMA user_version = 3")
+    _refused(path, "newer release", "schema 3", "Update cached-session")
 
 
 def test_damaged_at_opening(path: Path) -> None:
@@ -234,3 +234,20 @@ async def test_tried_again(path: Path) -> None:
     path.rmdir()
     assert await outbox.transact(waiting) == []
     await outbox.let_go()
+
+
+async def test_older_schema(path: Path) -> None:
+    """A file from before there were turns gets their table, and keeps what is in it."""
+    outbox = SQLiteOutbox(path)
+    await outbox.transact(accept(b"1"))
+    await outbox.let_go()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE turns")
+        other.execute("PRAGMA user_version = 1")
+    outbox = SQLiteOutbox(path)
+    assert await outbox.transact(waiting) == [b"1"]
+    ticket = await outbox.transact(lambda log: log.line_up(ADDRESS, None))
+    assert ticket.first
+    await outbox.let_go()
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (2,)

@@ -259,3 +259,38 @@ def test_closed_by_the_collector_in_a_step_of_others() -> None:
         finally:
             gc.enable()
         assert shown == ["a"]
+
+
+def test_loops_that_end_in_a_turn(outbox: Outbox, line: Wire, emulator: Emulator) -> None:
+    """Of loops that end in a turn, or waiting for one, nothing lives, and nobody waits for them."""
+    conversation = Elsewhere(emulator).conversation()
+    session = session_over(line, conversation, outbox)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    taken: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with session.turn():
+            await session.add_items(users(name))
+            taken.append(name)
+            await asyncio.Event().wait()
+
+    async def work() -> None:
+        before = len(taken)
+        tasks = [asyncio.create_task(hold(name)) for name in ("holds", "waits")]
+        await until(lambda: len(taken) > before)
+        assert not any(task.done() for task in tasks)
+
+    for _ in range(5):
+        loops.append(by_hand(work))
+
+    async def last() -> None:
+        async with session.turn(wait=20):
+            await session.add_items(users("last"))
+        await session.flush()
+        await session.aclose()
+        await outbox.aclose(timeout=20)
+
+    asyncio.run(last())
+    assert living(loops) == 0
+    assert taken == ["holds"] * 5
+    assert texts(emulator.items(conversation)) == [*taken, "last"]

@@ -14,6 +14,7 @@ from cached_session.errors import OutboxError
 from cached_session.outbox.sqlite import schema
 from cached_session.outbox.sqlite.log import SQLiteLog
 from cached_session.outbox.sqlite.owners import Owner, connect, create
+from cached_session.outbox.sqlite.statements import IN_LINES, STEP_OUT_OF_ALL
 from cached_session.outbox.sqlite.store import Store
 
 _DAMAGED = (
@@ -127,6 +128,9 @@ class OpenFile:
         execute("DELETE FROM totals WHERE window_size IS NULL")
         owner = self._owner = Owner(self._path)
         owner.sweep()
+        for (token,) in execute(IN_LINES).fetchall():
+            if not owner.alive(token):
+                execute(STEP_OUT_OF_ALL, (token,))
         execute("COMMIT")
         self._use_wal()
         # What a long transaction made of the journal is given back.

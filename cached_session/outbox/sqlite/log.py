@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from cached_session.core.items import Held, unhold
-from cached_session.errors import Reopened
+from cached_session.errors import Reopened, run_is_over
 from cached_session.outbox.log import (
     Accepted,
     Epoch,
@@ -16,6 +16,7 @@ from cached_session.outbox.log import (
     Look,
     Noted,
     Sealed,
+    Ticket,
     Written,
 )
 from cached_session.outbox.records import (
@@ -84,9 +85,16 @@ class SQLiteLog(Log):
         return self.store.mailbox(address, after=seen).rows
 
     def accept(
-        self, address: Address, epoch: Epoch, seen: int, items: Sequence[bytes], now: float
+        self,
+        address: Address,
+        epoch: Epoch,
+        seen: int,
+        items: Sequence[bytes],
+        now: float,
+        ticket: Ticket | None = None,
     ) -> Accepted:
         self._check(epoch)
+        self._check_turn(address, ticket)
         store = self.store
         others = store.mailbox(address, after=seen).rows if store.newest(address) > seen else ()
         seqs = store.accept(address, items, now)
@@ -151,8 +159,9 @@ class SQLiteLog(Log):
             Epoch(store.token, _claims(mark)) if same else None,
         )
 
-    def withdraw(self, address: Address, epoch: Epoch) -> Row | None:
+    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
         self._check(epoch)
+        self._check_turn(address, ticket)
         return self.store.withdraw(address)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
@@ -190,6 +199,19 @@ class SQLiteLog(Log):
     def release(self, address: Address) -> None:
         self.store.release(address)
 
+    def line_up(self, address: Address, ticket: Ticket | None) -> Ticket:
+        number = None if ticket is None or ticket.opened != self.store.token else ticket.number
+        number = self.store.line_up(address, number)
+        return Ticket(number, self.store.token, self.store.first_in_line(address) == number)
+
+    def has_turn(self, ticket: Ticket) -> bool:
+        return ticket.opened == self.store.token and self.store.in_line(ticket.number)
+
+    def step_out(self, ticket: Ticket) -> None:
+        # Of one of another opening nothing is left that could be given up: nobody living has it.
+        if ticket.opened == self.store.token:
+            self.store.step_out(ticket.number)
+
     def summaries(self) -> list[Summary]:
         return self.store.summaries()
 
@@ -219,6 +241,10 @@ class SQLiteLog(Log):
         # By their places alone, another file's items would be taken for known ones.
         if epoch.opened != self.store.token:
             raise Reopened("the outbox was closed during this call; nothing was recorded by it")
+
+    def _check_turn(self, address: Address, ticket: Ticket | None) -> None:
+        if ticket is not None and not self.has_turn(ticket):
+            raise run_is_over(address.conversation)
 
     def _keep(self, address: Address, kept: Kept | None) -> Written | None:
         """Keeps a window, unless another process may have kept a newer one."""

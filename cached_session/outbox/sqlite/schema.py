@@ -8,7 +8,20 @@ from cached_session.errors import OutboxError
 
 # "csox". Stands in the file's header, where `file` and other programs see it.
 APPLICATION_ID = 0x63736F78
-VERSION = 1
+VERSION = 2
+
+_TURNS = (
+    # The line of those who want a conversation for a whole run. AUTOINCREMENT, so that
+    # who comes later never gets the number of one that was given up.
+    """
+    CREATE TABLE turns (
+        ticket INTEGER PRIMARY KEY AUTOINCREMENT,
+        conversation INTEGER NOT NULL REFERENCES conversations (number) ON DELETE CASCADE,
+        owner TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX turns_by_conversation ON turns (conversation, ticket)",
+)
 
 _TABLES = (
     # AUTOINCREMENT, so that a number once shown never means another record.
@@ -65,6 +78,7 @@ _TABLES = (
     )
     """,
     "CREATE INDEX window_items_by_conversation ON window_items (conversation, seq, size)",
+    *_TURNS,
     # The bytes of all windows together, kept by the database itself: adding
     # them up would be a scan of all conversations at every append.
     "CREATE TABLE totals (window_size INTEGER NOT NULL)",
@@ -122,3 +136,6 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
             f"The outbox {path} was made by a newer release of cached-session (schema {version}, "
             f"and this release knows {VERSION}); it was left as it is. Update cached-session."
         )
+    elif version < VERSION:
+        for statement in (*_TURNS, f"PRAGMA user_version = {VERSION}"):
+            connection.execute(statement)

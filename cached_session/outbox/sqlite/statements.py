@@ -48,7 +48,10 @@ DELETE_IF_EMPTY = """
 DELETE FROM conversations
 WHERE number = ? AND doubt IS NULL AND paused IS NULL AND local IS NULL
     AND window_written IS NULL AND NOT EXISTS (SELECT 1 FROM items WHERE conversation = number)
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE conversation = number)
 """
+# Nobody has ever had it: one that comes anew stands where it stood.
+DELETE_IF_UNUSED = f"{DELETE_IF_EMPTY} AND claims = 0"
 ACCEPT = "INSERT INTO items (conversation, accepted_at, data) VALUES (?, ?, ?)"
 ROWS = "SELECT seq, data, sealed, accepted_at FROM items"
 ROWS_AFTER = f"{ROWS} WHERE conversation = ? AND seq > ? ORDER BY seq"
@@ -61,6 +64,15 @@ LANDED = "DELETE FROM items WHERE conversation = ? AND seq <= ? AND sealed = 1"
 WITHDRAW = "DELETE FROM items WHERE seq = ?"
 DROP = "DELETE FROM items WHERE conversation = ? AND sealed = 0"
 DROP_ALL = "DELETE FROM items WHERE conversation = ?"
+LINE_UP = "INSERT INTO turns (conversation, owner) VALUES (?, ?)"
+IN_LINE = "SELECT conversation FROM turns WHERE ticket = ? AND owner = ?"
+FIRST_IN_LINE = """
+SELECT ticket, owner FROM turns WHERE conversation = ? ORDER BY ticket LIMIT 1
+"""
+STEP_OUT = "DELETE FROM turns WHERE ticket = ?"
+IN_LINES = "SELECT DISTINCT owner FROM turns"
+STEP_OUT_OF_ALL = "DELETE FROM turns WHERE owner = ?"
+MOVE_LINE = "UPDATE turns SET conversation = ? WHERE conversation = ?"
 SUMMARIES = """
 SELECT number, base_url, organization, project, credentials, conversations.conversation,
     COUNT(seq), COALESCE(SUM(LENGTH(data)), 0), COALESCE(SUM(sealed), 0), MIN(accepted_at),

@@ -79,7 +79,7 @@ class Store:
         """What differs from an earlier one if anybody else has had a backlog since then."""
         number = self._find(address)
         if number is None:
-            # While this store lives, nobody else removes a record.
+            # While this store lives, nobody else removes a record that anybody has had.
             return Mark(0, self.token, 0)
         return Mark(number, *self._connection.execute(sql.MARK, (number,)).fetchone())
 
@@ -290,6 +290,45 @@ class Store:
         found = self._connection.execute(sql.NAMESAKES, address._asdict())
         return [Namesake(number, Address(*of), items) for number, *of, items in found]
 
+    def line_up(self, address: Address, ticket: int | None) -> int:
+        """Takes a place in a conversation's line.
+
+        Args:
+            address: The conversation.
+            ticket: The place that it has already, or None.
+
+        Returns:
+            That, or another one, behind all others, if it has it no more.
+        """
+        number = self._enter(address)
+        if ticket is not None and self.in_line(ticket):
+            return ticket
+        taken = self._connection.execute(sql.LINE_UP, (number, self.token)).lastrowid
+        assert taken is not None  # an INSERT that succeeds has one
+        return taken
+
+    def in_line(self, ticket: int) -> bool:
+        """Whether a place is still this store's."""
+        return self._connection.execute(sql.IN_LINE, (ticket, self.token)).fetchone() is not None
+
+    def first_in_line(self, address: Address) -> int | None:
+        """The first place in a conversation's line that somebody living has; others are removed."""
+        number = self._find(address)
+        while True:
+            found = self._connection.execute(sql.FIRST_IN_LINE, (number,)).fetchone()
+            if found is None:
+                return None
+            if self._lives(found[1]):
+                return int(found[0])
+            self._connection.execute(sql.STEP_OUT, (found[0],))
+
+    def step_out(self, ticket: int) -> None:
+        """Gives a place in a line up. A record that was made for the line alone goes with it."""
+        found = self._connection.execute(sql.IN_LINE, (ticket, self.token)).fetchone()
+        if found is not None:
+            self._connection.execute(sql.STEP_OUT, (ticket,))
+            self._connection.execute(sql.DELETE_IF_UNUSED, found)
+
     def summaries(self) -> list[Summary]:
         """All records that hold items or a window, or are paused, in the order of their making."""
         found = self._connection.execute(sql.SUMMARIES).fetchall()
@@ -351,6 +390,7 @@ class Store:
     def _merge(self, number: int, other: int) -> None:
         """Gives the items of a record, and what else it says, to another one, and removes it."""
         self._connection.execute(sql.MOVE_ITEMS, (other, number))
+        self._connection.execute(sql.MOVE_LINE, (other, number))
         self._connection.execute(sql.MOVE_STATE, {"old": number, "new": other})
         self._connection.execute(sql.DELETE, (number,))
 
