@@ -608,10 +608,12 @@ class Conversation:
             OutboxError: That could not be recorded: other processes get it when this one
                 closes the outbox or ends.
         """
-        run.leave()
-        if run.outbox is None:
-            run.end()
+        if run.outbox is None or not run.here:
+            # Without its event loop there is nobody who could wait: a coroutine is closed, and
+            # something in it has made another error of that.
+            self.drop_run(run)
         else:
+            run.leave()
             with naming(self.conversation_id):
                 await self._errands.run(_step_out(run, run.outbox), run.end, abandoned=_log_it)
 
