@@ -239,6 +239,10 @@ class Meter:
         self._observer = observer
         self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
 
+    def apart(self) -> Meter:
+        """One with the same observer, that counts for somebody else."""
+        return Meter(self._observer)
+
     @property
     def listening(self) -> bool:
         """Whether anybody would hear of an event; frequent ones are not even made if not."""

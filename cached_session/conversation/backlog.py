@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 
 from cached_session.conversation.delivery import behind, look_back
@@ -29,7 +30,7 @@ from cached_session.errors import (
     Reopened,
     naming,
 )
-from cached_session.events import Sending
+from cached_session.events import Sending, logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.wording import counted, verb
@@ -220,6 +221,47 @@ class Backlog:
             conversation_id=operation.conversation_id,
         )
 
+    # What nobody sends
+
+    async def adopt(self, operation: Operation) -> None:
+        """Sends what waits if nobody does, here or elsewhere, whoever has recorded it.
+
+        Returns when that has come to an end, or when somebody uses the conversation here.
+
+        Args:
+            operation: Through whose client; without a caller.
+        """
+        sender, ledger, record = self.sender, self._ledger, self.record
+        if sender.busy or self.room.given or not record.abandoned:
+            return
+        try:
+            await record.open(operation, self.order.turn)
+            async with self.order.turn(operation):
+                # It is read even if nothing is known to wait: another process may have recorded it.
+                alone = await record.alone(operation, doubt=True)
+        except CachedSessionError as error:
+            # It stays where it is, for the next who looks.
+            logger.debug("%s: not adopted: %s", operation.conversation_id, error)
+            alone = False
+        if alone and ledger.waits and not sender.working:
+            logger.info(
+                "%s: nobody was left to send %s that %s in the outbox; sent from here on",
+                ledger.conversation_id,
+                counted(len(ledger.queue)),
+                verb(len(ledger.queue), "waits", "wait"),
+            )
+        if alone or self.users:
+            # Whoever uses it here is told of it as ever.
+            sender.start(sender.operation or operation)
+        if sender.busy:
+            await record.changed.until(
+                lambda: bool(self.users) or not (sender.busy or sender.settling),
+                math.inf,
+                _no_look,
+            )
+        else:
+            await self.look(operation.renewed(ledger.conversation_id))
+
     # Its end: what waits is sent first, whoever has left, and then all is let go of
 
     async def leave(self, through: Operation) -> None:
@@ -322,6 +364,10 @@ class Backlog:
         if sender.state is Sending.ELSEWHERE:
             return "another process sends it"
         return "there was no time to send it"
+
+
+def _no_look() -> None:
+    """Nothing is to be done while others send."""
 
 
 async def let_go_unused(outbox: Outbox) -> None:

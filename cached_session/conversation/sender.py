@@ -130,6 +130,12 @@ class Sender:
         return self.working or (self._last is not None and not self._lost(self._last))
 
     @property
+    def settling(self) -> bool:
+        """Whether a request is in flight that it has begun, if it was stopped since, too."""
+        flying = self._flying
+        return flying is not None and not self._lost(flying)
+
+    @property
     def trouble(self) -> Exception | None:
         """What went wrong at its last attempt, after which it tries again, or None."""
         return self._trouble if self.state is Sending.OFFLINE else None

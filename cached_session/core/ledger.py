@@ -241,6 +241,7 @@ class Ledger:
         own: The batch of the append that has the turn, where it promises delivery.
         listings: How many listings were begun, numbered from 1.
         removed: How many items were removed from the server by this process.
+        delivered: How many items of the queue were put on the server, or found there.
         paused: Why nothing of the queue is sent any more, or None.
         refusal: The error that this came from, if it was met here.
         left: Where the log stood when it was let go of here; what is known holds while it still
@@ -262,6 +263,7 @@ class Ledger:
         self.own = Batch(Promise.DELIVERED)
         self.listings = 0
         self.removed = 0
+        self.delivered = 0
         self.paused: str | None = None
         self.refusal: Exception | None = None
         self.left: object = None
@@ -622,6 +624,7 @@ class Ledger:
         if batch is self.recorded:
             with self._lock:
                 self.queue.land(count)
+                self.delivered += count
                 self.queue.show_behind(self._shown())
 
     def _shown(self) -> History | None:

@@ -78,11 +78,15 @@ class Outbox(Protocol):
 
     @property
     def lock(self) -> threading.Lock:
-        """Guards `backlogs`."""
+        """Guards `backlogs` and `adopters`."""
 
     @property
     def backlogs(self) -> weakref.WeakValueDictionary[Address, Any]:
         """The backlogs in use, one a conversation."""
+
+    @property
+    def adopters(self) -> dict[Address, Any]:
+        """Who sends what others have left, one an account; guarded by `lock`."""
 
     @property
     def holdings(self) -> Holdings:

@@ -11,7 +11,7 @@ Whoever writes another kind of outbox writes this: `memory.py` has it on lists,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from cached_session.core.items import Held
@@ -179,6 +179,35 @@ class Ticket(NamedTuple):
     first: bool
 
 
+class Orphan(NamedTuple):
+    """What waits of a conversation, and nobody who lives has claimed it.
+
+    Somebody may be about to: who has recorded it claims it a moment later, to send it.
+
+    Attributes:
+        address: Where it is.
+        claims: How often somebody has become its owner.
+        oldest: The place of its oldest item. With both the same a while later, nobody was.
+    """
+
+    address: Address
+    claims: int
+    oldest: int
+
+
+class Orphans(NamedTuple):
+    """What waits of an account, and nobody who lives has claimed it.
+
+    Attributes:
+        found: First what was made first.
+        others: Whether more of the account waits, which somebody living has, or which was passed
+            over: that may be left later.
+    """
+
+    found: tuple[Orphan, ...]
+    others: bool
+
+
 class Log(Protocol):
     """The verbs. Each is called in a transaction of its own, and undone if it raises."""
 
@@ -341,6 +370,18 @@ class Log(Protocol):
         """Gives a place in the line up, or the turn."""
 
     # What somebody does who looks after all of it
+
+    def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
+        """What waits of an account, is not paused, and nobody who lives has claimed.
+
+        Who has come to one of them claims it by `open`, as for any other. The cost is that of what
+        waits, whatever else is kept.
+
+        Args:
+            account: An address of the account; its conversation does not count.
+            beside: What is passed over.
+            limit: How many at most.
+        """
 
     def summaries(self) -> list[Summary]:
         """All that holds items or a window, or is paused, in the order of its making."""

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from cached_session.outbox.log import (
     Log,
     Look,
     Noted,
+    Orphans,
     Sealed,
     Ticket,
 )
@@ -292,6 +293,10 @@ class MemoryLog(Log):
 
     def step_out(self, ticket: Ticket) -> None:
         """The next one is another of this process, which has its own line."""
+
+    def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
+        """There are none: what is left by others is lost with them."""
+        return Orphans((), False)
 
     def summaries(self) -> list[Summary]:
         return [

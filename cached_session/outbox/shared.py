@@ -38,8 +38,9 @@ class Shared(abc.ABC):
         account: The account that all who use the outbox belong to, whatever their keys, or None.
         told: What somebody was warned of.
         users: The open sessions that use the outbox.
-        lock: Guards `backlogs`.
+        lock: Guards `backlogs` and `adopters`.
         backlogs: The backlogs in use, one a conversation.
+        adopters: Who sends what others have left, one an account.
         holdings: Those of them that others are kept from sending.
 
     Raises:
@@ -110,10 +111,11 @@ class Shared(abc.ABC):
     def _begin(self) -> None:
         self.lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
+        self.adopters: dict[Address, Any] = {}
 
     def _begin_anew(self) -> None:
         """In a forked child, where every use is refused: the backlogs are the parent's."""
-        keep([*self.backlogs.values()])
+        keep([*self.backlogs.values()], self.adopters)
         self._begin()
 
     @abc.abstractmethod
@@ -141,7 +143,7 @@ class Shared(abc.ABC):
         For a program's end: one call for all sessions, open or closed. What is
         left stays recorded, and each item is sent once by whoever goes on. The
         outbox can be used again: the next use of a session on it opens it, and
-        sends what is left of its conversation.
+        sends what is left of its conversation, and then of others.
 
         Args:
             timeout: Seconds in which what can be sent is sent; a request that
@@ -163,13 +165,23 @@ class Shared(abc.ABC):
             return Left(())
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         with self.lock:
-            # One whose conversation got its id has two names.
-            backlogs = list({id(one): one for one in self.backlogs.values()}.values())
+            adopters = list(self.adopters.values())
+        for one in adopters:
+            one.hold_off()
         try:
+            # What they have begun to send ends with the rest.
+            await asyncio.gather(*(one.ended() for one in adopters))
+            with self.lock:
+                # One whose conversation got its id has two names.
+                backlogs = list({id(one): one for one in self.backlogs.values()}.values())
             reasons = await asyncio.gather(*(one.shut(deadline) for one in backlogs))
             found = await self.transact(lambda log: log.summaries())
         finally:
-            await self.let_go()
+            try:
+                await self.let_go()
+            finally:
+                for one in adopters:
+                    one.go_on()
         names = [one.record.address for one in backlogs]
         known = dict(zip(names, reasons, strict=True))
         return Left(

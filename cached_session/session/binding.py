@@ -34,6 +34,7 @@ from cached_session.session.clients import Chosen
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
+    from cached_session.session.adoption import Adopter, Means
 
 T = TypeVar("T")
 
@@ -96,6 +97,8 @@ class Binding:
         # The trust in the copy, and the number of the listing that opens it for this session.
         self._max_staleness = max_staleness
         self._opening: int | None = None
+        # Who sends what others have left in the outbox.
+        self._adopter: Adopter | None = None
         # Calls that are under way.
         self._calls = 0
         # Whether its backlogs count it as a user no more.
@@ -298,10 +301,13 @@ class Binding:
             else:
                 # Only now: most processes use no outbox, and need not load it.
                 from cached_session.conversation.addresses import owner_of
+                from cached_session.session.adoption import adopter_of
 
                 owner = owner_of(self.outbox, client)
                 conversation = self._cache.conversation(owner, conversation_id, client=client)
                 conversation.attach(self.outbox, owner, None if self._parted else self)
+                if not self._parted:
+                    self._adopter = adopter_of(self.outbox, owner, self)
             self.conversation = conversation
             self._opening = None
             if conversation_id.startswith(LOCAL):
@@ -386,9 +392,12 @@ class Binding:
             deadline = Operation.now() + seconds
         self._calls += 1
         try:
-            return await self._perform(work, deadline, create=create)
+            found = await self._perform(work, deadline, create=create)
         finally:
             self._calls -= 1
+        if self._adopter is not None:
+            self._adopter.used()
+        return found
 
     async def _perform(
         self,
@@ -422,6 +431,18 @@ class Binding:
     def _operation(self, conversation_id: str, deadline: float | None = None) -> Operation:
         deadline = self._retrier.deadline() if deadline is None else deadline
         return Operation(self._remote, self._policy, self.meter, conversation_id, deadline, self)
+
+    @property
+    def means(self) -> Means | None:
+        """Through what is sent that others have left; None: the session takes no calls any more."""
+        # Only now, as in `bind`.
+        from cached_session.session.adoption import Means
+
+        if self.closed or self.outbox is None:
+            return None
+        # It counts as nobody's.
+        meter = self.meter.apart()
+        return Means(self.outbox, self._client, self._cache, self._policy, meter)
 
     async def append(
         self, operation: Operation, conversation: Conversation, items: Sequence[Outgoing]
@@ -525,6 +546,8 @@ class Binding:
         from cached_session.conversation.backlog import let_go_unused
 
         outbox.users.discard(session)
+        if self._adopter is not None:
+            self._adopter.leave(self)
         with outbox.lock:
             # Of each conversation that the session was on. One that got its id has two names.
             used = {id(one): one for one in outbox.backlogs.values() if self in one.users}

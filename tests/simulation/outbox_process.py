@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 
 from cached_session import CachedSession, ConversationCache, Event, RetryBudget, RetryPolicy
 from cached_session.conversation.sender import Sender
+from cached_session.session.adoption import Adopter
 from tests.campaigns.account import Violation
 from tests.simulation.network import Network
 from tests.simulation.outbox_disk import SimOutbox
@@ -159,6 +160,10 @@ def task_factory(
     if isinstance(maker, Sender):
         # It is made in an empty context, which the tasks that it makes copy.
         PROCESS.set(maker._record.outbox.process)  # type: ignore[attr-defined]  # a SimOutbox
+    elif isinstance(maker, Adopter) and context is None and PROCESS.get() is None:
+        # Likewise.
+        (user, *_) = maker._users
+        PROCESS.set(user.outbox.process)  # type: ignore[attr-defined]  # a session's binding
     task = asyncio.Task(coroutine, loop=loop, context=context)
     process = PROCESS.get() if context is None else context.get(PROCESS)
     if process is not None:

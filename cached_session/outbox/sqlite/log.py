@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cached_session.core.items import Held, unhold
 from cached_session.errors import Reopened, run_is_over
@@ -15,6 +15,7 @@ from cached_session.outbox.log import (
     Log,
     Look,
     Noted,
+    Orphans,
     Sealed,
     Ticket,
     Written,
@@ -211,6 +212,9 @@ class SQLiteLog(Log):
         # Of one of another opening nothing is left that could be given up: nobody living has it.
         if ticket.opened == self.store.token:
             self.store.step_out(ticket.number)
+
+    def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
+        return self.store.orphans(account, beside, limit)
 
     def summaries(self) -> list[Summary]:
         return self.store.summaries()

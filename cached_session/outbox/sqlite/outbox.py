@@ -28,6 +28,9 @@ class SQLiteOutbox(Shared):
     Safe to use from several threads, event loops and processes. After a fork,
     the child makes one of its own.
 
+    While a session uses it, what others have left in the file is sent, too, of
+    whichever conversation: backlogs of the same account whose owner is gone.
+
     Args:
         path: The file, on a local disk; made if it is missing, for its owner
             alone to read and write. Files beside it, whose names begin with

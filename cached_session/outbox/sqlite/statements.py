@@ -73,6 +73,21 @@ STEP_OUT = "DELETE FROM turns WHERE ticket = ?"
 IN_LINES = "SELECT DISTINCT owner FROM turns"
 STEP_OUT_OF_ALL = "DELETE FROM turns WHERE owner = ?"
 MOVE_LINE = "UPDATE turns SET conversation = ? WHERE conversation = ?"
+
+# From item to item of another conversation, by the index: what else is kept of conversations in
+# which nothing waits is not looked at.
+WAITING = f"""
+WITH RECURSIVE waiting (place) AS (
+    SELECT MIN(conversation) FROM items
+    UNION ALL
+    SELECT (SELECT MIN(conversation) FROM items WHERE conversation > place)
+    FROM waiting WHERE place IS NOT NULL
+)
+SELECT conversations.conversation, owner, released, claims,
+    (SELECT MIN(seq) FROM items WHERE items.conversation = number)
+FROM waiting CROSS JOIN conversations ON number = place
+WHERE {ACCOUNT} AND paused IS NULL
+"""
 SUMMARIES = """
 SELECT number, base_url, organization, project, credentials, conversations.conversation,
     COUNT(seq), COALESCE(SUM(LENGTH(data)), 0), COALESCE(SUM(sealed), 0), MIN(accepted_at),

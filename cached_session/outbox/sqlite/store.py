@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from cached_session.core.local import LOCAL
 from cached_session.errors import OutboxError
+from cached_session.outbox.log import Orphan, Orphans
 from cached_session.outbox.records import (
     Address,
     Claim,
@@ -328,6 +331,25 @@ class Store:
         if found is not None:
             self._connection.execute(sql.STEP_OUT, (ticket,))
             self._connection.execute(sql.DELETE_IF_UNUSED, found)
+
+    def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
+        """What waits of an account, is not paused, and no living owner has; see `Log.orphans`."""
+        lives = functools.cache(self._lives)
+        found: list[Orphan] = []
+        others = False
+        with contextlib.closing(self._connection.execute(sql.WAITING, account[:4])) as waiting:
+            for conversation, owner, released, claims, oldest in waiting:
+                if owner == self.token and not released:
+                    continue  # it is sent here
+                address = account._replace(conversation=conversation)
+                if address in beside or (not released and lives(owner)):
+                    others = True
+                elif len(found) < limit:
+                    found.append(Orphan(address, claims, oldest))
+                else:
+                    others = True
+                    break
+        return Orphans(tuple(found), others)
 
     def summaries(self) -> list[Summary]:
         """All records that hold items or a window, or are paused, in the order of their making."""

@@ -1,0 +1,320 @@
+"""Sending what others have left: backlogs of an account that wait while their owner is gone.
+
+A process may end, or an event loop, and nobody come back to the conversation. Whoever
+uses the outbox for another one sends that, too: a few backlogs at a time, each as one that
+closed sessions have left. A call of a session begins a look, and nothing looks while
+nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import threading
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from openai import AsyncOpenAI
+
+from cached_session.conversation.addresses import address_of, owner_of, speaks_for
+from cached_session.conversation.backlog import Backlog
+from cached_session.conversation.operation import Operation
+from cached_session.conversation.signals import Signal
+from cached_session.conversation.tasks import cancel, forsake, lost
+from cached_session.core.looking import LOOK_AFTER
+from cached_session.errors import OutboxError
+from cached_session.events import Meter, logger
+from cached_session.outbox import Outbox
+from cached_session.outbox.log import Orphan
+from cached_session.outbox.records import Address
+from cached_session.server.connections import Account, account
+from cached_session.server.remote import Remote
+from cached_session.server.retrying import RetryPolicy
+from cached_session.session.cache import ConversationCache
+
+AGAIN_AFTER = 5.0
+"""Seconds between two looks, but for those after something was sent."""
+
+SURE_AFTER = LOOK_AFTER
+"""Seconds after which nobody is about to claim what nobody has claimed meanwhile."""
+
+# How many backlogs are sent at a time, and how many are looked at.
+_AT_ONCE, _AT_A_LOOK = 4, 64
+
+
+class Means(NamedTuple):
+    """Through what is sent.
+
+    Attributes:
+        outbox: Where it is recorded.
+        client: The client.
+        cache: Where the copies of the conversations are.
+        policy: How requests are repeated.
+        meter: Who counts them, and is told of what happens.
+    """
+
+    outbox: Outbox
+    client: AsyncOpenAI
+    cache: ConversationCache
+    policy: RetryPolicy
+    meter: Meter
+
+
+class User(Protocol):
+    """A session that uses the outbox."""
+
+    @property
+    def means(self) -> Means | None:
+        """Through what it sends; None: it takes no calls any more."""
+
+
+class Adopter:
+    """Who adopts what is left of one account in one outbox, in this process."""
+
+    def __init__(self, home: Address) -> None:
+        """Makes one, which does nothing yet.
+
+        Args:
+            home: An address of the account; its conversation does not count.
+        """
+        self._home = home
+        self._lock = threading.Lock()
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._sweeping: asyncio.Task[None] | None = None
+        self._ended = Signal()
+        # When somebody looked, on the clock of the loop that was.
+        self._looked = -math.inf
+        # When each was first seen as it is, and when what was tried was.
+        self._seen: dict[Orphan, float] = {}
+        self._tried: dict[Address, float] = {}
+        # What a look is for that is to come by itself; another one replaces it.
+        self._next: object = None
+        # How many are at it that want it to do nothing.
+        self._held_off = 0
+        # What is being sent, and how many items of it had been delivered before.
+        self._at_work: dict[object, tuple[Backlog, int]] = {}
+        self._sent = 0
+
+    @property
+    def sent(self) -> int:
+        """How many items of what was adopted were put on the server, or found there."""
+        with self._lock:
+            return self._sent + sum(
+                one.order.ledger.delivered - before for one, before in self._at_work.values()
+            )
+
+    @property
+    def unused(self) -> bool:
+        """Whether no open session has a place for it, and nothing is being sent."""
+        with self._lock:
+            return not self._users and (self._sweeping is None or lost(self._sweeping))
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the last look found something that somebody may be about to send."""
+        return bool(self._seen)
+
+    # The sessions
+
+    def come(self, user: User) -> None:
+        """Notes a session that uses the outbox."""
+        with self._lock:
+            self._users.add(user)
+
+    def leave(self, user: User) -> None:
+        """Notes that a session is closed."""
+        with self._lock:
+            self._users.discard(user)
+
+    def used(self) -> None:
+        """Has somebody look, behind a call that has ended, if nobody has for a while."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._sweeping is not None and self._sweeping.get_loop().is_closed():
+                self._sweeping = None  # or it would hold that loop
+            if not self._looked <= loop.time() < self._looked + AGAIN_AFTER:
+                self._begin(loop)
+
+    def _means(self) -> Means | None:
+        with self._lock:
+            users = [] if self._held_off else list(self._users)
+        for user in users:
+            means = user.means
+            if means is not None and speaks_for(account(means.client), means.outbox, self._home):
+                return means
+        return None
+
+    # When it looks
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._held_off or not self._users:
+            return
+        if self._sweeping is not None and not lost(self._sweeping):
+            return
+        # It sends for nobody who is at work here: see `Sender.start`.
+        self._sweeping = task = contextvars.Context().run(
+            loop.create_task, self._look_around(), name="outbox, what others have left"
+        )
+        task.add_done_callback(lambda _: self._ended.fire())
+        # Nothing depends on its end.
+        forsake(task)
+
+    async def _look_around(self) -> None:
+        # Whoever called goes on first, as in `Sender`.
+        for _ in range(8):
+            await asyncio.sleep(0)
+        try:
+            again = await self.sweep(self._means, AGAIN_AFTER)
+        except OutboxError as error:
+            # The calls of those who use the outbox say so, too.
+            logger.debug("what others have left was not looked for: %s", error)
+            return
+        if again is not None:
+            loop, mine = asyncio.get_running_loop(), object()
+            self._next = mine
+            # A timer, and no task: no loop has to wait for it at its end.
+            loop.call_later(again, self._again, loop, mine)
+
+    def _again(self, loop: asyncio.AbstractEventLoop, mine: object) -> None:
+        with self._lock:
+            if self._next is mine:
+                self._begin(loop)
+
+    def hold_off(self) -> None:
+        """Has it look for nothing from now on, until `go_on`. What it has adopted is sent on."""
+        with self._lock:
+            self._held_off += 1
+            # After it, the next use of a session begins anew.
+            self._next = None
+            if self._sweeping is not None:
+                cancel(self._sweeping)
+
+    async def ended(self) -> None:
+        """Waits until nobody looks, on whichever event loop."""
+        task = self._sweeping
+        if task is not None:
+            await self._ended.until(lambda: lost(task), math.inf, _nothing)
+
+    def go_on(self) -> None:
+        """Lets it look again."""
+        with self._lock:
+            self._held_off -= 1
+
+    # What it does
+
+    async def sweep(self, means: Callable[[], Means | None], every: float) -> float | None:
+        """Sends what can be adopted; returns when nothing of that is left.
+
+        Args:
+            means: Says through what; None: nothing is adopted any more.
+            every: Seconds after which it looks again, while something is being sent.
+
+        Returns:
+            Seconds after which to look again, as more of the account waits that may be left by
+            then; None: nothing does.
+
+        Raises:
+            OutboxError: The outbox could not be read. What was adopted is sent on.
+        """
+        loop, again = asyncio.get_running_loop(), None
+        working: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                room, through = _AT_ONCE - len(working), means()
+                if room and through is not None:
+                    found, again = await self._look(through, every)
+                    for address in found[:room]:
+                        self._tried[address] = loop.time()
+                        working.add(task := loop.create_task(self._send(through, address)))
+                        # Whoever looks next goes on where its loop has stopped.
+                        forsake(task)
+                if not working:
+                    return again
+                _, working = await asyncio.wait(
+                    working, timeout=again, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            for task in working:
+                cancel(task)
+
+    async def _look(self, means: Means, every: float) -> tuple[list[Address], float | None]:
+        """What nobody sends, and seconds after which to look again; None: nothing else waits."""
+        now = self._looked = asyncio.get_running_loop().time()
+        # Each is tried once in a while, whatever became of it.
+        self._tried = {one: at for one, at in self._tried.items() if at <= now < at + every}
+        beside, before = frozenset(self._tried), self._seen
+        orphans = await means.outbox.transact(
+            lambda log: log.orphans(self._home, beside, _AT_A_LOOK)
+        )
+        # Who has recorded it claims it a moment later; and who uses the conversation comes first.
+        self._seen = {one: min(now, before.get(one, now)) for one in orphans.found}
+        left = [one.address for one, at in self._seen.items() if at + SURE_AFTER <= now]
+        if len(left) < len(orphans.found):
+            return left, min(SURE_AFTER, every)
+        return left, every if left or orphans.others else None
+
+    async def _send(self, means: Means, address: Address) -> None:
+        client = account(means.client)
+        if not speaks_for(client, means.outbox, address):
+            return  # its key was changed just now
+        try:
+            backlog = _backlog(means, client, address)
+        except ValueError:
+            return  # somebody has come to it just now, who has it in another cache
+        if backlog is None:
+            return
+        ledger, work = backlog.order.ledger, object()
+        operation = Operation(
+            Remote(means.client, means.meter),
+            means.policy,
+            means.meter,
+            ledger.conversation_id,
+            Operation.now() + means.policy.deadline,
+        )
+        with self._lock:
+            self._at_work[work] = backlog, ledger.delivered
+        try:
+            await backlog.adopt(operation)
+        finally:
+            with self._lock:
+                self._sent += ledger.delivered - self._at_work.pop(work)[1]
+
+
+def adopter_of(outbox: Outbox, owner: Account, user: User) -> Adopter | None:
+    """Who adopts in an outbox for an account, as a session needs it that comes to the outbox.
+
+    None where nobody does: what is in memory is left to nobody, and a client whose key is not
+    fixed cannot tell what is its account's.
+    """
+    home = address_of(owner, "")
+    if not outbox.durable or not home.credentials:
+        return None
+    with outbox.lock:
+        for other in [other for other, one in outbox.adopters.items() if one.unused]:
+            if other != home:
+                del outbox.adopters[other]
+        adopter: Adopter = outbox.adopters.setdefault(home, Adopter(home))
+        adopter.come(user)
+    return adopter
+
+
+def _backlog(means: Means, client: Account, address: Address) -> Backlog | None:
+    """The backlog of an address, as a session on it would have it; None: it is another outbox's."""
+    outbox = means.outbox
+    with outbox.lock:
+        backlog: Backlog | None = outbox.backlogs.get(address)
+    if backlog is not None:
+        return backlog
+    owner = owner_of(outbox, client)
+    conversation = means.cache.conversation(owner, address.conversation, client=client)
+    other = conversation.backlog
+    if other is not None and (other.users or other.sender.busy):
+        return None
+    conversation.attach(outbox, owner, None)
+    return conversation.backlog
+
+
+def _nothing() -> None:
+    """Nothing is to be done while it ends."""
