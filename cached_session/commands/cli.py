@@ -48,7 +48,7 @@ COMMANDS = {
         function="serve",
     ),
     "outbox": Command(
-        "what waits in an outbox's file: list, show, retry, discard, export",
+        "what waits in an outbox's file: list, show, retry, relay, discard, export",
         "cached_session.commands.outbox.command",
     ),
 }

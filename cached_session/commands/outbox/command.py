@@ -53,6 +53,17 @@ of it is sent until somebody decides:
 
 cached-session outbox COMMAND --help lists a command's options."""
 
+_RELAYING = """\
+It sends, with the key in OPENAI_API_KEY and to OPENAI_BASE_URL, what was recorded
+for that account and belongs to no living process. What is paused it leaves as it
+is. It says once a minute how it stands, and what it takes over.
+
+exit status:
+  0  SIGTERM or SIGINT has stopped it; with --once, nothing is left
+  1  the file or the key cannot be used
+  2  the command line is wrong
+  3  with --once: something is left, which is paused or which a living process has"""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one of the subcommands.
@@ -61,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The command line behind `outbox`.
 
     Returns:
-        Exit status: 0 if it did what it was asked, 1 if not.
+        Exit status: 0 if it did what it was asked, 1 if not, and that of `relay`.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
@@ -75,20 +86,20 @@ def main(arguments: Sequence[str]) -> int:
         return _fail("the standard output is closed. Nothing was done.")
     try:
         check(options.file)
-        asyncio.run(_run(options))
+        return asyncio.run(_run(options))
     except (Stop, CachedSessionError) as error:
         return _fail(str(error))
     except OpenAIError as error:
         # Its text may quote an item.
         return _fail(f"the server could not be asked ({type(error).__name__}).")
-    return 0
 
 
-async def _run(options: argparse.Namespace) -> None:
+async def _run(options: argparse.Namespace) -> int:
     # Those that decide for an account have the option.
     outbox = SQLiteOutbox(options.file, account=getattr(options, "account", None))
     try:
-        await options.run(outbox, options)
+        status: int | None = await options.run(outbox, options)
+        return status or 0
     finally:
         await outbox.let_go()
 
@@ -119,6 +130,12 @@ async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
     from cached_session.commands.outbox.retry import retry
 
     await retry(outbox, options)
+
+
+async def _relay(outbox: SQLiteOutbox, options: argparse.Namespace) -> int:
+    from cached_session.commands.outbox.relay import relay  # only now: see `_retry`
+
+    return await relay(outbox, options)
 
 
 async def _move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
@@ -221,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(run=run, parser=command)
         command.add_argument("file", metavar="FILE", help="the outbox's file")
-        if name != "list":
+        if name not in ("list", "relay"):
             command.add_argument(
                 "number", metavar="NUMBER", type=int, help="the backlog's number, as `list` shows"
             )
@@ -259,6 +276,32 @@ def _parser() -> argparse.ArgumentParser:
     discard.add_argument("--yes", action="store_true", help="really remove it")
     out = add("export", export, "writes the waiting items as JSON lines, unchanged")
     out.add_argument("--output", metavar="PATH", help="a new file (-, the standard output)")
+    relaying = add("relay", _relay, "sends what nobody who lives sends, until it is stopped")
+    relaying.epilog = _RELAYING
+    relaying.formatter_class = argparse.RawDescriptionHelpFormatter
+    relaying.add_argument(
+        "--account",
+        metavar="NAME",
+        type=_account,
+        help="what the program passes as account=, such as prod; the present key is one of that "
+        "account",
+    )
+    relaying.add_argument(
+        "--every", metavar="SECONDS", type=_interval, default=1.0, help="how often it looks (1)"
+    )
+    relaying.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=8.0,
+        help="when it is stopped, how long it waits for requests that are in flight (8)",
+    )
+    relaying.add_argument(
+        "--once", action="store_true", help="end when nothing is left that can be sent"
+    )
+    relaying.add_argument(
+        "--quiet", action="store_true", help="say only what needs a person, and no figures"
+    )
     return parser
 
 
@@ -268,6 +311,13 @@ def _account(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _interval(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError("must be a number of seconds, more than 0")
+    return seconds
 
 
 def _seconds(text: str) -> float:
