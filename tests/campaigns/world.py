@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from agents import OpenAIConversationsSession
 
@@ -25,7 +26,7 @@ from tests.campaigns.menu import KEY, Menu, Worker
 from tests.campaigns.setting import ATTEMPT, DEADLINE, SLACK, SPANS, Setting
 from tests.campaigns.witness import Handler, Witness
 from tests.clients import openai_client
-from tests.servers import eventually
+from tests.servers import accepts, eventually
 
 T = TypeVar("T")
 
@@ -103,6 +104,10 @@ class World(Menu):
                 if self.setting.foreign:
                     group.create_task(self._foreign(self.setting.rng("foreign")))
             self.emulator.faults = None
+            # The plan's last fault may have closed the port, for as long as all attempts of a call
+            # take: nobody's end is to meet that.
+            port = urlsplit(self.emulator.base_url).port or 80
+            await asyncio.to_thread(eventually, lambda: accepts(port))
             await self._end()
         self.tally.update(seeds=1, requests=len(self.emulator.requests))
 
