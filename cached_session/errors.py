@@ -109,7 +109,7 @@ class OutboxError(CachedSessionError):
 
     An `add_items` that raises it has recorded nothing. `flush` and `aclose`
     raise it, too, where what sends in the background could not write; what is
-    recorded is kept. Base of `OutboxFull` and `OutboxPaused`.
+    recorded is kept. Base of `OutboxFull`, `OutboxPaused` and `OutboxUnavailable`.
     """
 
 
@@ -118,6 +118,14 @@ class Reopened(OutboxError):
 
     Nothing of the transaction that met it was done. It is met inside only: what
     is recorded is read anew, and the call begins again.
+    """
+
+
+class OutboxUnavailable(OutboxError):
+    """The engine of a `PostgresOutbox` cannot be reached.
+
+    An `add_items` that raises it has recorded nothing. One of which that is not
+    known raises `AppendOutcomeUnknown` instead.
     """
 
 

@@ -25,7 +25,13 @@ from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
 from cached_session.core.ledger import Ledger
 from cached_session.core.queue import Entry, Row
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    OutboxError,
+    OutboxPaused,
+    OutboxUnavailable,
+    Reopened,
+)
 from cached_session.events import logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.log import (
@@ -88,7 +94,7 @@ class Record:
         self._opening = Turns()
         # As of when it was read; None: it was not.
         self._epoch: Epoch | None = None
-        # The outbox was opened anew since it was read.
+        # The outbox was opened anew since it was read, or it is not known what a verb has done.
         self._reopened = False
         # A session has come to it since it was read.
         self._come = False
@@ -104,9 +110,9 @@ class Record:
         return self in self.outbox.holdings
 
     @property
-    def alone_still(self) -> bool:
-        """Whether nobody else sends what was sealed: its claim was not released meanwhile."""
-        return self.outbox.holdings.keeps(self)
+    def left(self) -> float:
+        """Seconds for which nobody else sends what was sealed; 0: others may, by now."""
+        return self.outbox.holdings.left(self)
 
     @property
     def abandoned(self) -> bool:
@@ -346,9 +352,11 @@ class Record:
                 apply,
                 locked=False,
             )
-        except Exception:
+        except Exception as error:
             with self._lock:
                 self._heard(loop)
+            # They may be there, which the next read is to show.
+            self._reopened |= isinstance(error, AppendOutcomeUnknown)
             raise
 
     def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -543,7 +551,8 @@ class Record:
 
         try:
             return await self.outbox.transact(verb, applied)
-        except Reopened:
+        except (Reopened, OutboxUnavailable):
+            # Or it is not known what became of the verb.
             self._reopened = True
             raise
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
@@ -33,6 +33,7 @@ from cached_session.events import Meter, RequestFinished
 from cached_session.server.classify import as_openai_error, classify
 from cached_session.server.connections import Account, Connections, account, connections, settings
 from cached_session.server.servers import Server, server_of
+from cached_session.server.sockets import writing_while
 from cached_session.server.transports import Carrier, carrier
 
 
@@ -108,9 +109,24 @@ class Remote:
         )
 
     async def append(
-        self, conversation_id: str, items: Sequence[Outgoing], *, timeout: float
+        self,
+        conversation_id: str,
+        items: Sequence[Outgoing],
+        *,
+        timeout: float,
+        left: Callable[[], float] | None = None,
     ) -> Outcome[tuple[Held, ...]]:
-        """Appends one batch; the answer holds the items as a listing will show them."""
+        """Appends one batch; the answer holds the items as a listing will show them.
+
+        Args:
+            conversation_id: The conversation.
+            items: The batch.
+            timeout: Seconds that it may take.
+            left: Tells for how many seconds the items are this process's to send. Nothing is
+                written when that is 0, however long the process stood still before; on a
+                connection of the caller's own client, only if nobody has looked then. None: they
+                always are.
+        """
 
         def parse(answer: Any) -> tuple[Held, ...]:
             held = _items(answer)
@@ -118,9 +134,10 @@ class Remote:
                 raise ValueError
             return held
 
-        outcome = await self._request(
-            "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
-        )
+        with writing_while(left):
+            outcome = await self._request(
+                "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
+            )
         if isinstance(outcome, Applied):
             self.server.answered(items, outcome.value)
         return outcome
