@@ -15,8 +15,7 @@ from openai import NotFoundError
 
 from cached_session.conversation.listing import SLACK, relist, remove_late_copies
 from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.core.batches import batches
-from cached_session.core.items import Outgoing
+from cached_session.core.items import Outgoing, batches
 from cached_session.core.ledger import (
     Batch,
     Create,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.events import logger
 from cached_session.outbox.holdings import Holdings

@@ -12,8 +12,7 @@ import msgspec
 from cachetools import LRUCache
 
 from cached_session.core.items import Held, Outgoing, unhold
-from cached_session.core.matching import text_pairs
-from cached_session.core.rewriting import VERBATIM, Rewriting, learned
+from cached_session.core.matching import VERBATIM, Rewriting, learned, text_pairs
 from cached_session.forks import Lock
 from cached_session.server.connections import Account
 

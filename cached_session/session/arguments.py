@@ -10,7 +10,7 @@ from typing import Any
 
 from agents import OpenAIConversationsSession
 
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
 
 
 def resolve_limit(limit: int | None, settings: Any) -> int | None:

@@ -20,8 +20,7 @@ from cached_session.conversation.runs import Run
 from cached_session.conversation.tasks import bury
 from cached_session.conversation.turns import Turn, Turns
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import Trust
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL, Trust
 from cached_session.core.outcomes import Applied
 from cached_session.errors import CachedSessionError, DeadlineExceeded, Reopened, SessionClosed
 from cached_session.events import Meter

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, NotGiven, Omit
 from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.operation import Operation
 from cached_session.core.items import accept
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (

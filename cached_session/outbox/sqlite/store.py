@@ -7,7 +7,7 @@ import functools
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
 from cached_session.errors import OutboxError
 from cached_session.outbox.log import Orphan, Orphans
 from cached_session.outbox.records import (
