@@ -32,8 +32,8 @@ from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
 from cached_session.events import Reconciled
 from cached_session.server.classify import is_duplicate_id
+from cached_session.server.remote import PAGE
 from cached_session.server.retrying import too_late
-from cached_session.server.servers import PAGE
 from cached_session.wording import counted, rewritten_or_not
 
 if TYPE_CHECKING:
