@@ -13,8 +13,7 @@ from typing import Any
 from openai import APIStatusError, OpenAIError
 
 from cached_session.conversation.delivery import Delivery, look_back
-from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.conversation.order import Order
+from cached_session.conversation.operation import Elsewhere, Operation, Order
 from cached_session.conversation.record import Record
 from cached_session.conversation.tasks import cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER

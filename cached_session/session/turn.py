@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from cached_session.conversation.conversation import Conversation
-from cached_session.conversation.runs import Run
+from cached_session.conversation.turns import Run
 from cached_session.errors import CachedSessionError
 from cached_session.session.binding import Binding
 

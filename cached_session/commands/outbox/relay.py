@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, key, server, visible
 from cached_session.commands.outbox.retry import need_key
-from cached_session.conversation.addresses import address_of, owner_of
+from cached_session.conversation.record import address_of, owner_of
 from cached_session.events import Meter, logger
 from cached_session.outbox import Outbox
 from cached_session.server.connections import account

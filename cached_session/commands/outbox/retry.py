@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, find, key, server, visible
-from cached_session.conversation.addresses import address_of, owner_of
+from cached_session.conversation.record import address_of, owner_of
 from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
 from cached_session.server.connections import account
 from cached_session.session.cache import ConversationCache
