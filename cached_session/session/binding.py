@@ -27,8 +27,8 @@ from cached_session.forks import in_child, keep
 from cached_session.server.connections import account, settings
 from cached_session.server.remote import Remote
 from cached_session.server.retrying import Retrier, RetryPolicy
+from cached_session.session.arguments import Chosen
 from cached_session.session.cache import ConversationCache
-from cached_session.session.clients import Chosen
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox

@@ -21,8 +21,8 @@ from cached_session.outbox import Outbox
 from cached_session.server.connections import account
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.adoption import Adopter, Means
+from cached_session.session.arguments import Chosen
 from cached_session.session.cache import ConversationCache
-from cached_session.session.clients import Chosen
 from cached_session.wording import counted, verb
 
 LEFT = 3
