@@ -33,12 +33,13 @@ from cached_session.errors import (
     OutboxError,
     OutboxFull,
     Reopened,
+    counted,
     naming,
+    verb,
 )
 from cached_session.events import Sending, logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
-from cached_session.wording import counted, verb
 
 
 class User(Protocol):

@@ -29,12 +29,13 @@ from cached_session.errors import (
     DeadlineExceeded,
     OutboxError,
     UnexpectedAnswer,
+    counted,
     naming,
+    verb,
 )
 from cached_session.events import logger
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.connections import Account
-from cached_session.wording import counted, verb
 
 if TYPE_CHECKING:
     from cached_session.conversation.backlog import Backlog, User

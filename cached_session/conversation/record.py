@@ -25,7 +25,7 @@ from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
 from cached_session.core.ledger import Ledger
 from cached_session.core.queue import Entry, Row
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened, counted
 from cached_session.events import logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.log import (
@@ -42,7 +42,6 @@ from cached_session.outbox.log import (
 from cached_session.outbox.records import NAMED, Address, Namesake, StoredWindow, whose
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
-from cached_session.wording import counted
 
 T = TypeVar("T")
 

@@ -25,12 +25,12 @@ from cached_session.errors import (
     OutboxError,
     Reopened,
     TurnLost,
+    counted,
 )
 from cached_session.events import BacklogChanged, Sending, logger
 from cached_session.outbox.told import Trouble
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.retrying import Retrier
-from cached_session.wording import counted
 
 # How many batches are sent at least for each page of a look back, which costs a request.
 _SELDOM = 16

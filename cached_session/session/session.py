@@ -15,7 +15,7 @@ from cached_session.conversation.operation import Operation
 from cached_session.conversation.turns import Run
 from cached_session.core.items import accept
 from cached_session.core.ledger import LOCAL
-from cached_session.errors import CachedSessionError
+from cached_session.errors import CachedSessionError, counted
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (
@@ -35,7 +35,6 @@ from cached_session.session.arguments import (
 )
 from cached_session.session.binding import NEW, Binding
 from cached_session.session.cache import PROCESS_CACHE, ConversationCache
-from cached_session.wording import counted
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
