@@ -24,7 +24,7 @@ from cached_session.core import history, ledger, matching, unsettled
 from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, log
 from cached_session.outbox.sqlite import log as sqlite_log
-from cached_session.outbox.sqlite import statements
+from cached_session.outbox.sqlite import store as sqlite_store
 from cached_session.outbox.sqlite.store import Store
 from tests.campaigns.account import Violation
 from tests.campaigns.plan import Failure, Plan
@@ -169,7 +169,7 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "seal", unsealed)
     # What has landed is taken out all the same, or it would wait there for ever.
     landed = "DELETE FROM items WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "LANDED", landed)
+    patch.setattr(sqlite_store, "LANDED", landed)
 
 
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
@@ -245,11 +245,11 @@ def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
 def not_sealed(patch: pytest.MonkeyPatch) -> None:
     """It is not recorded which items may have been sent, but what stood before them is."""
     seal = "UPDATE items SET sealed = 0 WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "SEAL", seal)
-    rows = f"{statements.ROWS} WHERE conversation = ? ORDER BY seq LIMIT 20"
-    patch.setattr(statements, "ROWS_SEALED", rows)
+    patch.setattr(sqlite_store, "SEAL", seal)
+    rows = f"{sqlite_store.ROWS} WHERE conversation = ? ORDER BY seq LIMIT 20"
+    patch.setattr(sqlite_store, "ROWS_SEALED", rows)
     landed = "DELETE FROM items WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "LANDED", landed)
+    patch.setattr(sqlite_store, "LANDED", landed)
 
 
 def removals_not_recorded(patch: pytest.MonkeyPatch) -> None:
