@@ -16,13 +16,16 @@ import secrets
 import sqlite3
 import stat
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from cached_session.errors import OutboxError
+from cached_session.outbox.log import Log
 from cached_session.outbox.sqlite import schema
 from cached_session.outbox.sqlite.log import SQLiteLog
 from cached_session.outbox.sqlite.store import IN_LINES, STEP_OUT_OF_ALL, Store
+from cached_session.outbox.writer import Outcome, Work, failure, failures
 
 _DAMAGED = (
     "is damaged. Stop its writers, move it away together with its -wal and -shm files, and "
@@ -110,6 +113,17 @@ class OpenFile:
                 "Close the outbox; its next use opens what is there then."
             )
 
+    def run(self, works: Sequence[Work]) -> list[Outcome]:
+        """Has works done in one transaction; see `Opened.run`."""
+        try:
+            self.check()
+            return run_group(self.connection, self.log, self.explain, works)
+        except BaseException as error:
+            return failures(len(works), str(self.explain(error)), error)
+
+    def tend(self) -> None:
+        """Does nothing: a lock says that its owner lives."""
+
     def explain(self, error: BaseException) -> OutboxError:
         """The error to tell callers of, with the path, what is so, and what to do."""
         return _explain(self._path, error, self._busy_timeout)
@@ -162,6 +176,60 @@ class OpenFile:
                     "processes, a network's for example. Name a path on a local disk."
                 )
             return
+
+
+def run_group(
+    connection: sqlite3.Connection,
+    log: Log,
+    explain: Callable[[sqlite3.Error], OutboxError],
+    works: Sequence[Work],
+) -> list[Outcome]:
+    """Runs works in one transaction; one that raises is undone alone.
+
+    Args:
+        connection: Where no transaction is open.
+        log: What the works get.
+        explain: Makes of SQLite's error one for users.
+        works: The works, in their order.
+
+    Returns:
+        What became of each; see `Opened.run`.
+
+    Raises:
+        BaseException: The transaction failed, and nothing is recorded.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        outcomes = [_attempt(connection, log, explain, work) for work in works]
+        connection.execute("COMMIT")
+    except BaseException:
+        # Where this fails, too, SQLite has undone the transaction by itself.
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return outcomes
+
+
+def _attempt(
+    connection: sqlite3.Connection,
+    log: Log,
+    explain: Callable[[sqlite3.Error], OutboxError],
+    work: Work,
+) -> Outcome:
+    connection.execute("SAVEPOINT work")
+    try:
+        value = work(log)
+        connection.execute("RELEASE work")
+    except BaseException as error:
+        if not connection.in_transaction:
+            # A full disk, for example, makes SQLite undo all of it.
+            raise
+        connection.execute("ROLLBACK TO work")
+        connection.execute("RELEASE work")
+        if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode"):
+            return Outcome(None, failure(str(explain(error)), error))
+        return Outcome(None, error)
+    return Outcome(value, None)
 
 
 def _explain(path: str, error: BaseException, busy_timeout: float = 0) -> OutboxError:
