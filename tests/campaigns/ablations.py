@@ -16,7 +16,6 @@ from cached_session.conversation import (
     delivery,
     listing,
     operation,
-    order,
     record,
     turns,
 )
@@ -89,7 +88,7 @@ def no_shielding(patch: pytest.MonkeyPatch) -> None:
         finally:
             self.leave(turn)
 
-    patch.setattr(order.Order, "write", directly)
+    patch.setattr(operation.Order, "write", directly)
 
 
 def no_ordering(patch: pytest.MonkeyPatch) -> None:
@@ -106,8 +105,8 @@ def no_ordering(patch: pytest.MonkeyPatch) -> None:
         at_work[self.ledger] -= 1
         self._worked()
 
-    patch.setattr(order.Order, "enter", enter)
-    patch.setattr(order.Order, "leave", leave)
+    patch.setattr(operation.Order, "enter", enter)
+    patch.setattr(operation.Order, "leave", leave)
     # They would stop at an `assert`, or with an IndexError, before the account sees what
     # they do to each other. So what is known is taken away by those only who are alone at
     # work, and two may delete the same late copies.
