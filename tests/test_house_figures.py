@@ -12,8 +12,8 @@ FILES = {
     "an append whose answer is lost": 23,
     "a pop": 20,
     "a held read": 14,
-    "an append whose answer is lost, with an outbox": 36,
-    "a pop, with an outbox": 34,
+    "an append whose answer is lost, with an outbox": 35,
+    "a pop, with an outbox": 33,
     "a held read, with an outbox": 20,
 }
 
