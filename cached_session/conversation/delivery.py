@@ -16,8 +16,7 @@ from openai import NotFoundError
 
 from cached_session.conversation.listing import SLACK, relist, remove_late_copies
 from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.core.batches import batches
-from cached_session.core.items import Outgoing
+from cached_session.core.items import Outgoing, batches
 from cached_session.core.ledger import (
     Batch,
     Create,
@@ -31,12 +30,17 @@ from cached_session.core.ledger import (
 )
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.unsettled import ANCHORS, Untold
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    OutboxError,
+    TurnLost,
+    counted,
+    rewritten_or_not,
+)
 from cached_session.events import Reconciled
 from cached_session.server.classify import is_duplicate_id
+from cached_session.server.remote import PAGE
 from cached_session.server.retrying import too_late
-from cached_session.server.servers import PAGE
-from cached_session.wording import counted, rewritten_or_not
 
 if TYPE_CHECKING:
     from cached_session.conversation.record import Record

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from cached_session.conversation.addresses import speaks_for
 from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.conversation.runs import Run
-from cached_session.conversation.signals import Signal
-from cached_session.conversation.turns import Turns
+from cached_session.conversation.tasks import Signal
+from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
 from cached_session.core.ledger import Ledger
@@ -31,6 +31,7 @@ from cached_session.errors import (
     OutboxPaused,
     OutboxUnavailable,
     Reopened,
+    counted,
 )
 from cached_session.events import logger
 from cached_session.outbox import Outbox
@@ -45,10 +46,9 @@ from cached_session.outbox.log import (
     Sealed,
     Written,
 )
-from cached_session.outbox.records import Address, Namesake, StoredWindow, whose
+from cached_session.outbox.records import NAMED, Address, Namesake, StoredWindow, whose
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
-from cached_session.wording import counted
 
 T = TypeVar("T")
 
@@ -699,3 +699,41 @@ def _why(reason: str) -> str:
     if ", status " in reason:
         return "the server refused a recorded batch"
     return "a recorded batch could not be sent"
+
+
+def address_of(owner: Account, conversation: str) -> Address:
+    """Under which name an outbox has a conversation of an account.
+
+    A base URL may carry a password, or a key in its query. What an outbox
+    records holds neither; they go into the digest.
+    """
+    base_url = _plain(owner.base_url)
+    credentials = owner.credentials if owner.fixed else ""
+    if credentials and base_url != owner.base_url:
+        told = f"{credentials} {owner.base_url}".encode()
+        credentials = hashlib.blake2b(told, digest_size=16).hexdigest()
+    return Address(
+        base_url, owner.organization or "", owner.project or "", credentials, conversation
+    )
+
+
+def owner_of(outbox: Outbox, client: Account) -> Account:
+    """Whose a client's conversations are: the account that the outbox names, or the client's own.
+
+    A base URL's password and query may change with the key.
+    """
+    if outbox.account is None:
+        return client
+    return client._replace(
+        base_url=_plain(client.base_url), credentials=NAMED + outbox.account, fixed=True
+    )
+
+
+def _plain(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def speaks_for(client: Account, outbox: Outbox, address: Address) -> bool:
+    """Whether a client may send what an outbox has under an address."""
+    return address_of(owner_of(outbox, client), address.conversation) == address

@@ -13,8 +13,7 @@ from typing import Any
 from openai import APIStatusError, OpenAIError
 
 from cached_session.conversation.delivery import Delivery, look_back
-from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.conversation.order import Order
+from cached_session.conversation.operation import Elsewhere, Operation, Order
 from cached_session.conversation.record import Record
 from cached_session.conversation.tasks import cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER
@@ -27,12 +26,12 @@ from cached_session.errors import (
     OutboxUnavailable,
     Reopened,
     TurnLost,
+    counted,
 )
 from cached_session.events import BacklogChanged, Sending, logger
 from cached_session.outbox.told import Trouble
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.retrying import Retrier
-from cached_session.wording import counted
 
 # How many batches are sent at least for each page of a look back, which costs a request.
 _SELDOM = 16

@@ -9,15 +9,13 @@ closed from anywhere.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import select
 import socket
 import ssl
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import aiohappyeyeballs
@@ -27,6 +25,8 @@ import httpcore2
 import httpx2
 from aiohappyeyeballs import AddrInfoType, SocketFactoryType, addr_to_addr_infos
 from anyio.streams.tls import TLSAttribute, TLSStream
+
+from cached_session.server.classify import check_may_be_written
 
 # Seconds until the next of a host's addresses is tried, too; RFC 8305 recommends it.
 _HEAD_START = 0.25
@@ -67,28 +67,6 @@ class Sockets:
         """Closes all of them, at once."""
         while self._open:
             self._open.pop().close()
-
-
-class NotOurs(Exception):
-    """What was to be written is another process's to send by now; nothing more was written."""
-
-
-# Tells for how many seconds what the present task writes is this process's to send.
-_left: ContextVar[Callable[[], float] | None] = ContextVar("cached_session_left", default=None)
-
-
-@contextlib.contextmanager
-def writing_while(left: Callable[[], float] | None) -> Iterator[None]:
-    """Nothing is written in here when `left` is 0, as far as it goes over these sockets.
-
-    Between the decision to send and the first byte a process may be stopped for as long as it
-    likes: only the last step before the socket can tell.
-    """
-    token = _left.set(left)
-    try:
-        yield
-    finally:
-        _left.reset(token)
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
@@ -210,9 +188,7 @@ class _Wire(httpcore2.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
-        left = _left.get()
-        if left is not None and not left():
-            raise NotOurs
+        check_may_be_written()
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.send(buffer)

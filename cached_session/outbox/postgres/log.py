@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from cached_session.core.items import Held, unhold
-from cached_session.core.local import LOCAL
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, Reopened, run_is_over
+from cached_session.core.ledger import LOCAL
+from cached_session.errors import AppendOutcomeUnknown, OutboxError, Reopened, counted, run_is_over
 from cached_session.outbox.log import (
     Accepted,
     Epoch,
@@ -35,7 +35,6 @@ from cached_session.outbox.records import (
     StoredWindow,
     Summary,
 )
-from cached_session.wording import counted
 
 
 class PostgresLog(Log):
