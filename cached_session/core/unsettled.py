@@ -18,15 +18,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from cached_session.core.items import Held, Outgoing, decode, unhold
 from cached_session.core.matching import (
+    VERBATIM,
     Match,
     Requests,
+    Rewriting,
     Run,
     compare,
     explain,
     runs,
     shape,
 )
-from cached_session.core.rewriting import VERBATIM, Rewriting
 
 # How many ids before the first open send are remembered as its anchor. One is
 # enough until another writer deletes it.

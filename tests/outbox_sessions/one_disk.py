@@ -23,8 +23,8 @@ from cached_session import (
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_item_delete
 from cached_session.outbox import Address
+from cached_session.outbox.sqlite.file import run_group
 from cached_session.outbox.sqlite.log import SQLiteLog
-from cached_session.outbox.sqlite.writer import run_group
 from tests.faults import virtual
 from tests.faults.line import Line, policy
 from tests.outbox_sessions.support import raised

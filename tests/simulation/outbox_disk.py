@@ -17,9 +17,10 @@ from cached_session import OutboxError
 from cached_session.outbox import Address, Claim, Log, Row
 from cached_session.outbox.shared import Shared
 from cached_session.outbox.sqlite import schema
+from cached_session.outbox.sqlite.file import run_group
 from cached_session.outbox.sqlite.log import SQLiteLog
 from cached_session.outbox.sqlite.store import Store
-from cached_session.outbox.sqlite.writer import Outcome, run_group
+from cached_session.outbox.writer import Outcome
 from tests.campaigns.account import Call, Change
 from tests.campaigns.menu import CALL
 from tests.simulation.outbox_ledger import OutboxLedger

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import os
 import shlex
-import threading
-import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from cached_session.outbox.log import Log
-from cached_session.outbox.shared import MIB, Shared
+from cached_session.outbox.shared import MIB
 from cached_session.outbox.sqlite.file import OpenFile
-from cached_session.outbox.sqlite.writer import Job, Outcome, Writer
-
-T = TypeVar("T")
+from cached_session.outbox.writer import Threaded
 
 
-class SQLiteOutbox(Shared):
+class SQLiteOutbox(Threaded):
     """A durable outbox: what it has recorded survives the process and the machine's power.
 
     Safe to use from several threads, event loops and processes. After a fork,
@@ -68,27 +60,16 @@ class SQLiteOutbox(Shared):
     ) -> None:
         super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
         self._path = _absolute(path)
-        self._opening = functools.partial(
+        self._open()
+
+    @property
+    def _opening(self) -> Callable[[], OpenFile]:
+        return functools.partial(
             OpenFile,
             self._path,
             busy_timeout=self._busy_timeout,
-            max_window_bytes=max_window_bytes,
+            max_window_bytes=self.max_window_bytes,
         )
-        # Guards the change from one writer to the next, so that no work is
-        # given to one that ends.
-        self._gate = threading.Lock()
-        self._writer: Writer | None = None
-        self._previous: Writer | None = None
-        opened: Future[Outcome] = Future()
-        self._put(Job(_nothing, opened.set_result))
-        try:
-            opened.result().result()
-        except BaseException:
-            self._stop()
-            raise
-        finally:
-            # As in `transact`.
-            del opened
 
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
@@ -114,92 +95,8 @@ class SQLiteOutbox(Shared):
         """The file, absolute and without symbolic links."""
         return Path(self._path)
 
-    async def transact(
-        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
-    ) -> T:
-        """Runs `work` in a transaction, in the outbox's thread, after the works before it.
-
-        When this returns, what the work did is on the disk. A caller that is
-        cancelled hears so at once, and its work is still run.
-
-        Args:
-            work: Called once. If it raises, what it did is undone, and the
-                caller gets its exception.
-            applied: See `Outbox.transact`. Called in the outbox's thread.
-
-        Raises:
-            OutboxError: The file could not be read or written, and nothing of
-                the work is recorded; or the process was forked after the
-                outbox was made.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        self._put(Job(work, functools.partial(_tell, loop, future, applied)))
-        try:
-            return cast(T, (await future).result())
-        finally:
-            # An error's traceback refers to this frame, and the future to the error.
-            del future
-
-    async def let_go(self) -> None:
-        """Does what it was asked before, and lets go of the file.
-
-        The next use opens the file that is there then, or makes one. This is
-        called when no session and no sender uses it any more. In a process that
-        was forked after the outbox was made it does nothing.
-        """
-        if not self.ours:
-            # What is open belongs to the parent.
-            return
-        self._stop()
-        if self._previous is not None:
-            await asyncio.wrap_future(self._previous.ended)
-
     def __repr__(self) -> str:
         return f"SQLiteOutbox({self._path!r})"
-
-    def _put(self, job: Job) -> None:
-        self.check_process()
-        with self._gate:
-            if self._writer is None:
-                self._writer = Writer(self._opening, self._previous, self.holdings)
-                self._finalizer = weakref.finalize(self, self._writer.stop)
-            self._writer.put(job)
-
-    def _stop(self) -> None:
-        with self._gate:
-            if self._writer is not None:
-                self._finalizer.detach()
-                self._writer.stop()
-                self._previous, self._writer = self._writer, None
-
-
-def _nothing(log: Log) -> None:
-    """The first work, which shows whether the file can be opened."""
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[Outcome],
-    applied: Callable[[Any], None] | None,
-    outcome: Outcome,
-) -> None:
-    if applied is not None and outcome.error is None:
-        try:
-            applied(outcome.value)
-        except Exception as error:
-            # An error of this package: the caller's, and not the thread's, which others need.
-            outcome = Outcome(None, error)
-    # A loop that is closed has nobody left who waits.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_settle, future, outcome)
-
-
-def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-    # The caller may have been cancelled. The outcome is a plain result of the
-    # future, also where it is an error: nobody is warned of one not fetched.
-    if not future.done():
-        future.set_result(outcome)
 
 
 def _absolute(path: Any) -> str:
