@@ -97,6 +97,8 @@ class Backlog:
         # The sender ends a moment after its last item has landed.
         if not self._ledger.queue:
             return Sending.IDLE
+        if self.record.only_looks_on:
+            return Sending.ELSEWHERE
         return self.sender.state if self._ledger.paused is None else Sending.PAUSED
 
     @property
@@ -195,6 +197,16 @@ class Backlog:
             await self.read_anew(operation)
             self.sender.start(operation)
 
+    async def released(self, operation: Operation) -> None:
+        """Waits a little for another process that works on the conversation.
+
+        Raises:
+            DeadlineExceeded: There is no time left.
+        """
+        if operation.now() >= operation.deadline:
+            raise self._too_late(operation, "another process works on it; nothing was removed")
+        await asyncio.sleep(LOOK_AFTER / 4)
+
     async def check(self, operation: Operation) -> None:
         """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
         if self._ledger.paused is not None and (await self.record.look()).paused is None:
@@ -273,8 +285,10 @@ class Backlog:
         Raises:
             OutboxError: It could not be recorded that nothing is held here.
         """
-        self.sender.start(through)
-        if self.users or self._ledger.waits:
+        looks_on = self.record.only_looks_on
+        if not looks_on:
+            self.sender.start(through)
+        if self.users or (self._ledger.waits and not looks_on):
             return  # who sends what waits looks again at its end
         await self.sender.stop()
         operation = through.renewed(self._ledger.conversation_id)
@@ -340,7 +354,7 @@ class Backlog:
         """
         sender, changed = self.sender, self.record.changed
         until = Operation.now() if deadline is None else deadline
-        if deadline is not None:
+        if deadline is not None and not self.record.only_looks_on:
             sender.start()
             await changed.until(lambda: not sender.busy, until, sender.start)
         why, operation = self._why(), sender.operation

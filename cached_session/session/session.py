@@ -281,6 +281,7 @@ class CachedSession(OpenAIConversationsSession):
                 # The conversation may have been made, or changed, just now.
                 if limit == 0:
                     return []
+                await conversation.validate(operation, binding.valid_since())
                 held = binding.view(limit, waited=True)
                 if held is not None:
                     return held

@@ -58,6 +58,16 @@ ROWS_AFTER = f"{ROWS} WHERE conversation = ? AND seq > ? ORDER BY seq"
 ROWS_SEALED = f"{ROWS} WHERE conversation = ? AND sealed = 1 ORDER BY seq"
 ANY_SEALED = "SELECT EXISTS (SELECT 1 FROM items WHERE conversation = ? AND sealed = 1)"
 NEWEST = "SELECT MAX(seq) FROM items WHERE conversation = ?"
+PLACES = "SELECT seq FROM items WHERE conversation = ? ORDER BY seq"
+# Rows come behind all others and go in front or at the end, and no place is given out again: with
+# the same newest one and as many of them they are the same. A window's newest place tells all of it.
+VERSION = """
+SELECT number, conversations.conversation, owner, released, claims,
+    (SELECT COUNT(*) FROM items WHERE items.conversation = number),
+    (SELECT MAX(seq) FROM items WHERE items.conversation = number),
+    (SELECT MAX(seq) FROM window_items WHERE window_items.conversation = number)
+FROM conversations WHERE number = ?
+"""
 ROW_NEWEST = f"{ROWS} WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 SEAL = "UPDATE items SET sealed = 1 WHERE conversation = ? AND seq <= ? AND sealed = 0"
 LANDED = "DELETE FROM items WHERE conversation = ? AND seq <= ? AND sealed = 1"

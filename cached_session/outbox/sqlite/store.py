@@ -91,6 +91,11 @@ class Store:
         number = self._find(address)
         return number is not None and self._owner(number)[0] == self.token
 
+    def holds(self, address: Address) -> bool:
+        """Whether this store has a backlog, and keeps others from it."""
+        number = self._find(address)
+        return number is not None and self._owner(number) == (self.token, False)
+
     def elsewhere(self, address: Address) -> bool:
         """Whether a living owner other than this store has a backlog."""
         number = self._find(address)
@@ -165,9 +170,9 @@ class Store:
         number = self._find(address)
         return bool(self._connection.execute(sql.ANY_SEALED, (number,)).fetchone()[0])
 
-    def landed(self, address: Address, through: int) -> None:
-        """Removes the sealed items up to `through`, which the server has."""
-        self._connection.execute(sql.LANDED, (self._find(address), through))
+    def landed(self, address: Address, through: int) -> int:
+        """Removes the sealed items up to `through`, which the server has; returns how many."""
+        return self._connection.execute(sql.LANDED, (self._find(address), through)).rowcount
 
     def set_doubt(self, address: Address, doubt: bytes | None) -> None:
         """Notes what may still be applied; None: nothing."""
@@ -253,10 +258,32 @@ class Store:
         number = self._find(address)
         return None if number is None else self._windows.newest(number)
 
-    def window(self, address: Address) -> StoredWindow | None:
-        """The stored window, or None."""
+    def window(self, address: Address, after: int = 0) -> StoredWindow | None:
+        """The stored window, of its items those behind `after`; or None."""
         number = self._find(address)
-        return None if number is None else self._windows.read(number)
+        return None if number is None else self._windows.read(number, after)
+
+    def window_matches(self, address: Address, ids: Sequence[str], complete: bool) -> bool:
+        """Whether the stored window has just these items, and reaches as far back."""
+        number = self._find(address)
+        return number is not None and self._windows.matches(number, ids, complete)
+
+    def in_window(self, address: Address, seq: int) -> bool:
+        """Whether the stored window is the one that has had this item, with what came behind it."""
+        number = self._find(address)
+        return number is not None and self._windows.has(number, seq)
+
+    def version(self, address: Address) -> tuple[object, ...]:
+        """What differs from an earlier one if rows, the window or the owner have changed since."""
+        found: tuple[object, ...] | None = self._connection.execute(
+            sql.VERSION, (self._find(address),)
+        ).fetchone()
+        return () if found is None else found
+
+    def places(self, address: Address) -> tuple[int, ...]:
+        """The places of all items that wait."""
+        found = self._connection.execute(sql.PLACES, (self._find(address),))
+        return tuple(seq for (seq,) in found)
 
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""

@@ -19,7 +19,9 @@ _COMPLETE = "UPDATE conversations SET window_complete = ? WHERE number = ?"
 _STATE = """
 SELECT window_complete, window_unverified, window_written FROM conversations WHERE number = ?
 """
-_ITEMS = "SELECT id, data FROM window_items WHERE conversation = ? ORDER BY seq"
+_ITEMS = "SELECT id, data FROM window_items WHERE conversation = ? AND seq > ? ORDER BY seq"
+_IDS = "SELECT id FROM window_items WHERE conversation = ? ORDER BY seq"
+_THERE = "SELECT EXISTS (SELECT 1 FROM window_items WHERE conversation = ? AND seq = ?)"
 _NEWEST = "SELECT seq, id FROM window_items WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 _SIZE = "SELECT window_size FROM conversations WHERE number = ?"
 _SIZES = "SELECT seq, size FROM window_items WHERE conversation = ? ORDER BY seq"
@@ -76,15 +78,27 @@ class Windows:
         self._connection.execute(_DELETE, (number,))
         self._connection.execute(_FORGET, (number,))
 
-    def read(self, number: int) -> StoredWindow | None:
-        """A conversation's window, or None where there is none."""
+    def matches(self, number: int, ids: Sequence[str], complete: bool) -> bool:
+        """Whether a window has just these items, and reaches as far back."""
+        state = self._connection.execute(_STATE, (number,)).fetchone()
+        if state[2] is None or bool(state[0]) != complete:
+            return False
+        return [id for (id,) in self._connection.execute(_IDS, (number,))] == list(ids)
+
+    def has(self, number: int, seq: int) -> bool:
+        """Whether a window has an item; then it was not written anew since it got that."""
+        return bool(self._connection.execute(_THERE, (number, seq)).fetchone()[0])
+
+    def read(self, number: int, after: int = 0) -> StoredWindow | None:
+        """A conversation's window, its items behind `after`, or None where there is none."""
         state = self._connection.execute(_STATE, (number,)).fetchone()
         if state is None or state[2] is None:
             return None
         complete, unverified, _ = state
-        items = tuple(map(StoredItem._make, self._connection.execute(_ITEMS, (number,))))
+        items = tuple(map(StoredItem._make, self._connection.execute(_ITEMS, (number, after))))
         # Oldest items that were dropped for the bound may have been unverified, too.
-        return StoredWindow(items, bool(complete), min(unverified, len(items)))
+        least = unverified if after else min(unverified, len(items))
+        return StoredWindow(items, bool(complete), least)
 
     def newest(self, number: int) -> tuple[int, str] | None:
         """When a window's newest item was written, as a number, and its id."""
