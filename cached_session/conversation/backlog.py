@@ -80,6 +80,7 @@ class Backlog:
             order.turns,
             self._working,
             self._take_name,
+            lambda: Asked.at(Operation.now()),
         )
         self.sender.use(self.record)
         self.sender.then = self.look

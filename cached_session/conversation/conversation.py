@@ -270,10 +270,8 @@ class Conversation:
             if shown is None:
                 raise Elsewhere
             return shown
-        if record.outbox.vouches and ledger.known is None and not ledger.watch.active:
-            if ledger.confirmed and not ledger.queue:
-                # The cache has dropped it.
-                await record.read(operation, anew=True)
+        if record.outbox.vouches and ledger.evicted:
+            await record.read(operation, anew=True)
         waited = bool(ledger.queue)
         async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)
@@ -428,7 +426,7 @@ class Conversation:
         return lambda: state() != before or self.ledger.paused is not None
 
     async def _may_remove(self, backlog: Backlog, operation: Operation) -> bool:
-        """Claims the conversation, and says that something is removed; True if nothing waits. In turn.
+        """Claims the conversation before something is removed; True if nothing waits. In the turn.
 
         Whoever else reads it learns by the claim that what is on the server has changed. What is
         kept of it goes before, also for the case that this process ends then, and is kept again
@@ -779,7 +777,7 @@ class Conversation:
                         await asyncio.wait(left)
                     await backlog.record.open(operation, self.order.turn)
                     # What another process left is its to send from now on.
-                    backlog.sender.start(operation)
+                    self.go_on(operation)
                 found = await work()
         except asyncio.CancelledError:
             # Not at once: the loop may be ending, and would leave it lying.
@@ -818,7 +816,6 @@ def _log_it(error: Exception) -> None:
 
 def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:
     # Where sending failed during the call, and not before it, the next use tries again.
-    if backlog.record.only_looks_on:
-        return
-    if backlog.record.held or backlog.sender.failure in (None, failure):
+    again = backlog.record.held or backlog.sender.failure in (None, failure)
+    if again and not backlog.record.only_looks_on:
         backlog.sender.start(operation)

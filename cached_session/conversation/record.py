@@ -17,14 +17,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from cached_session.conversation.addresses import speaks_for
-from cached_session.conversation.listing import Asked
 from cached_session.conversation.operation import Elsewhere, Operation
 from cached_session.conversation.runs import Run
 from cached_session.conversation.signals import Signal
 from cached_session.conversation.turns import Turns
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
-from cached_session.core.ledger import Ledger
+from cached_session.core.ledger import Ledger, Moment
 from cached_session.core.queue import Entry, Row
 from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened
 from cached_session.events import logger
@@ -40,7 +39,7 @@ from cached_session.outbox.log import (
     Sealed,
     Written,
 )
-from cached_session.outbox.records import Address, Namesake, StoredWindow, whose
+from cached_session.outbox.records import Address, Namesake, whose
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
 from cached_session.wording import counted
@@ -66,6 +65,7 @@ class Record:
         turns: Turns,
         working: Callable[[], bool],
         take_name: Callable[[Operation], None],
+        moment: Callable[[], Moment],
     ) -> None:
         """Makes one; nothing is read yet.
 
@@ -77,6 +77,7 @@ class Record:
             turns: Who works on the conversation.
             working: Whether its sender does.
             take_name: Has the conversation known by the name that it has there.
+            moment: Tells when it is.
         """
         self.outbox = outbox
         self.address = address
@@ -86,6 +87,7 @@ class Record:
         self._turns = turns
         self._working = working
         self._take_name = take_name
+        self._moment = moment
         self._opening = Turns()
         # As of when it was read; None: it was not.
         self._epoch: Epoch | None = None
@@ -101,7 +103,7 @@ class Record:
         # Which state of the log is known here, when it was asked for that, and what a glance at it
         # had shown before.
         self._version: Hashable = None
-        self._as_of: Asked | None = None
+        self._as_of: Moment | None = None
         self._glanced: Hashable = None
         # The place up to which rows are seen to here: of what was recorded behind it by others
         # this process only reads.
@@ -227,12 +229,11 @@ class Record:
         def apply(found: Found | None) -> None:
             nonlocal changed
             changed = found is not None and found.anew
-            if found is not None and alone:
-                take_in(found, alone=True)
-            elif found is not None and not found.anew:
-                # Nobody gets the turn in between: what is known is then as it was read here.
-                if not self._turns.when_idle(lambda: take_in(found, alone=True)):
-                    take_in(found, alone=False)
+            if found is None or (found.anew and not alone):
+                pass  # nothing has changed, or not while somebody may work on it
+            elif alone or not self._turns.when_idle(lambda: take_in(found, alone=True)):
+                # Nobody gets the turn in between: what is known would not be as it was read here.
+                take_in(found, alone=alone)
             if alone or not changed:
                 self._looked(begun, version if found is None else found.version)
 
@@ -260,11 +261,11 @@ class Record:
             ledger.replace(keeping.read(found, known, removed=ledger.removed))
         ledger.caught_up(found.rows, found.there, alone=alone)
 
-    def _begin_looking(self) -> tuple[Hashable, Asked]:
+    def _begin_looking(self) -> tuple[Hashable, Moment]:
         # Before the log is asked: what is written meanwhile is seen by the next glance.
-        return self.outbox.glance(), Asked.at(Operation.now())
+        return self.outbox.glance(), self._moment()
 
-    def _looked(self, begun: tuple[Hashable, Asked], version: Hashable) -> None:
+    def _looked(self, begun: tuple[Hashable, Moment], version: Hashable) -> None:
         self._glanced, self._as_of = begun
         self._version = version
 
@@ -344,6 +345,9 @@ class Record:
         expires = operation.expiry()
         unknown = ledger.local and ledger.known is None
         begun = self._begin_looking()
+        if claim:
+            # Also where the caller leaves before it is told.
+            self._minds = ledger.queue.seen
 
         def apply(found: Found) -> None:
             # One with nothing in it is not made by looking at it.
@@ -598,10 +602,10 @@ class Record:
             doubt = watch.dump(items, complete=complete, sending=False)
 
         def apply(noted: Noted) -> None:
+            written(noted.written)
             if release:
                 self._hold(False)
             ledger.noted(noted.newer, unsent=noted.doubt and bool(batch))
-            written(noted.written)
             if noted.left is not None:
                 ledger.left_as_of(noted.left)
             if noted.epoch is not None:
@@ -666,10 +670,14 @@ class Record:
     ) -> T:
         """Does a transaction; `apply` changes the ledger when it is committed, with its lock.
 
-        Not `locked`: it takes the lock itself, behind that of the turns. `reads`: nothing is written.
+        Not `locked`: it takes the lock itself, behind that of the turns. `reads`: nothing is
+        written.
         """
 
         def applied(value: T) -> None:
+            if not reads:
+                # Others may have undone it, and then it is as it was when it was read.
+                self._version = None
             with self._lock if locked else contextlib.nullcontext():
                 apply(value)
             self.changed.fire()

@@ -371,6 +371,12 @@ class Ledger:
         """Whether what is known goes on from what a listing, or a log that vouches, has shown."""
         return self._checked >= 0
 
+    @property
+    def evicted(self) -> bool:
+        """Whether nothing is known of the server, and nothing is in doubt: the cache dropped it."""
+        unknown = self.known is None and not self.queue
+        return unknown and self.confirmed and not self.watch.active
+
     # What is known of the server. In the turn.
 
     def begin_empty(self, at: Moment) -> None:

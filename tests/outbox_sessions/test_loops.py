@@ -30,8 +30,7 @@ from cached_session import (
     SQLiteOutbox,
 )
 from cached_session.emulator import Emulator
-from cached_session.outbox import Log
-from cached_session.outbox import writer
+from cached_session.outbox import Log, writer
 from tests.outbox_sessions.support import batches, held, session_on, until, words
 from tests.runner.stage import add
 from tests.session.support import PATIENCE, Elsewhere, Gate, new_client, numbered, texts, users

@@ -329,12 +329,13 @@ class SQLiteLog(Log):
         elif not (ours or newest is None or kept.listed):
             # A reader has listed it, and perhaps what is not known here.
             return None
+        added = ours and kept.new is not None
         ids = [item.id for item in kept.items]
-        if not ours and store.window_matches(address, ids, kept.complete):
+        if not added and store.window_matches(address, ids, kept.complete):
             # Or whoever has kept it would take it for something new.
             store.append_window(address, (), kept.unverified)
             return Written(newest)
-        if ours and kept.new is not None:
+        if added:
             newer = tuple(map(_stored, kept.items[kept.new :]))
             store.append_window(address, newer, kept.unverified)
         else:

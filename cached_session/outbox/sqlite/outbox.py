@@ -117,9 +117,9 @@ class SQLiteOutbox(Threaded):
 
 
 class _Glances:
-    """A connection of its own, by which any thread sees in a few microseconds if a file is the same.
+    """A connection of its own, by which any thread sees in microseconds if a file is the same.
 
-    Reads nothing but a counter in memory that all connections share, and never waits for another one.
+    Reads nothing but a counter in memory that all connections share, and never waits for any.
     """
 
     def __init__(self, path: str) -> None:
@@ -142,7 +142,11 @@ class _Glances:
             try:
                 if self._connection is None:
                     self._connection = sqlite3.connect(
-                        self._uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False
+                        self._uri,
+                        uri=True,
+                        timeout=0,
+                        isolation_level=None,
+                        check_same_thread=False,
                     )
                     self._opened += 1
                 [(version,)] = self._connection.execute("PRAGMA data_version").fetchall()

@@ -60,7 +60,7 @@ ANY_SEALED = "SELECT EXISTS (SELECT 1 FROM items WHERE conversation = ? AND seal
 NEWEST = "SELECT MAX(seq) FROM items WHERE conversation = ?"
 PLACES = "SELECT seq FROM items WHERE conversation = ? ORDER BY seq"
 # Rows come behind all others and go in front or at the end, and no place is given out again: with
-# the same newest one and as many of them they are the same. A window's newest place tells all of it.
+# the same newest one and as many of them they are the same. The newest one of a window tells it.
 VERSION = """
 SELECT number, conversations.conversation, owner, released, claims,
     (SELECT COUNT(*) FROM items WHERE items.conversation = number),
