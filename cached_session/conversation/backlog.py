@@ -35,6 +35,9 @@ from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
 from cached_session.wording import counted, verb
 
+# Seconds until a process that waits for another one looks again.
+_LOOK_AGAIN = 0.02
+
 # At most so many pages of a listing are asked for when a conversation is left.
 _PAGES = 10
 
@@ -199,14 +202,16 @@ class Backlog:
             self.sender.start(operation)
 
     async def released(self, operation: Operation) -> None:
-        """Waits a little for another process that works on the conversation.
+        """Waits for another process that works on the conversation.
 
         Raises:
-            DeadlineExceeded: There is no time left.
+            DeadlineExceeded: It took too long.
         """
-        if operation.now() >= operation.deadline:
-            raise self._too_late(operation, "another process works on it; nothing was removed")
-        await asyncio.sleep(LOOK_AFTER / 4)
+        # Nothing tells what another process does with a file.
+        while (await self.record.look()).elsewhere:
+            if operation.now() >= operation.deadline:
+                raise self._too_late(operation, "another process works on it; nothing was removed")
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def check(self, operation: Operation) -> None:
         """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""

@@ -1,4 +1,4 @@
-"""Reads beside other processes on one file: each sees what was done before it, and waits for none."""
+"""Reads beside other processes on one file: each shows what was done before, and waits for none."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from tests.outbox_sessions.support import Process, held, until, words
 from tests.session.support import Elsewhere, sent, texts, users
 
 T = TypeVar("T")
+
+
+PAIRS = 1000
+"""How often one process does something and another one reads."""
 
 
 class Counting(SQLiteOutbox):
@@ -77,18 +81,17 @@ async def opened(
     return a, b, conversation
 
 
-@pytest.mark.parametrize("kind", [SQLiteOutbox, Blind, Vouching])
+@pytest.mark.parametrize("kind", [SQLiteOutbox, Vouching])
 async def test_what_another_one_has_done(
     kind: Callable[[Path], SQLiteOutbox], path: Path, emulator: Emulator
 ) -> None:
     """Of thousands of appends and pops in one process, each is seen by a read in the other one."""
     seed = random.randrange(2**32)
-    print(f"seed {seed}")
     rng = random.Random(seed)
     async with processes(emulator, path, kind, kind) as both:
         a, b, conversation = await opened(emulator, both, "a", "b", "c")
         expected, stale = ["a", "b", "c"], 0
-        for number in range(int(__import__('os').environ.get('N','200'))):
+        for number in range(PAIRS):
             writer, reader = rng.choice(((a, b), (b, a)))
             if len(expected) > 3 and rng.random() < 0.2:
                 popped = await writer.pop_item()
@@ -101,7 +104,7 @@ async def test_what_another_one_has_done(
                 await writer.flush()
             limit = rng.choice((None, 3))
             stale += words(await reader.get_items(limit)) != expected[-limit if limit else 0 :]
-        assert stale == 0
+        assert stale == 0, f"seed {seed}"
         await asyncio.gather(a.flush(), b.flush())
         assert texts(emulator.items(conversation)) == expected
         for session in (a, b):
@@ -111,9 +114,7 @@ async def test_what_another_one_has_done(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", [SQLiteOutbox, Vouching])
-def test_in_threads(
-    kind: Callable[[Path], SQLiteOutbox], path: Path, emulator: Emulator
-) -> None:
+def test_in_threads(kind: Callable[[Path], SQLiteOutbox], path: Path, emulator: Emulator) -> None:
     """While one process appends without a pause, each read of another shows what had returned."""
     conversation = Elsewhere(emulator).conversation("a")
     returned: list[str] = ["a"]
@@ -291,7 +292,7 @@ async def test_landed_and_not_noted(path: Path, emulator: Emulator) -> None:
 async def test_how_often_the_log_is_asked(
     staleness: float | None, asked: int, path: Path, emulator: Emulator
 ) -> None:
-    """Each read asks the log, in one round trip that writes nothing; with seconds, none for so long."""
+    """Each read asks the log in one round trip that writes nothing; with seconds, none does."""
     async with processes(emulator, path, Blind, SQLiteOutbox) as both:
         outbox: Any = both[0].outbox
         a, b, _ = await opened(emulator, both, "a", max_staleness=staleness)

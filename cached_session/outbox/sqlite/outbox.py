@@ -38,7 +38,8 @@ class SQLiteOutbox(Threaded):
         max_wait: Seconds that a call waits for room at most.
         max_window_bytes: Bytes for the stored windows of all conversations
             together; those written least recently go first. 0: none is written;
-            those that the file holds stay, and are not kept up to date.
+            one that the file holds stays until something of its conversation
+            is sent or removed.
         account: A name for the account that all who use the outbox belong to,
             such as "prod". Clients with different keys then have one backlog,
             and one copy, of a conversation. None: each key has its own.
