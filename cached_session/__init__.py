@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         OutboxError,
         OutboxFull,
         OutboxPaused,
+        OutboxUnavailable,
         SessionClosed,
         TurnLost,
         UnexpectedAnswer,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Outbox,
         SQLiteOutbox,
     )
+    from cached_session.outbox.postgres.outbox import PostgresOutbox
     from cached_session.server.retrying import RetryBudget, RetryPolicy
     from cached_session.session.cache import ConversationCache
     from cached_session.session.session import CachedSession
@@ -64,6 +66,8 @@ __all__ = [
     "OutboxError",
     "OutboxFull",
     "OutboxPaused",
+    "OutboxUnavailable",
+    "PostgresOutbox",
     "Reconciled",
     "RequestFinished",
     "RetryBudget",
@@ -88,6 +92,7 @@ _HOMES = {
     "OutboxError": "cached_session.errors",
     "OutboxFull": "cached_session.errors",
     "OutboxPaused": "cached_session.errors",
+    "OutboxUnavailable": "cached_session.errors",
     "SessionClosed": "cached_session.errors",
     "TurnLost": "cached_session.errors",
     "UnexpectedAnswer": "cached_session.errors",
@@ -107,6 +112,8 @@ _HOMES = {
     "MemoryOutbox": "cached_session.outbox",
     "Outbox": "cached_session.outbox",
     "SQLiteOutbox": "cached_session.outbox",
+    # Only here: psycopg is an extra.
+    "PostgresOutbox": "cached_session.outbox.postgres.outbox",
     "RetryBudget": "cached_session.server.retrying",
     "RetryPolicy": "cached_session.server.retrying",
     "CachedSession": "cached_session.session.session",

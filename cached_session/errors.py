@@ -1,4 +1,4 @@
-"""What this package raises beside the openai client's own exceptions.
+"""What this package raises beside the openai client's own exceptions, and how it says numbers.
 
 A refusal by the server (400, 401, 403, 404, ...) reaches the caller as the
 openai exception that it is. No error carries an item's content or a key.
@@ -109,7 +109,7 @@ class OutboxError(CachedSessionError):
 
     An `add_items` that raises it has recorded nothing. `flush` and `aclose`
     raise it, too, where what sends in the background could not write; what is
-    recorded is kept. Base of `OutboxFull` and `OutboxPaused`.
+    recorded is kept. Base of `OutboxFull`, `OutboxPaused` and `OutboxUnavailable`.
     """
 
 
@@ -118,6 +118,14 @@ class Reopened(OutboxError):
 
     Nothing of the transaction that met it was done. It is met inside only: what
     is recorded is read anew, and the call begins again.
+    """
+
+
+class OutboxUnavailable(OutboxError):
+    """The engine of a `PostgresOutbox` cannot be reached.
+
+    An `add_items` that raises it has recorded nothing. One of which that is not
+    known raises `AppendOutcomeUnknown` instead.
     """
 
 
@@ -168,3 +176,22 @@ def naming(conversation_id: str) -> Iterator[None]:
     except OutboxError as error:
         error.conversation_id = error.conversation_id or conversation_id
         raise
+
+
+def counted(number: int, noun: str = "item") -> str:
+    """So many of something."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def verb(number: int, one: str, more: str) -> str:
+    """The form of a verb that goes with so many."""
+    return one if number == 1 else more
+
+
+def rewritten_or_not(count: int) -> str:
+    """What stands on the server where a lost batch would."""
+    return (
+        f"{counted(count)} of the same types and roles with other texts "
+        f"{verb(count, 'stands', 'stand')} where it would: this append, rewritten by the server, "
+        "or another writer's"
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-from cached_session.wording import counted, verb
+from cached_session.errors import counted, verb
 
 logger = logging.getLogger("cached_session")
 

@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from cached_session.emulator import Emulator
+from tests.postgres import Server, missing, server
 from tests.servers import agentic_binary, agentic_server
 from tests.session.support import new_client
 
@@ -22,6 +23,16 @@ def _agentic_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("agentic-server is not installed (pip install agentic-api)")
     with agentic_server(tmp_path_factory.mktemp("agentic")) as base_url:
         yield base_url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of the tests' own."""
+    why = missing()
+    if why is not None:
+        pytest.skip(why)
+    with server() as found:
+        yield found
 
 
 @pytest.fixture(scope="session", name="running_emulator")

@@ -17,14 +17,12 @@ from openai import NotFoundError, OpenAIError
 
 from cached_session.conversation.delivery import Delivery, check_account, in_flight, settle
 from cached_session.conversation.listing import RESTARTS, fresh
-from cached_session.conversation.operation import Elsewhere, Operation, Superseded, is_gone
-from cached_session.conversation.order import Order
-from cached_session.conversation.runs import Run, run_of
+from cached_session.conversation.operation import Elsewhere, Operation, Order, Superseded, is_gone
 from cached_session.conversation.tasks import Afterwards, Errands
-from cached_session.conversation.turns import Turns
-from cached_session.conversation.users import User
+from cached_session.conversation.turns import Run, Turns, run_of
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
+from cached_session.core.looking import LOOK_AFTER
 from cached_session.core.outcomes import Applied, Unknown
 from cached_session.errors import (
     AppendOutcomeUnknown,
@@ -32,15 +30,16 @@ from cached_session.errors import (
     DeadlineExceeded,
     OutboxError,
     UnexpectedAnswer,
+    counted,
     naming,
+    verb,
 )
 from cached_session.events import logger
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.connections import Account
-from cached_session.wording import counted, verb
 
 if TYPE_CHECKING:
-    from cached_session.conversation.backlog import Backlog
+    from cached_session.conversation.backlog import Backlog, User
     from cached_session.conversation.record import Record
     from cached_session.outbox import Outbox
 
@@ -120,8 +119,8 @@ class Conversation:
                 this outbox has the conversation in another cache.
         """
         # Only now: most processes use no outbox, and need not load it.
-        from cached_session.conversation.addresses import address_of
         from cached_session.conversation.backlog import Backlog
+        from cached_session.conversation.record import address_of
 
         # In a forked child the parent's outbox is refused first of all. If it were attached,
         # the outbox that the child makes would be refused, as a second one.
@@ -245,10 +244,10 @@ class Conversation:
                     if held is not None:
                         return held
             except Elsewhere:
-                # Another process is sending: what is on the server and what waits
-                # cannot be told apart at this moment.
+                # Another process is sending, and what it has kept is not enough to tell what is
+                # on the server and what waits. It may keep more soon.
                 assert backlog is not None  # it was looked at
-                await backlog.at_rest(operation)
+                await backlog.at_rest(operation, LOOK_AFTER / 4)
                 if ledger.paused is not None:
                     await backlog.held_elsewhere(operation)
 

@@ -8,6 +8,7 @@ and in the background, as the sender, for what the log has accepted.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,7 @@ from openai import NotFoundError
 
 from cached_session.conversation.listing import SLACK, relist, remove_late_copies
 from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.core.batches import batches
-from cached_session.core.items import Outgoing
+from cached_session.core.items import Outgoing, batches
 from cached_session.core.ledger import (
     Batch,
     Create,
@@ -30,12 +30,17 @@ from cached_session.core.ledger import (
 )
 from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.core.unsettled import ANCHORS, Untold
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, TurnLost
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    OutboxError,
+    TurnLost,
+    counted,
+    rewritten_or_not,
+)
 from cached_session.events import Reconciled
 from cached_session.server.classify import is_duplicate_id
+from cached_session.server.remote import PAGE
 from cached_session.server.retrying import too_late
-from cached_session.server.servers import PAGE
-from cached_session.wording import counted, rewritten_or_not
 
 if TYPE_CHECKING:
     from cached_session.conversation.record import Record
@@ -168,9 +173,9 @@ class Delivery:
                     await remove_late_copies(ledger, record, operation)
                 case Seal():
                     await record.seal(operation)
-                case Send() if not record.alone_still:
+                case Send() if not record.left:
                     # The loop stood still since it was sealed, and the log's thread let others
-                    # have it.
+                    # have it; or its lease has ended.
                     ledger.begin_recorded()
                 case Send(items):
                     check_account(ledger, record, operation)
@@ -187,7 +192,7 @@ class Delivery:
             if not ledger.watch.undecided:
                 await record.pause(error.reason, error)
             raise
-        except TurnLost:
+        except (TurnLost, Elsewhere):
             raise
         except Exception:
             if not ledger.watch.undecided:
@@ -239,10 +244,19 @@ class Delivery:
 
     async def _send(self, batch: Batch, seconds: float) -> Outcome[None]:
         ledger, operation = self._ledger, self._operation
+        left: Callable[[], float] | None = None
+        if self._promise is Promise.RECORDED:
+            record = self._record
+            assert record is not None  # what it has accepted is sent
+            left = functools.partial(_left, record)
+            # Nor may it take longer: whoever has it then looks for it.
+            seconds = min(seconds, record.left)
+            if not seconds:
+                raise Elsewhere
         ledger.sending(batch)
         with in_flight(ledger, operation):
             outcome = await operation.remote.append(
-                operation.conversation_id, batch.items, timeout=seconds
+                operation.conversation_id, batch.items, timeout=seconds, left=left
             )
         operation.check_turn()
         if isinstance(outcome, Applied):
@@ -305,6 +319,10 @@ class Delivery:
             total=total,
             item_ids=item_ids,
         )
+
+
+def _left(record: Record) -> float:
+    return record.left
 
 
 @contextlib.contextmanager

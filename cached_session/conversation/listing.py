@@ -24,8 +24,7 @@ from cached_session.core.unsettled import Untold
 from cached_session.errors import UnexpectedAnswer
 from cached_session.events import LateCopyRemoved, LateCopySuspected
 from cached_session.server.classify import is_unknown_cursor, says_gone
-from cached_session.server.remote import Page
-from cached_session.server.servers import PAGE
+from cached_session.server.remote import PAGE, Page
 
 if TYPE_CHECKING:
     from cached_session.conversation.record import Record

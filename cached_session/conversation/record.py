@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from cached_session.conversation.addresses import speaks_for
 from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.conversation.runs import Run
-from cached_session.conversation.signals import Signal
-from cached_session.conversation.turns import Turns
+from cached_session.conversation.tasks import Signal
+from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
 from cached_session.core.ledger import Ledger, Moment
 from cached_session.core.queue import Entry, Row
-from cached_session.errors import AppendOutcomeUnknown, OutboxError, OutboxPaused, Reopened
+from cached_session.errors import (
+    AppendOutcomeUnknown,
+    OutboxError,
+    OutboxPaused,
+    OutboxUnavailable,
+    Reopened,
+    counted,
+)
 from cached_session.events import logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.log import (
@@ -39,10 +46,9 @@ from cached_session.outbox.log import (
     Sealed,
     Written,
 )
-from cached_session.outbox.records import Address, Namesake, whose
+from cached_session.outbox.records import NAMED, Address, Namesake, whose
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
-from cached_session.wording import counted
 
 T = TypeVar("T")
 
@@ -91,7 +97,7 @@ class Record:
         self._opening = Turns()
         # As of when it was read; None: it was not.
         self._epoch: Epoch | None = None
-        # The outbox was opened anew since it was read.
+        # The outbox was opened anew since it was read, or it is not known what a verb has done.
         self._reopened = False
         # A session has come to it since it was read.
         self._come = False
@@ -115,9 +121,9 @@ class Record:
         return self in self.outbox.holdings
 
     @property
-    def alone_still(self) -> bool:
-        """Whether nobody else sends what was sealed: its claim was not released meanwhile."""
-        return self.outbox.holdings.keeps(self)
+    def left(self) -> float:
+        """Seconds for which nobody else sends what was sealed; 0: others may, by now."""
+        return self.outbox.holdings.left(self)
 
     @property
     def abandoned(self) -> bool:
@@ -470,9 +476,11 @@ class Record:
                 apply,
                 locked=False,
             )
-        except Exception:
+        except Exception as error:
             with self._lock:
                 self._heard(loop)
+            # They may be there, which the next read is to show.
+            self._reopened |= isinstance(error, AppendOutcomeUnknown)
             raise
 
     def _heard(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -685,7 +693,8 @@ class Record:
         do = self.outbox.consult if reads else self.outbox.transact
         try:
             return await do(verb, applied)
-        except Reopened:
+        except (Reopened, OutboxUnavailable):
+            # Or it is not known what became of the verb.
             self._reopened = True
             raise
 
@@ -885,3 +894,41 @@ def _why(reason: str) -> str:
     if ", status " in reason:
         return "the server refused a recorded batch"
     return "a recorded batch could not be sent"
+
+
+def address_of(owner: Account, conversation: str) -> Address:
+    """Under which name an outbox has a conversation of an account.
+
+    A base URL may carry a password, or a key in its query. What an outbox
+    records holds neither; they go into the digest.
+    """
+    base_url = _plain(owner.base_url)
+    credentials = owner.credentials if owner.fixed else ""
+    if credentials and base_url != owner.base_url:
+        told = f"{credentials} {owner.base_url}".encode()
+        credentials = hashlib.blake2b(told, digest_size=16).hexdigest()
+    return Address(
+        base_url, owner.organization or "", owner.project or "", credentials, conversation
+    )
+
+
+def owner_of(outbox: Outbox, client: Account) -> Account:
+    """Whose a client's conversations are: the account that the outbox names, or the client's own.
+
+    A base URL's password and query may change with the key.
+    """
+    if outbox.account is None:
+        return client
+    return client._replace(
+        base_url=_plain(client.base_url), credentials=NAMED + outbox.account, fixed=True
+    )
+
+
+def _plain(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def speaks_for(client: Account, outbox: Outbox, address: Address) -> bool:
+    """Whether a client may send what an outbox has under an address."""
+    return address_of(owner_of(outbox, client), address.conversation) == address

@@ -13,8 +13,7 @@ from typing import Any
 from openai import APIStatusError, OpenAIError
 
 from cached_session.conversation.delivery import Delivery, look_back
-from cached_session.conversation.operation import Elsewhere, Operation
-from cached_session.conversation.order import Order
+from cached_session.conversation.operation import Elsewhere, Operation, Order
 from cached_session.conversation.record import Record
 from cached_session.conversation.tasks import cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER
@@ -24,14 +23,15 @@ from cached_session.errors import (
     CachedSessionError,
     DeadlineExceeded,
     OutboxError,
+    OutboxUnavailable,
     Reopened,
     TurnLost,
+    counted,
 )
 from cached_session.events import BacklogChanged, Sending, logger
 from cached_session.outbox.told import Trouble
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.retrying import Retrier
-from cached_session.wording import counted
 
 # How many batches are sent at least for each page of a look back, which costs a request.
 _SELDOM = 16
@@ -219,6 +219,8 @@ class Sender:
     async def _run(self, operation: Operation) -> None:
         ledger, record, me = self._ledger, self._record, asyncio.current_task()
         retrier = Retrier(operation.policy, operation.meter)
+        # How often the log could not be reached in a row.
+        away = 0
         # Whoever appended goes on first. A loop that ends with that call would
         # otherwise be closed in the middle of a connection's beginning, of
         # which the HTTP client's layers make a warning.
@@ -236,6 +238,7 @@ class Sender:
                             deadline=None,  # however long the server is away
                             conversation_id=ledger.conversation_id,
                         )
+                        away = 0
                         if not isinstance(outcome, Applied) and self._task is me:
                             await self._pause(outcome.error)
                         continue
@@ -251,6 +254,13 @@ class Sender:
                 continue  # the turn did not come; whoever has it is being waited for
             except Reopened:
                 continue  # it is read anew first
+            except OutboxUnavailable as error:
+                # What nobody can record nobody can send. It comes back.
+                self._trouble = error
+                self._change(Sending.OFFLINE, error)
+                away += 1
+                await asyncio.sleep(operation.policy.delay(away))
+                continue
             except TurnLost:
                 return  # somebody else went on in its place
             except OutboxError as error:
@@ -326,6 +336,9 @@ class Sender:
         try:
             turn = await self._order.enter(operation)
             await self._order.write(operation, turn, lambda: self._deliver(operation), kept=True)
+        except OutboxUnavailable as error:
+            # As with the server: it comes back.
+            outcome = Unknown(error, retryable=True)
         except (TurnLost, Elsewhere, OutboxError):
             raise
         except AppendOutcomeUnknown as error:

@@ -1,16 +1,18 @@
-"""Work that is done to its end, whatever becomes of the caller who began it."""
+"""Tasks that outlive their callers, and waiting for what another task, loop or thread does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
+
+from cached_session.core.looking import LOOK_AFTER
 
 T = TypeVar("T")
-Until: TypeAlias = Callable[[Callable[[], bool], float, Callable[[], None]], Awaitable[bool]]
 
 
 def _nothing() -> None:
@@ -67,17 +69,17 @@ class Errands:
         loop = asyncio.get_running_loop()
         return {task for task in self._left if task.get_loop() is loop}
 
-    async def end(self, deadline: float, until: Until) -> None:
+    async def end(self, deadline: float, changed: Signal) -> None:
         """Waits until all have ended, on whichever event loop; at the deadline they are cancelled.
 
         Args:
             deadline: On the running loop's clock.
-            until: Waits for a condition, and looks at it when an errand has ended.
+            changed: Fired when an errand has ended.
         """
-        if not await until(self._over, deadline, _nothing):
+        if not await changed.until(self._over, deadline, _nothing):
             for task in list(self._tasks):
                 cancel(task)
-            await until(self._over, math.inf, _nothing)
+            await changed.until(self._over, math.inf, _nothing)
 
     def _over(self) -> bool:
         return all(lost(task) for task in list(self._tasks))
@@ -175,3 +177,59 @@ def cancel(task: asyncio.Task[Any]) -> None:
         return
     with contextlib.suppress(RuntimeError):  # its loop was closed just now
         task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+class Signal:
+    """Wakes whoever waits, on whichever event loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+
+    def fire(self) -> None:
+        """Makes everybody who waits look at their condition."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for future, loop in waiting.items():
+            try:
+                loop.call_soon_threadsafe(_wake, future)
+            except RuntimeError:  # its loop is closed: nobody waits there any more
+                continue
+
+    async def until(
+        self, condition: Callable[[], bool], deadline: float, look: Callable[[], None]
+    ) -> bool:
+        """Waits until a condition holds.
+
+        Args:
+            condition: Looked at whenever the signal is fired.
+            deadline: Until when, on the running loop's clock.
+            look: Called before each wait, at least every `LOOK_AFTER` seconds:
+                nothing tells when another event loop was stopped.
+
+        Returns:
+            Whether it holds; False: the deadline has passed.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            future: asyncio.Future[None] = loop.create_future()
+            with self._lock:
+                for closed in [one for one, at in self._waiting.items() if at.is_closed()]:
+                    del self._waiting[closed]
+                self._waiting[future] = loop
+            try:
+                if condition():
+                    return True
+                left = deadline - loop.time()
+                if left <= 0:
+                    return False
+                look()
+                await asyncio.wait({future}, timeout=min(left, LOOK_AFTER))
+            finally:
+                with self._lock:
+                    self._waiting.pop(future, None)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

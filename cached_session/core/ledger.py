@@ -19,10 +19,15 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from cached_session.core.history import History
 from cached_session.core.items import Held, Outgoing, copies
-from cached_session.core.local import LOCAL
+from cached_session.core.matching import Rewriting
 from cached_session.core.queue import Queue, Row
-from cached_session.core.rewriting import Rewriting
 from cached_session.core.unsettled import ANCHORS, Unsettled, Untold
+
+LOCAL = "local-"
+"""What the name of a conversation begins with that the server has not created yet.
+
+The service's ids begin with "conv_".
+"""
 
 
 class Promise(Enum):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from typing import Any, NamedTuple
 
-from cached_session.core.batches import batches
 from cached_session.core.history import History
-from cached_session.core.items import Held, Outgoing, copies, decode, encode
+from cached_session.core.items import Held, Outgoing, batches, copies, decode, encode
 from cached_session.core.shapes import expected
 
 # A batch is far from being all that waits.

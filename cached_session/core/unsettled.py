@@ -16,8 +16,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from cached_session.core.items import Held, Outgoing, decode, unhold
-from cached_session.core.matching import Match, Run, compare, longest, runs, shape
-from cached_session.core.rewriting import VERBATIM, Rewriting
+from cached_session.core.matching import (
+    VERBATIM,
+    Match,
+    Rewriting,
+    Run,
+    compare,
+    longest,
+    runs,
+    shape,
+)
 
 # How many ids before the first open send are remembered as its anchor. One is
 # enough until another writer deletes it.

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.log import Log
 from cached_session.outbox.memory import MemoryOutbox

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from cached_session.outbox.log import Log
@@ -18,20 +19,34 @@ class Holder(Protocol):
         """Lets others have it. In a transaction."""
 
 
+class Term(Protocol):
+    """How long something is held where that is granted for a time."""
+
+    @property
+    def term(self) -> int:
+        """Another number each time that it had run out."""
+
+    def left(self, term: int) -> float:
+        """Seconds for which what was claimed in a term is held; 0: no longer."""
+
+
 class Holdings:
     """What is held, or may be; safe to use from several threads.
 
     Without a lock, which a fork could leave taken for ever: each step is one
-    operation of a set.
+    operation of a dict.
 
     Args:
         shared: Whether there are others to keep from sending.
+        lease: How long it is held; None: until it is given back.
     """
 
-    def __init__(self, *, shared: bool = True) -> None:
+    def __init__(self, *, shared: bool = True, lease: Term | None = None) -> None:
         self._shared = shared
-        # Not weakly: what is forgotten would be held as long as the process lives.
-        self._holders: set[Holder] = set()
+        self._lease = lease
+        # Each with the term in which it was claimed. Not weakly: what is forgotten would be held
+        # as long as the process lives.
+        self._holders: dict[Holder, int] = {}
         self._released: list[Holder] = []
 
     def __contains__(self, holder: Holder) -> bool:
@@ -40,18 +55,23 @@ class Holdings:
     def __bool__(self) -> bool:
         return bool(self._holders)
 
-    def keeps(self, holder: Holder) -> bool:
-        """Whether others are kept from sending one, if there are any."""
-        return not self._shared or holder in self._holders
+    def left(self, holder: Holder) -> float:
+        """For how many seconds others are kept from sending one, if there are any."""
+        if not self._shared:
+            return math.inf
+        term = self._holders.get(holder)
+        if term is None:
+            return 0.0
+        return math.inf if self._lease is None else self._lease.left(term)
 
     def add(self, holder: Holder) -> None:
         """Notes that one is held."""
         if self._shared:
-            self._holders.add(holder)
+            self._holders[holder] = 0 if self._lease is None else self._lease.term
 
     def discard(self, holder: Holder) -> None:
         """Notes that one is not held."""
-        self._holders.discard(holder)
+        self._holders.pop(holder, None)
 
     @property
     def abandoned(self) -> list[Holder]:

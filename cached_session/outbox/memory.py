@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cached_session.core.local import LOCAL
-from cached_session.errors import OutboxError
+from cached_session.core.ledger import LOCAL
+from cached_session.errors import OutboxError, counted
 from cached_session.events import logger
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.log import (
@@ -29,7 +29,6 @@ from cached_session.outbox.log import (
 from cached_session.outbox.records import Address, Mailbox, Mark, Namesake, Row, Summary
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.told import Told, Trouble
-from cached_session.wording import counted
 
 T = TypeVar("T")
 

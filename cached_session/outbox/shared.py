@@ -76,10 +76,10 @@ class Shared(abc.ABC):
         _check_count("max_items", max_items, 1)
         _check_count("max_bytes", max_bytes, 1)
         if max_age is not None:
-            _check_seconds("max_age", max_age, " or None")
+            check_seconds("max_age", max_age, " or None")
             if max_age == 0:
                 raise ValueError("max_age must be above 0, or None")
-        _check_seconds("max_wait", max_wait, "")
+        check_seconds("max_wait", max_wait, "")
         _check_count("max_window_bytes", max_window_bytes, 0)
         self.max_items = max_items
         self.max_bytes = max_bytes
@@ -172,7 +172,7 @@ class Shared(abc.ABC):
             OutboxError: What is left could not be read. The file is closed.
         """
         if timeout is not None:
-            _check_seconds("timeout", timeout, " or None")
+            check_seconds("timeout", timeout, " or None")
         if not self.ours:
             # What is open belongs to the parent, and so does what is sent.
             return Left(())
@@ -239,7 +239,8 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}")
 
 
-def _check_seconds(name: str, value: object, alternative: str) -> None:
+def check_seconds(name: str, value: object, alternative: str) -> None:
+    """Refuses what is no finite number of seconds from 0 on; `alternative` is what else may be."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(
             f"{name} must be a number of seconds{alternative}, not {type(value).__name__}"

@@ -149,7 +149,7 @@ class Writer:
     def _turn(self, opening: Callable[[], Opened], opened: list[Opened]) -> bool:
         # A method of its own, so that nothing of a group is held while the
         # thread waits for the next one.
-        waiting = [self._next()]
+        waiting = [self._next(opened)]
         with contextlib.suppress(queue.Empty):
             while True:
                 waiting.append(self._jobs.get_nowait())
@@ -165,13 +165,15 @@ class Writer:
         waiting.clear()
         return going_on
 
-    def _next(self) -> Job | None:
+    def _next(self, opened: list[Opened]) -> Job | None:
         while self._holdings:
             left = self._look_at - time.monotonic()
             if left > 0:
                 with contextlib.suppress(queue.Empty):
                     return self._jobs.get(timeout=left)
             self._look_at = time.monotonic() + LOOK_AFTER
+            for log in opened:
+                log.tend()
             if self._holdings.abandoned:
                 # Behind what waits: of a loop that was stopped just now, that
                 # may be what claims.

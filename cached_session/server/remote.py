@@ -8,18 +8,24 @@ The client's typed methods are not used: their request transforms cost ten
 times the request itself. Its public `get`, `post` and `delete` keep its
 authentication, base URL, proxies and timeouts, and the JSON is decoded once,
 to what the caller gets.
+
+A server's answers also show what it is like: how it rewrites texts, how many
+items it lists in a page. Nothing of it is needed for what is right: where it is
+missing, a request more is made, or an outcome stays unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
+import msgspec
+from cachetools import LRUCache
 from openai import (
     APIConnectionError,
     APIResponseValidationError,
@@ -27,13 +33,60 @@ from openai import (
     AsyncOpenAI,
 )
 
-from cached_session.core.items import Held, Outgoing, body, hold
+from cached_session.core.items import Held, Outgoing, body, hold, unhold
+from cached_session.core.matching import VERBATIM, Rewriting, learned, text_pairs
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
-from cached_session.server.classify import as_openai_error, classify
+from cached_session.forks import Lock
+from cached_session.server.classify import (
+    Carrier,
+    as_openai_error,
+    carrier,
+    classify,
+    writing_while,
+)
 from cached_session.server.connections import Account, Connections, account, connections, settings
-from cached_session.server.servers import Server, server_of
-from cached_session.server.transports import Carrier, carrier
+
+# "A limit on the number of objects to be returned, between 1 and 100"; above
+# is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.
+PAGE = 100
+
+
+class Server:
+    """What is known of a server, as one account sees it.
+
+    Attributes:
+        rewriting: How it rewrites the texts that it stores.
+        largest_page: How many items it lists in one page at most.
+        denies_more: Whether it says on full pages that nothing follows, whatever does.
+    """
+
+    def __init__(self) -> None:
+        self.rewriting: Rewriting = VERBATIM
+        self.largest_page = PAGE
+        self.denies_more = False
+
+    def answered(self, sent: Sequence[Outgoing], listed: Sequence[Held]) -> None:
+        """Learns from the answer to an append."""
+        for item, held in zip(sent, listed, strict=True):
+            # Not by `items.decode`, at a sixth of its time: of numbers, which this
+            # decoder rounds where they are large, nothing is learned.
+            texts = text_pairs(msgspec.json.decode(item), unhold(held))
+            self.rewriting = learned(self.rewriting, texts)
+
+
+_lock = Lock()
+# Clients that show no account are one each.
+_servers: LRUCache[Account, Server] = LRUCache(256)
+
+
+def server_of(account: Account) -> Server:
+    """What is known of the server of an account, the same object at every call."""
+    with _lock:
+        found = _servers.get(account)
+        if found is None:
+            found = _servers[account] = Server()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +161,24 @@ class Remote:
         )
 
     async def append(
-        self, conversation_id: str, items: Sequence[Outgoing], *, timeout: float
+        self,
+        conversation_id: str,
+        items: Sequence[Outgoing],
+        *,
+        timeout: float,
+        left: Callable[[], float] | None = None,
     ) -> Outcome[tuple[Held, ...]]:
-        """Appends one batch; the answer holds the items as a listing will show them."""
+        """Appends one batch; the answer holds the items as a listing will show them.
+
+        Args:
+            conversation_id: The conversation.
+            items: The batch.
+            timeout: Seconds that it may take.
+            left: Tells for how many seconds the items are this process's to send. Nothing is
+                written when that is 0, however long the process stood still before; on a
+                connection of the caller's own client, only if nobody has looked then. None: they
+                always are.
+        """
 
         def parse(answer: Any) -> tuple[Held, ...]:
             held = _items(answer)
@@ -118,9 +186,10 @@ class Remote:
                 raise ValueError
             return held
 
-        outcome = await self._request(
-            "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
-        )
+        with writing_while(left):
+            outcome = await self._request(
+                "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
+            )
         if isinstance(outcome, Applied):
             self.server.answered(items, outcome.value)
         return outcome

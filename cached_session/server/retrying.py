@@ -13,7 +13,7 @@ from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
 from cached_session.forks import Lock
-from cached_session.server.transports import found_nobody
+from cached_session.server.classify import found_nobody
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

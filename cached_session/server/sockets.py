@@ -26,6 +26,8 @@ import httpx2
 from aiohappyeyeballs import AddrInfoType, SocketFactoryType, addr_to_addr_infos
 from anyio.streams.tls import TLSAttribute, TLSStream
 
+from cached_session.server.classify import check_may_be_written
+
 # Seconds until the next of a host's addresses is tried, too; RFC 8305 recommends it.
 _HEAD_START = 0.25
 
@@ -186,6 +188,7 @@ class _Wire(httpcore2.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
+        check_may_be_written()
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.send(buffer)

@@ -18,11 +18,10 @@ from typing import NamedTuple, Protocol
 
 from openai import AsyncOpenAI
 
-from cached_session.conversation.addresses import address_of, owner_of, speaks_for
 from cached_session.conversation.backlog import Backlog
 from cached_session.conversation.operation import Operation
-from cached_session.conversation.signals import Signal
-from cached_session.conversation.tasks import cancel, forsake, lost
+from cached_session.conversation.record import address_of, owner_of, speaks_for
+from cached_session.conversation.tasks import Signal, cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER
 from cached_session.errors import OutboxError
 from cached_session.events import Meter, logger

@@ -16,12 +16,10 @@ from agents import OpenAIConversationsSession
 from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.listing import Asked
 from cached_session.conversation.operation import Operation, Superseded
-from cached_session.conversation.runs import Run
 from cached_session.conversation.tasks import bury
-from cached_session.conversation.turns import Turn, Turns
+from cached_session.conversation.turns import Run, Turn, Turns
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import Trust
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL, Trust
 from cached_session.core.outcomes import Applied
 from cached_session.errors import CachedSessionError, DeadlineExceeded, Reopened, SessionClosed
 from cached_session.events import Meter
@@ -29,8 +27,8 @@ from cached_session.forks import in_child, keep
 from cached_session.server.connections import account, settings
 from cached_session.server.remote import Remote
 from cached_session.server.retrying import Retrier, RetryPolicy
+from cached_session.session.arguments import Chosen
 from cached_session.session.cache import ConversationCache
-from cached_session.session.clients import Chosen
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
@@ -196,7 +194,7 @@ class Binding:
         if self.outbox is None or not local.startswith(LOCAL):
             return None
         # Only now, as in `bind`.
-        from cached_session.conversation.addresses import address_of, owner_of
+        from cached_session.conversation.record import address_of, owner_of
 
         address = address_of(owner_of(self.outbox, account(self._client)), local)
         with self.outbox.lock:
@@ -300,7 +298,7 @@ class Binding:
                 conversation = self._cache.conversation(client, conversation_id)
             else:
                 # Only now: most processes use no outbox, and need not load it.
-                from cached_session.conversation.addresses import owner_of
+                from cached_session.conversation.record import owner_of
                 from cached_session.session.adoption import adopter_of
 
                 owner = owner_of(self.outbox, client)

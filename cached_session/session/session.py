@@ -12,11 +12,14 @@ from openai import AsyncOpenAI, NotGiven, Omit
 
 from cached_session.conversation.conversation import Conversation
 from cached_session.conversation.operation import Operation
+from cached_session.conversation.turns import Run
 from cached_session.core.items import accept
-from cached_session.core.local import LOCAL
+from cached_session.core.ledger import LOCAL
+from cached_session.errors import CachedSessionError, counted
 from cached_session.events import Meter, Observer, Sending, Stats
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (
+    Chosen,
     check_absent,
     check_id,
     check_not_overridden,
@@ -26,13 +29,12 @@ from cached_session.session.arguments import (
     check_timeout,
     check_type,
     check_underlying,
+    choose,
     resolve_limit,
+    told,
 )
 from cached_session.session.binding import NEW, Binding
 from cached_session.session.cache import PROCESS_CACHE, ConversationCache
-from cached_session.session.clients import Chosen, choose, told
-from cached_session.session.turn import SessionTurn
-from cached_session.wording import counted
 
 if TYPE_CHECKING:
     from cached_session.outbox import Outbox
@@ -570,3 +572,45 @@ def _id(conversation_id: str | None) -> str:
             "its id when the server answers; await flush()."
         )
     return conversation_id
+
+
+class SessionTurn(AbstractAsyncContextManager[None]):
+    """The turn on the conversation that a session is on when it is entered."""
+
+    def __init__(self, binding: Binding, wait: float | None) -> None:
+        """Takes nothing yet.
+
+        Args:
+            binding: The session's.
+            wait: Seconds to wait for the turn; None: as long as a call may take.
+        """
+        self._binding = binding
+        self._wait = wait
+        # One for each time that it was entered; None: the task had the turn already.
+        self._entered: list[tuple[Conversation, Run] | None] = []
+
+    async def __aenter__(self) -> None:
+        self._entered.append(await self._binding.usable().begin_run(self._wait))
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entered = self._entered.pop()
+        if entered is None:
+            return
+        conversation, run = entered
+        if exc_type is GeneratorExit:
+            # A generator that nobody goes on with, as of a stream whose reader has left, or a
+            # coroutine that its event loop has left lying: there is nobody who could wait.
+            conversation.drop_run(run)
+            return
+        try:
+            await conversation.end_run(run)
+        except CachedSessionError as error:
+            if exc is None:
+                raise
+            # What went wrong in the run must reach the caller.
+            exc.add_note(f"the turn could not be given back: {error}")

@@ -16,7 +16,6 @@ from cached_session.conversation import (
     delivery,
     listing,
     operation,
-    order,
     record,
     turns,
 )
@@ -24,7 +23,7 @@ from cached_session.core import history, ledger, matching, unsettled
 from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, log
 from cached_session.outbox.sqlite import log as sqlite_log
-from cached_session.outbox.sqlite import statements
+from cached_session.outbox.sqlite import store as sqlite_store
 from cached_session.outbox.sqlite.store import Store
 from tests.campaigns.account import Violation
 from tests.campaigns.plan import Failure, Plan
@@ -89,7 +88,7 @@ def no_shielding(patch: pytest.MonkeyPatch) -> None:
         finally:
             self.leave(turn)
 
-    patch.setattr(order.Order, "write", directly)
+    patch.setattr(operation.Order, "write", directly)
 
 
 def no_ordering(patch: pytest.MonkeyPatch) -> None:
@@ -106,8 +105,8 @@ def no_ordering(patch: pytest.MonkeyPatch) -> None:
         at_work[self.ledger] -= 1
         self._worked()
 
-    patch.setattr(order.Order, "enter", enter)
-    patch.setattr(order.Order, "leave", leave)
+    patch.setattr(operation.Order, "enter", enter)
+    patch.setattr(operation.Order, "leave", leave)
     # They would stop at an `assert`, or with an IndexError, before the account sees what
     # they do to each other. So what is known is taken away by those only who are alone at
     # work, and two may delete the same late copies.
@@ -169,7 +168,7 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "seal", unsealed)
     # What has landed is taken out all the same, or it would wait there for ever.
     landed = "DELETE FROM items WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "LANDED", landed)
+    patch.setattr(sqlite_store, "LANDED", landed)
 
 
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
@@ -245,11 +244,11 @@ def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
 def not_sealed(patch: pytest.MonkeyPatch) -> None:
     """It is not recorded which items may have been sent, but what stood before them is."""
     seal = "UPDATE items SET sealed = 0 WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "SEAL", seal)
-    rows = f"{statements.ROWS} WHERE conversation = ? ORDER BY seq LIMIT 20"
-    patch.setattr(statements, "ROWS_SEALED", rows)
+    patch.setattr(sqlite_store, "SEAL", seal)
+    rows = f"{sqlite_store.ROWS} WHERE conversation = ? ORDER BY seq LIMIT 20"
+    patch.setattr(sqlite_store, "ROWS_SEALED", rows)
     landed = "DELETE FROM items WHERE conversation = ? AND seq <= ?"
-    patch.setattr(statements, "LANDED", landed)
+    patch.setattr(sqlite_store, "LANDED", landed)
 
 
 def removals_not_recorded(patch: pytest.MonkeyPatch) -> None:

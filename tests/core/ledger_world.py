@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cached_session.core.batches import batches
 from cached_session.core.history import History
-from cached_session.core.items import Held, accept, body, copies, hold, unhold
+from cached_session.core.items import Held, accept, batches, body, copies, hold, unhold
 from cached_session.core.ledger import Batch, Delete, Front, Ledger, List, Seal, Send, Trust
+from cached_session.core.matching import VERBATIM
 from cached_session.core.queue import Row
-from cached_session.core.rewriting import VERBATIM
 from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.emulator import (
     ConversationStore,

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cached_session.core.batches import MAX_BYTES, MAX_ITEMS, batches
+from cached_session.core.items import MAX_BYTES, MAX_ITEMS, batches
 
 sizes = st.lists(
     st.sampled_from([1, 100, MAX_BYTES // 20, MAX_BYTES // 3, MAX_BYTES, MAX_BYTES + 1]),

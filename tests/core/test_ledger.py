@@ -25,8 +25,8 @@ from cached_session.core.ledger import (
     Promise,
     Seal,
 )
+from cached_session.core.matching import VERBATIM
 from cached_session.core.queue import Row
-from cached_session.core.rewriting import VERBATIM
 from cached_session.core.unsettled import Untold
 from tests.campaigns.account import Violation
 from tests.core.ledger_world import At, World

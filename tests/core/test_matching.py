@@ -8,8 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cached_session.core.matching import Match, compare, longest, runs
-from cached_session.core.rewriting import learned
+from cached_session.core.matching import Match, compare, learned, longest, runs
 from cached_session.emulator import Habits
 from tests.core.strategies import (
     calls,

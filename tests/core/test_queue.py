@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached_session.core.batches import MAX_ITEMS
 from cached_session.core.history import History
+from cached_session.core.items import MAX_ITEMS
 from cached_session.core.queue import Entry, Queue, Row
 from tests.core.strategies import held, message
 

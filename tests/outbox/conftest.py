@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cached_session import PostgresOutbox
 from cached_session.outbox import MemoryOutbox, Outbox, SQLiteOutbox
+from tests.postgres import Server
 
 
 @pytest.fixture
@@ -23,9 +25,17 @@ def on_disk(path: Path) -> Iterator[SQLiteOutbox]:
     asyncio.run(outbox.let_go())
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture
+def in_postgres(postgres: Server) -> Iterator[PostgresOutbox]:
+    outbox = PostgresOutbox(postgres.with_tables())
+    yield outbox
+    asyncio.run(outbox.let_go())
+
+
+@pytest.fixture(params=["file", "memory", "postgres"])
 def outbox(request: pytest.FixtureRequest) -> Outbox:
     if request.param == "memory":
         return MemoryOutbox()
-    found: SQLiteOutbox = request.getfixturevalue("on_disk")
+    kind = {"file": "on_disk", "postgres": "in_postgres"}[request.param]
+    found: SQLiteOutbox | PostgresOutbox = request.getfixturevalue(kind)
     return found

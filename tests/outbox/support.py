@@ -11,6 +11,7 @@ from pathlib import Path
 from cached_session.errors import OutboxError
 from cached_session.outbox import LOCAL, Address, Log, StoredItem
 from cached_session.outbox.log import Epoch
+from cached_session.outbox.postgres.log import PostgresLog
 from cached_session.outbox.sqlite.log import SQLiteLog
 
 ADDRESS = Address("https://api.example/v1/", "org", "", "digest", "conv_1")
@@ -34,6 +35,8 @@ def accept(*items):
 
 def opened(log: Log) -> Epoch:
     """As of when a log was opened in which nobody has had a conversation."""
+    if isinstance(log, PostgresLog):
+        return Epoch(log.token, (0, 0))
     return Epoch(log.store.token if isinstance(log, SQLiteLog) else "", (0, 0))
 
 

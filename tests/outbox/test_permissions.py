@@ -17,7 +17,7 @@ import pytest
 from cached_session.commands.cli import main
 from cached_session.errors import OutboxError
 from cached_session.outbox import SQLiteOutbox
-from cached_session.outbox.sqlite import file, owners
+from cached_session.outbox.sqlite import file
 from cached_session.outbox.sqlite.schema import APPLICATION_ID
 from tests.outbox.support import accept, run, says
 
@@ -83,10 +83,12 @@ async def test_files_beside_a_wider_one_are_not_wider(
     await SQLiteOutbox(path).let_go()
     path.chmod(0o666)
     modes: list[int] = []
+    real = file.connect
 
     def connect(name: str, *, timeout: float) -> sqlite3.Connection:
-        modes.append(_mode(Path(name)))
-        return owners.connect(name, timeout=timeout)
+        if Path(name).name == path.name:  # its owner has a file of its own beside it
+            modes.append(_mode(Path(name)))
+        return real(name, timeout=timeout)
 
     monkeypatch.setattr(file, "connect", connect)
     await SQLiteOutbox(path).let_go()

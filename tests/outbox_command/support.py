@@ -19,7 +19,7 @@ from openai import AsyncOpenAI
 
 from cached_session import SQLiteOutbox
 from cached_session.commands.cli import main
-from cached_session.conversation.addresses import address_of
+from cached_session.conversation.record import address_of
 from cached_session.emulator import Emulator
 from cached_session.outbox import Address
 from cached_session.outbox.sqlite.log import SQLiteLog

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from agents import set_tracing_disabled
 
-from cached_session import MemoryOutbox, Outbox, SQLiteOutbox
+from cached_session import MemoryOutbox, Outbox, PostgresOutbox, SQLiteOutbox
+from tests.postgres import Server
 from tests.session.support import clean_environment
 
 
@@ -41,10 +42,21 @@ def new_outbox(path: Path) -> Iterator[Callable[[], SQLiteOutbox]]:
         asyncio.run(outbox.let_go())
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture
+def in_postgres(postgres: Server) -> Iterator[PostgresOutbox]:
+    """An outbox in a database of its own."""
+    outbox = PostgresOutbox(postgres.with_tables())
+    yield outbox
+    asyncio.run(outbox.let_go())
+
+
+@pytest.fixture(params=["memory", "file", "postgres"])
 def outbox(request: pytest.FixtureRequest) -> Outbox:
     """Each kind of outbox."""
     if request.param == "memory":
         return MemoryOutbox()
+    if request.param == "postgres":
+        shared: PostgresOutbox = request.getfixturevalue("in_postgres")
+        return shared
     found: SQLiteOutbox = request.getfixturevalue("new_outbox")()
     return found

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+import cached_session.conversation.backlog
 import cached_session.conversation.record
-import cached_session.conversation.room
 from cached_session import ConversationCache, MemoryOutbox, Outbox, OutboxError, OutboxFull
 from cached_session.core.items import accept
 from cached_session.emulator import Emulator
@@ -39,7 +39,7 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1_000_000.0
-        for module in (cached_session.conversation.record, cached_session.conversation.room):
+        for module in (cached_session.conversation.record, cached_session.conversation.backlog):
             patch.setattr(module, "time", self)
 
     def time(self) -> float:

@@ -34,10 +34,9 @@ from cached_session.commands.outbox.records import (
     visible,
     word,
 )
-from cached_session.errors import CachedSessionError
+from cached_session.errors import CachedSessionError, counted, verb
 from cached_session.outbox import Address, SQLiteOutbox
 from cached_session.outbox.shared import check_account
-from cached_session.wording import counted, verb
 
 _HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
 

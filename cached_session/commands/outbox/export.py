@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from cached_session.commands.outbox.records import Stop, read
+from cached_session.errors import counted, verb
 from cached_session.outbox import SQLiteOutbox
-from cached_session.wording import counted, verb
 
 
 async def export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:

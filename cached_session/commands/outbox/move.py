@@ -8,9 +8,9 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import conversation, find
 from cached_session.commands.outbox.retry import as_recorded, need_key
+from cached_session.errors import counted, verb
 from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
 from cached_session.outbox.records import NAMED, whose
-from cached_session.wording import counted, verb
 
 
 async def move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:

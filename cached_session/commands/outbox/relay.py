@@ -15,15 +15,15 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, key, server, visible
 from cached_session.commands.outbox.retry import need_key
-from cached_session.conversation.addresses import address_of, owner_of
+from cached_session.conversation.record import address_of, owner_of
+from cached_session.errors import counted, verb
 from cached_session.events import Meter, logger
 from cached_session.outbox import Outbox
 from cached_session.server.connections import account
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.adoption import Adopter, Means
+from cached_session.session.arguments import Chosen
 from cached_session.session.cache import ConversationCache
-from cached_session.session.clients import Chosen
-from cached_session.wording import counted, verb
 
 LEFT = 3
 """The exit status of `--once` where something is left."""

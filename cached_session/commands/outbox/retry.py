@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, find, key, server, visible
-from cached_session.conversation.addresses import address_of, owner_of
+from cached_session.conversation.record import address_of, owner_of
+from cached_session.errors import counted, verb
 from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
 from cached_session.server.connections import account
 from cached_session.session.cache import ConversationCache
 from cached_session.session.session import CachedSession
-from cached_session.wording import counted, verb
 
 
 async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:

@@ -1,0 +1,351 @@
+"""Calls to a PostgreSQL engine that may go away at any moment, each done once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import os
+import secrets
+import select
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cached_session.errors import OutboxError, OutboxUnavailable
+from cached_session.events import logger
+from cached_session.outbox.postgres.lease import Lease
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Of the schema that this release knows."""
+
+# Any number that no other program is likely to lock.
+_LOCK = 0x63736F78
+
+# Seconds to wait for a connection, where neither the address nor the environment says it.
+_CONNECT_TIMEOUT = "5"
+
+# What libpq is told where the address does not say it: whoever waits for an engine that does
+# not answer keeps all others of the process waiting.
+_DEFAULTS = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "fallback_application_name": "cached-session",
+}
+
+_TURN_IS_OVER, _LEASE_HAS_ENDED = "CS001", "CS002"
+# The engine chose this call to end a deadlock, or a conflict with another one: it did nothing.
+_AGAIN = {"40001", "40P01"}
+# It is being shut down, was cut off by an administrator, or does not take connections yet.
+_GOING = {"57P01", "57P02", "57P03", "57P05"}
+_NO_TABLES = {"42P01", "3F000", "42883"}
+_NOT_ALLOWED, _READ_ONLY = "42501", "25006"
+
+
+class OutcomeLost(OutboxUnavailable):
+    """A call was sent, and the engine stayed away: whether it was done is not known."""
+
+
+class TurnIsOver(Exception):
+    """The turn that a call belongs to is over. It has done nothing."""
+
+
+class _Silent(psycopg.OperationalError):
+    """The engine has not answered in time."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection on which no call waits for ever."""
+
+    deadline = float("inf")
+
+    def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
+        return super().wait(_until(gen, self.deadline), *arguments, **more)
+
+
+def _until(steps: Any, deadline: float) -> Generator[Any, Any, Any]:
+    """The steps of a call, as long as there is time."""
+    wanted = next(steps)
+    while True:
+        ready = yield wanted
+        if not ready and time.monotonic() > deadline:
+            raise _Silent("it did not answer in time")
+        try:
+            wanted = steps.send(ready)
+        except StopIteration as end:
+            return end.value
+
+
+class Engine:
+    """One owner's connection to an engine, made anew whenever it was lost.
+
+    Belongs to the thread that makes it. It keeps no state in the engine's session, so that each
+    call may come to another one: behind pgbouncer, in transaction mode.
+
+    Args:
+        conninfo: As libpq takes it; see `PostgresOutbox`.
+        name: The outbox, for errors; without a password.
+        lease: Who has what was claimed through here.
+        patience: Seconds that a call may take, and then again for finding out what became of it.
+
+    Attributes:
+        token: Who calls, as an owner of conversations.
+
+    Raises:
+        OutboxError: The engine cannot be reached, or has no tables and this role may not make them.
+    """
+
+    def __init__(self, conninfo: str, name: str, lease: Lease, patience: float) -> None:
+        self.token = secrets.token_hex(16)
+        self._conninfo = conninfo
+        self._name = name
+        self._lease = lease
+        self._patience = patience
+        self._connection: _Connection | None = None
+        # The number of the last call that must not be done twice, and whether it is not known
+        # what became of it.
+        self._number = 0
+        self._open_question = False
+        self._renewed = -float("inf")
+        self._prepare()
+
+    def once(self, function: str, *arguments: Any) -> Any:
+        """Calls a function that must not be done twice, for one row; see `call`.
+
+        The engine knows the owner's last call by its number. So it may be repeated after its
+        answer was lost: it is done then, or what came of it is said again. One that is still on
+        its way then is not done when it arrives.
+        """
+        self._number += 1
+        row = self.call(function, self.token, self._number, *arguments, numbered=True)
+        return row
+
+    def call(self, function: str, *arguments: Any, numbered: bool = False) -> Any:
+        """Calls a function for one row.
+
+        Args:
+            function: Its name.
+            arguments: In its order.
+            numbered: Whether it must not be done twice.
+
+        Returns:
+            The row, as a named tuple.
+
+        Raises:
+            OutcomeLost: It was sent, and whether it was done could not be found out.
+            OutboxUnavailable: The engine cannot be reached. It was not sent.
+            OutboxError: The engine refused; nothing was done.
+            TurnIsOver: So it is; nothing was done.
+        """
+        return self._try(lambda: self._ask(function, arguments, numbered)[0])
+
+    def rows(self, function: str, *arguments: Any) -> list[Any]:
+        """Calls a function that changes nothing, for all of its rows; errors as in `call`."""
+        return self._try(lambda: self._ask(function, arguments, numbered=False))
+
+    def renew(self) -> None:
+        """Extends the lease, at most once a second. It does not matter whether it can."""
+        if time.monotonic() - self._renewed < 1.0:
+            return
+        self._renewed = time.monotonic()
+        try:
+            asked = self._lease.now()
+            row = self.call("renew", self.token, self._lease.seconds)
+            self.leased(asked, lapsed=row[0])
+        except OutboxError as error:
+            # Whoever sends sees that the lease ends.
+            logger.debug("%s: the lease was not extended: %s", self._name, error)
+
+    def leased(self, asked: float, *, lapsed: bool) -> None:
+        """Notes that the engine has extended the lease, on the way."""
+        self._lease.granted(asked, anew=lapsed)
+
+    def expire(self, seconds: float) -> None:
+        """Removes what is kept of conversations that nobody has touched for so long."""
+        while self.call("expire", seconds, 1000)[0] == 1000:
+            continue
+
+    def close(self) -> None:
+        """Lets others have what this owner had, and ends the connection."""
+        self._lease.ended()
+        if self._connection is not None:
+            try:
+                self._ask("end_lease", (self.token,), numbered=False)
+            except psycopg.Error as error:
+                # Its lease runs out by itself.
+                logger.debug("%s: closed without a word to the engine: %s", self._name, error)
+            self._drop()
+
+    def explain(self, error: psycopg.Error) -> OutboxError:
+        """The error to tell callers of: what is so, and what to do."""
+        state = error.sqlstate
+        if state in _NO_TABLES:
+            return OutboxError(
+                f"{self._name} has no tables of an outbox, or those of another release. Run "
+                "`cached-session outbox migrate URL` as a role that may make them."
+            )
+        if state == _NOT_ALLOWED:
+            return OutboxError(
+                f"{self._name}: this role may not use the outbox's tables. Grant it USAGE on the "
+                "schema cached_session, and SELECT, INSERT, UPDATE and DELETE on its tables."
+            )
+        if state == _READ_ONLY:
+            return OutboxError(
+                f"{self._name} is read-only, a standby perhaps; nothing was recorded. Name the "
+                "primary, or add target_session_attrs=read-write to the address."
+            )
+        # Not the engine's words: they may quote what was to be recorded.
+        return OutboxError(
+            f"{self._name} refused a call ({type(error).__name__}, SQLSTATE {state}); nothing was "
+            "recorded by it. The engine's log says more."
+        )
+
+    def _said(self, error: psycopg.Error) -> str:
+        """Why there is no connection, in libpq's words, on one line and without the password."""
+        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        password = conninfo_to_dict(self._conninfo).get("password")
+        return said.replace(str(password), "...") if password else said
+
+    # How
+
+    def _try(self, attempt: Callable[[], T]) -> T:
+        sent, end = False, time.monotonic() + self._patience
+        pause = 0.01
+        while True:
+            try:
+                self._connected()
+            except psycopg.Error as error:
+                if not sent:
+                    raise OutboxUnavailable(
+                        f"{self._name} cannot be reached ({self._said(error)}); nothing was "
+                        "recorded. It is tried again at the next use."
+                    ) from None
+                if time.monotonic() > end:
+                    self._open_question = True
+                    raise OutcomeLost(
+                        f"{self._name} went away while it was recording ({self._said(error)}); "
+                        "whether it has recorded that is not known. The next read shows it."
+                    ) from None
+                time.sleep(pause)
+                pause = min(0.5, 2 * pause)
+                continue
+            try:
+                return attempt()
+            except psycopg.Error as error:
+                if error.sqlstate in _AGAIN:
+                    continue
+                if error.sqlstate == _TURN_IS_OVER:
+                    raise TurnIsOver from None
+                if error.sqlstate == _LEASE_HAS_ENDED:
+                    self._begin_lease()
+                elif error.sqlstate is None or error.sqlstate in _GOING:
+                    # The answer was lost. The same call asks for it, over another connection.
+                    sent = True
+                    self._drop()
+                else:
+                    raise self.explain(error) from None
+
+    def _begin_lease(self) -> None:
+        # In a transaction of its own: it writes the rows of several conversations.
+        asked = self._lease.now()
+        self._ask("begin_lease", (self.token, self._lease.seconds), numbered=False)
+        self.leased(asked, lapsed=True)
+
+    def _ask(self, function: str, arguments: Sequence[Any], numbered: bool) -> list[Any]:
+        connection = self._connection
+        assert connection is not None  # `_connected` has seen to it
+        connection.deadline = time.monotonic() + self._patience
+        places = ", ".join(["%s"] * len(arguments))
+        cursor = connection.execute(
+            f"SELECT * FROM cached_session.{function}({places})",
+            arguments,
+            binary=True,
+        )
+        return cursor.fetchall()
+
+    def _connected(self) -> None:
+        """Sees to it that there is a connection.
+
+        Raises:
+            psycopg.Error: There is none to be had.
+        """
+        connection = self._connection
+        if connection is not None and _cut(connection):
+            # Found now, and not by a call, of which it would not be known then whether it was done.
+            self._drop()
+        if self._connection is None:
+            said = conninfo_to_dict(self._conninfo)
+            if "PGCONNECT_TIMEOUT" not in os.environ:
+                said.setdefault("connect_timeout", _CONNECT_TIMEOUT)
+            self._connection = _Connection.connect(
+                make_conninfo(self._conninfo, **{**_DEFAULTS, **said}),
+                autocommit=True,
+                # What is prepared is known to one session of the engine.
+                prepare_threshold=None,
+                row_factory=psycopg.rows.namedtuple_row,
+            )
+        if self._open_question:
+            # Whatever may still be on its way comes too late from now on.
+            self._number += 1
+            self._ask("done", (self.token, self._number, []), numbered=True)
+            self._open_question = False
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _prepare(self) -> None:
+        """Looks whether the tables are there, and makes them where there are none."""
+        version = self._try(functools.partial(_version, self))
+        if version is None:
+            version = self._try(self._migrate)
+        if version != VERSION:
+            newer = "a newer" if version > VERSION else "an older"
+            raise OutboxError(
+                f"{self._name} has the tables of {newer} release of cached-session (schema "
+                f"{version}, and this release knows {VERSION}); they were left as they are."
+            )
+
+    def _migrate(self) -> int:
+        connection = self._connection
+        assert connection is not None  # `_try` has seen to it
+        connection.deadline = time.monotonic() + self._patience
+        with connection.transaction():
+            # One at a time. The lock ends with the transaction.
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            found = _version(self)
+            if found is None:
+                connection.execute(schema())
+                found = VERSION
+        return found
+
+
+def schema() -> str:
+    """The statements that make the tables, for a role that may."""
+    return importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+
+
+def _version(engine: Engine) -> int | None:
+    connection = engine._connection
+    assert connection is not None  # it was connected before
+    there = connection.execute("SELECT to_regclass('cached_session.schema_version')").fetchone()
+    if there is None or there[0] is None:
+        return None
+    found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()
+    return None if found is None else int(found[0])
+
+
+def _cut(connection: _Connection) -> bool:
+    """Whether the engine has ended a connection, or said what nobody has asked for."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,863 @@
+-- The tables of an outbox that a fleet shares, and its verbs.
+--
+-- Each verb is one function: one statement, one transaction, one round trip. Its first step
+-- locks the conversation's row. So the places of items are in the order of the commits, and what
+-- a verb compares cannot change before it writes. No verb locks the rows of two conversations, but
+-- for `name` and `move`, which lock them in the order of their numbers: there is no deadlock.
+--
+-- Whether an owner lives is told by the engine's clock alone: the clocks of the workers need not
+-- agree.
+
+CREATE SCHEMA IF NOT EXISTS cached_session;
+
+CREATE TABLE cached_session.schema_version (version integer NOT NULL);
+
+-- One row for each opening of an outbox. Only its own process writes it.
+CREATE TABLE cached_session.owners (
+    token text PRIMARY KEY,
+    -- Until when it keeps what it has claimed.
+    until timestamptz NOT NULL,
+    -- The number of its last call that must not be done twice, and what came of it: whoever lost
+    -- the answer asks again, and one that comes late is not done.
+    call bigint NOT NULL DEFAULT 0,
+    places bigint[],
+    item bytea,
+    at double precision
+) WITH (fillfactor = 50);
+
+CREATE TABLE cached_session.conversations (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    base_url text NOT NULL,
+    organization text NOT NULL,
+    project text NOT NULL,
+    credentials text NOT NULL,
+    conversation text NOT NULL,
+    local text,
+    owner text,
+    released boolean NOT NULL DEFAULT false,
+    claims bigint NOT NULL DEFAULT 0,
+    doubt bytea,
+    paused text,
+    window_complete boolean NOT NULL DEFAULT false,
+    window_unverified integer NOT NULL DEFAULT 0,
+    window_size bigint NOT NULL DEFAULT 0,
+    window_kept boolean NOT NULL DEFAULT false,
+    -- When anything of it was changed last, by the engine's clock.
+    touched timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (base_url, organization, project, conversation, credentials)
+) WITH (fillfactor = 70);
+CREATE UNIQUE INDEX conversations_by_local ON cached_session.conversations
+    (base_url, organization, project, local, credentials) WHERE local IS NOT NULL;
+CREATE INDEX conversations_by_owner ON cached_session.conversations (owner) WHERE NOT released;
+CREATE INDEX conversations_by_touched ON cached_session.conversations (touched);
+
+CREATE TABLE cached_session.items (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    conversation bigint NOT NULL REFERENCES cached_session.conversations ON DELETE CASCADE,
+    sealed boolean NOT NULL DEFAULT false,
+    accepted_at double precision NOT NULL,
+    data bytea NOT NULL
+);
+CREATE INDEX items_by_conversation ON cached_session.items (conversation, seq);
+
+CREATE TABLE cached_session.window_items (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    conversation bigint NOT NULL REFERENCES cached_session.conversations ON DELETE CASCADE,
+    id text NOT NULL,
+    data bytea NOT NULL
+);
+CREATE INDEX window_items_by_conversation ON cached_session.window_items (conversation, seq);
+
+-- The lines of those who want a conversation for a whole run.
+CREATE TABLE cached_session.turns (
+    ticket bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    conversation bigint NOT NULL REFERENCES cached_session.conversations ON DELETE CASCADE,
+    owner text NOT NULL
+);
+CREATE INDEX turns_by_conversation ON cached_session.turns (conversation, ticket);
+CREATE INDEX turns_by_owner ON cached_session.turns (owner);
+
+-- An address is an array: base URL, organization, project, credentials, conversation.
+
+-- The number of a conversation's record, or null; its row is locked from now on.
+CREATE FUNCTION cached_session.find(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    found_number bigint;
+BEGIN
+    SELECT number INTO found_number FROM cached_session.conversations
+    WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
+        AND conversation = a[5] AND credentials = a[4]
+    FOR UPDATE;
+    IF found_number IS NULL THEN
+        -- A local name leads to the conversation that was made of it.
+        SELECT number INTO found_number FROM cached_session.conversations
+        WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
+            AND local = a[5] AND credentials = a[4]
+        FOR UPDATE;
+    END IF;
+    RETURN found_number;
+END $$;
+
+-- The same, of a record that is made where there is none.
+CREATE FUNCTION cached_session.enter(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    found_number bigint := cached_session.find(a);
+BEGIN
+    WHILE found_number IS NULL LOOP
+        INSERT INTO cached_session.conversations
+            (base_url, organization, project, credentials, conversation)
+        VALUES (a[1], a[2], a[3], a[4], a[5])
+        ON CONFLICT DO NOTHING
+        RETURNING number INTO found_number;
+        -- Somebody else has made it just now.
+        found_number := coalesce(found_number, cached_session.find(a));
+    END LOOP;
+    RETURN found_number;
+END $$;
+
+CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT FROM cached_session.owners
+        WHERE token = token_of AND until > clock_timestamp()
+    )
+$$;
+
+-- Whether an owner lives, for one who is about to take what it has. Its row is kept from changing:
+-- a renewal that came in between would let both believe that they have it. One whose row is just
+-- being written lives. Nobody waits here, so nobody can wait in a circle.
+CREATE FUNCTION cached_session.lives_on(token_of text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    alive boolean;
+BEGIN
+    SELECT until > clock_timestamp() INTO alive FROM cached_session.owners
+    WHERE token = token_of FOR SHARE SKIP LOCKED;
+    RETURN coalesce(alive, EXISTS (SELECT FROM cached_session.owners WHERE token = token_of));
+END $$;
+
+-- Whether a living owner other than `me` has a conversation.
+CREATE FUNCTION cached_session.elsewhere(me text, n bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT coalesce((
+        SELECT owner IS NOT NULL AND owner <> me AND NOT released AND cached_session.lives(owner)
+        FROM cached_session.conversations WHERE number = n
+    ), false)
+$$;
+
+-- Extends a lease. True: it had run out, or never begun, and nothing was held under it.
+-- CS002: it had run out, and something was held: see `begin_lease`.
+CREATE FUNCTION cached_session.renew(me text, lease double precision) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE cached_session.owners SET until = clock_timestamp() + make_interval(secs => lease)
+    WHERE token = me AND until > clock_timestamp();
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM cached_session.conversations WHERE owner = me AND NOT released) THEN
+        RAISE EXCEPTION 'the lease of % has run out', me USING ERRCODE = 'CS002';
+    END IF;
+    INSERT INTO cached_session.owners AS o (token, until)
+    VALUES (me, clock_timestamp() + make_interval(secs => lease))
+    ON CONFLICT (token) DO UPDATE SET until = excluded.until;
+    RETURN true;
+END $$;
+
+-- Begins a lease anew, of one who holds nothing from now on: others may have had it.
+CREATE FUNCTION cached_session.begin_lease(me text, lease double precision) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE cached_session.conversations SET released = true WHERE owner = me AND NOT released;
+    INSERT INTO cached_session.owners AS o (token, until)
+    VALUES (me, clock_timestamp() + make_interval(secs => lease))
+    ON CONFLICT (token) DO UPDATE SET until = excluded.until;
+    RETURN true;
+END $$;
+
+-- Ends an owner: what it held is anybody's, and its places in the lines are gone.
+CREATE FUNCTION cached_session.end_lease(me text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM cached_session.turns WHERE owner = me;
+    DELETE FROM cached_session.owners WHERE token = me;
+END $$;
+
+-- Claims a conversation for `me`, whose lease is extended; false: a living owner has it.
+CREATE FUNCTION cached_session.claim(me text, n bigint, lease double precision, OUT mine boolean,
+    OUT lapsed boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    c cached_session.conversations;
+BEGIN
+    lapsed := cached_session.renew(me, lease);
+    SELECT * INTO c FROM cached_session.conversations WHERE number = n;
+    mine := c.owner IS NULL OR c.owner = me OR c.released
+        OR NOT cached_session.lives_on(c.owner);
+    IF mine THEN
+        UPDATE cached_session.conversations
+        SET owner = me, released = false, claims = claims + 1, touched = clock_timestamp()
+        WHERE number = n AND (owner IS DISTINCT FROM me OR released);
+    END IF;
+END $$;
+
+-- Whether a call is new; false: it was done, and what came of it is in `owners`.
+-- CS003: a newer one of the same owner was done.
+CREATE FUNCTION cached_session.is_new(me text, number_of bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    done bigint;
+BEGIN
+    SELECT call INTO done FROM cached_session.owners WHERE token = me;
+    IF done > number_of THEN
+        RAISE EXCEPTION 'call % comes too late', number_of USING ERRCODE = 'CS003';
+    END IF;
+    RETURN done IS DISTINCT FROM number_of;
+END $$;
+
+CREATE FUNCTION cached_session.done(me text, number_of bigint, places_of bigint[],
+    item_of bytea DEFAULT NULL, at_of double precision DEFAULT NULL) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO cached_session.owners AS o (token, until, call, places, item, at)
+    VALUES (me, clock_timestamp(), number_of, places_of, item_of, at_of)
+    ON CONFLICT (token) DO UPDATE SET call = excluded.call, places = excluded.places,
+        item = excluded.item, at = excluded.at
+$$;
+
+-- CS001: a turn is over.
+CREATE FUNCTION cached_session.check_turn(me text, ticket_of bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF ticket_of IS NOT NULL AND NOT EXISTS (
+        SELECT FROM cached_session.turns WHERE ticket = ticket_of AND owner = me
+    ) THEN
+        RAISE EXCEPTION 'the turn is over' USING ERRCODE = 'CS001';
+    END IF;
+END $$;
+
+-- Rows of items, as four arrays, oldest first.
+CREATE FUNCTION cached_session.rows_after(n bigint, after bigint, only_sealed boolean,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
+LANGUAGE sql STABLE AS $$
+    SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq),
+        count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
+    FROM cached_session.items i
+    WHERE i.conversation = n AND i.seq > after AND (i.sealed OR NOT only_sealed)
+$$;
+
+-- The newest item of what is kept of a conversation.
+CREATE FUNCTION cached_session.window_newest(n bigint, OUT newest_seq bigint, OUT newest_id text)
+LANGUAGE sql STABLE AS $$
+    SELECT seq, id FROM cached_session.window_items
+    WHERE conversation = n ORDER BY seq DESC LIMIT 1
+$$;
+
+CREATE FUNCTION cached_session.forget_window(n bigint) RETURNS void LANGUAGE sql AS $$
+    DELETE FROM cached_session.window_items WHERE conversation = n;
+    UPDATE cached_session.conversations
+    SET window_kept = false, window_complete = false, window_unverified = 0, window_size = 0,
+        touched = clock_timestamp()
+    WHERE number = n
+$$;
+
+-- Keeps the newest part of a conversation, unless another process may have kept a newer one.
+--
+-- how: 'forget'; 'all': the items are all of it; 'more': they come behind what is kept, if its
+-- newest item is still (seq, id).
+-- Returns 'kept', 'passed over', or 'all': all of it has to be sent, what is kept is another one.
+CREATE FUNCTION cached_session.keep(me text, n bigint, how text, ids text[], items bytea[],
+    complete boolean, unverified integer, seq_of bigint, id_of text, listed boolean,
+    max_bytes bigint) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    owns boolean;
+    newest record;
+    ours boolean;
+    size bigint;
+    oldest bigint;
+BEGIN
+    SELECT owner IS NOT DISTINCT FROM me INTO owns
+    FROM cached_session.conversations WHERE number = n;
+    IF how = 'forget' THEN
+        IF NOT owns THEN
+            RETURN 'passed over';
+        END IF;
+        PERFORM cached_session.forget_window(n);
+        RETURN 'kept';
+    END IF;
+    SELECT * INTO newest FROM cached_session.window_newest(n);
+    ours := newest.newest_seq IS NOT DISTINCT FROM seq_of
+        AND newest.newest_id IS NOT DISTINCT FROM id_of;
+    IF NOT owns THEN
+        IF cached_session.elsewhere(me, n) OR NOT (ours OR listed) THEN
+            RETURN 'passed over';
+        END IF;
+        -- A batch may have landed that nobody has looked for: the next process would show both,
+        -- what was kept and what waits.
+        IF EXISTS (SELECT FROM cached_session.items WHERE conversation = n AND sealed) THEN
+            RETURN 'passed over';
+        END IF;
+        -- One that is not known to the writer may have been kept since the server was asked.
+        IF NOT (ours OR newest.newest_seq IS NULL OR newest.newest_id = ANY (ids)) THEN
+            RETURN CASE how WHEN 'more' THEN 'all' ELSE 'passed over' END;
+        END IF;
+    END IF;
+    IF how = 'more' AND NOT ours THEN
+        RETURN 'all';
+    END IF;
+    IF how = 'all' THEN
+        PERFORM cached_session.forget_window(n);
+    END IF;
+    INSERT INTO cached_session.window_items (conversation, id, data)
+    SELECT n, t.id, t.data FROM unnest(ids, items) WITH ORDINALITY AS t (id, data, place)
+    ORDER BY t.place;
+    UPDATE cached_session.conversations
+    SET window_kept = window_kept OR complete OR cardinality(ids) > 0,
+        window_complete = CASE how WHEN 'all' THEN complete ELSE window_complete END,
+        window_unverified = unverified,
+        window_size = window_size + (
+            SELECT coalesce(sum(octet_length(t.id) + octet_length(t.data)), 0)
+            FROM unnest(ids, items) AS t (id, data)
+        ),
+        touched = clock_timestamp()
+    WHERE number = n
+    RETURNING window_size INTO size;
+    IF size > max_bytes THEN
+        -- The oldest ones go, until the rest fits.
+        SELECT max(w.seq), max(w.above) INTO oldest, size FROM (
+            SELECT seq, sum(octet_length(id) + octet_length(data)) OVER (ORDER BY seq DESC) AS above
+            FROM cached_session.window_items WHERE conversation = n
+        ) AS w WHERE w.above > max_bytes;
+        DELETE FROM cached_session.window_items WHERE conversation = n AND seq <= oldest;
+        SELECT coalesce(sum(octet_length(id) + octet_length(data)), 0) INTO size
+        FROM cached_session.window_items WHERE conversation = n;
+        UPDATE cached_session.conversations
+        SET window_size = size, window_complete = false WHERE number = n;
+        IF size = 0 THEN
+            -- Not even the newest item fits: nothing is known.
+            PERFORM cached_session.forget_window(n);
+        END IF;
+    END IF;
+    RETURN 'kept';
+END $$;
+
+-- The verbs.
+
+CREATE FUNCTION cached_session.open(me text, a text[], epoch_number bigint, epoch_claims bigint,
+    seen bigint, wants boolean, lease double precision,
+    OUT conversation text, OUT before_number bigint, OUT before_owner text, OUT before_claims bigint,
+    OUT now_number bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean,
+    OUT anew boolean, OUT lapsed boolean, OUT doubt bytea, OUT paused text,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[],
+    OUT window_kept boolean, OUT window_complete boolean, OUT window_unverified integer,
+    OUT window_ids text[], OUT window_items bytea[], OUT newest_seq bigint, OUT newest_id text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+    c cached_session.conversations;
+    nothing boolean;
+BEGIN
+    SELECT * INTO c FROM cached_session.conversations WHERE number = n;
+    conversation := coalesce(c.conversation, a[5]);
+    before_number := coalesce(n, 0);
+    before_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
+    before_claims := coalesce(c.claims, 0);
+    now_number := CASE WHEN before_claims > 0 THEN n ELSE 0 END;
+    now_claims := before_claims;
+    anew := (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims);
+    SELECT * INTO seqs, items, sealed, ats
+    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
+    nothing := c.doubt IS NULL
+        AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = n);
+    mine := NOT cached_session.elsewhere(me, n);
+    held := mine AND (wants OR NOT nothing);
+    lapsed := false;
+    IF held THEN
+        IF NOT wants AND (c.paused IS NOT NULL
+            OR NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = n)) THEN
+            -- Nothing is sent here: whoever decides about it, or looks after what is in doubt,
+            -- must find it free. It is known by the claim that it was looked at.
+            held := false;
+        ELSIF n IS NULL THEN
+            n := cached_session.enter(a);
+        END IF;
+        SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
+        FROM cached_session.claim(me, n, lease) AS claimed;
+        IF mine AND NOT held THEN
+            UPDATE cached_session.conversations SET released = true WHERE number = n;
+        END IF;
+        held := held AND mine;
+    END IF;
+    IF n IS NOT NULL THEN
+        SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
+        FROM cached_session.conversations WHERE number = n;
+    END IF;
+    IF NOT mine THEN
+        now_number := NULL;
+        now_claims := NULL;
+    END IF;
+    doubt := c.doubt;
+    paused := c.paused;
+    IF anew THEN
+        window_kept := coalesce(c.window_kept, false);
+        window_complete := c.window_complete;
+        window_unverified := c.window_unverified;
+        SELECT array_agg(w.id ORDER BY w.seq), array_agg(w.data ORDER BY w.seq)
+        INTO window_ids, window_items FROM cached_session.window_items w WHERE w.conversation = n;
+        SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
+    END IF;
+END $$;
+
+CREATE FUNCTION cached_session.namesakes(a text[])
+RETURNS TABLE (number bigint, credentials text, conversation text, items bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT c.number, c.credentials, c.conversation, count(i.seq)
+    FROM cached_session.conversations c JOIN cached_session.items i ON i.conversation = c.number
+    WHERE c.base_url = a[1] AND c.organization = a[2] AND c.project = a[3]
+        AND c.credentials <> a[4] AND (c.conversation = a[5] OR c.local = a[5])
+    GROUP BY c.number ORDER BY c.number
+$$;
+
+CREATE FUNCTION cached_session.mailbox(a text[], after bigint,
+    OUT doubt bytea, OUT paused text,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+BEGIN
+    SELECT c.doubt, c.paused INTO doubt, paused
+    FROM cached_session.conversations c WHERE c.number = n;
+    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, after, false);
+END $$;
+
+CREATE FUNCTION cached_session.accept(me text, number_of bigint, a text[], seen bigint,
+    items_of bytea[], at_of double precision, ticket_of bigint,
+    OUT places bigint[],
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.enter(a);
+BEGIN
+    IF cached_session.is_new(me, number_of) THEN
+        PERFORM cached_session.check_turn(me, ticket_of);
+        WITH new AS (
+            INSERT INTO cached_session.items (conversation, accepted_at, data)
+            SELECT n, at_of, t.data FROM unnest(items_of) WITH ORDINALITY AS t (data, place)
+            ORDER BY t.place
+            RETURNING seq
+        )
+        SELECT array_agg(seq ORDER BY seq) INTO places FROM new;
+        PERFORM cached_session.done(me, number_of, places);
+    ELSE
+        SELECT o.places INTO places FROM cached_session.owners o WHERE o.token = me;
+    END IF;
+    SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq),
+        count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
+    INTO seqs, items, sealed, ats
+    FROM cached_session.items i
+    WHERE i.conversation = n AND i.seq > seen AND i.seq < places[1];
+END $$;
+
+-- state: 'sealed'; 'changed': somebody else has had it since; 'elsewhere': a living owner has it.
+CREATE FUNCTION cached_session.seal(me text, a text[], epoch_number bigint, epoch_claims bigint,
+    seen bigint, through bigint, landed bigint, doubt_of bytea, lease double precision,
+    how text, ids text[], window_of bytea[], complete boolean, unverified integer,
+    seq_of bigint, id_of text, listed boolean, max_bytes bigint,
+    OUT state text, OUT lapsed boolean, OUT kept text, OUT newest_seq bigint, OUT newest_id text,
+    OUT now_number bigint, OUT now_claims bigint,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[],
+    OUT newer_seqs bigint[], OUT newer_items bytea[], OUT newer_sealed bigint,
+    OUT newer_ats double precision[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.enter(a);
+    mine boolean;
+BEGIN
+    SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
+    FROM cached_session.conversations WHERE number = n;
+    IF (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims) THEN
+        state := 'changed';
+        RETURN;
+    END IF;
+    SELECT * INTO mine, lapsed FROM cached_session.claim(me, n, lease);
+    IF NOT mine THEN
+        state := 'elsewhere';
+        RETURN;
+    END IF;
+    state := 'sealed';
+    DELETE FROM cached_session.items i WHERE i.conversation = n AND i.seq <= landed AND i.sealed;
+    IF how IS NOT NULL THEN
+        kept := cached_session.keep(me, n, how, ids, window_of, complete, unverified, seq_of, id_of,
+            listed, max_bytes);
+        SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
+    END IF;
+    UPDATE cached_session.items i SET sealed = true
+    WHERE i.conversation = n AND i.seq <= through AND NOT i.sealed;
+    UPDATE cached_session.conversations SET doubt = doubt_of, touched = clock_timestamp()
+    WHERE number = n
+    RETURNING number, claims INTO now_number, now_claims;
+    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, 0, true);
+    SELECT * INTO newer_seqs, newer_items, newer_sealed, newer_ats
+    FROM cached_session.rows_after(n, seen, false);
+END $$;
+
+CREATE FUNCTION cached_session.note(me text, a text[], epoch_number bigint, epoch_claims bigint,
+    seen bigint, landed bigint, doubt_of bytea, undoubted boolean, release boolean,
+    how text, ids text[], window_of bytea[], complete boolean, unverified integer,
+    seq_of bigint, id_of text, listed boolean, max_bytes bigint,
+    OUT same boolean, OUT mine boolean, OUT kept text, OUT newest_seq bigint, OUT newest_id text,
+    OUT now_number bigint, OUT now_owner text, OUT now_claims bigint,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+    c cached_session.conversations;
+BEGIN
+    IF n IS NULL AND (how IS NOT NULL OR doubt_of IS NOT NULL) THEN
+        n := cached_session.enter(a);
+    END IF;
+    SELECT * INTO c FROM cached_session.conversations WHERE number = n;
+    same := (epoch_number, epoch_claims) IS NOT DISTINCT FROM
+        (CASE WHEN c.claims > 0 THEN n ELSE 0 END, coalesce(c.claims, 0));
+    DELETE FROM cached_session.items i WHERE i.conversation = n AND i.seq <= landed AND i.sealed;
+    IF how IS NOT NULL THEN
+        kept := cached_session.keep(me, n, how, ids, window_of, complete, unverified, seq_of, id_of,
+            listed, max_bytes);
+        SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
+    END IF;
+    -- What another process has noted since is newer than what is known to this one.
+    mine := same AND c.owner IS NOT DISTINCT FROM me;
+    UPDATE cached_session.conversations SET
+        doubt = CASE WHEN mine AND (doubt_of IS NOT NULL OR undoubted) THEN doubt_of ELSE doubt END,
+        released = released OR (release AND owner IS NOT DISTINCT FROM me),
+        touched = clock_timestamp()
+    WHERE number = n;
+    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen, false);
+    now_number := coalesce(n, 0);
+    now_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
+    now_claims := coalesce(c.claims, 0);
+END $$;
+
+-- Keeps a window that had to be sent whole.
+CREATE FUNCTION cached_session.keep_all(me text, a text[], ids text[], items bytea[],
+    complete boolean, unverified integer, seq_of bigint, id_of text, listed boolean,
+    max_bytes bigint, OUT kept text, OUT newest_seq bigint, OUT newest_id text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+BEGIN
+    kept := cached_session.keep(me, n, 'all', ids, items, complete, unverified, seq_of, id_of,
+        listed, max_bytes);
+    SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
+END $$;
+
+CREATE FUNCTION cached_session.withdraw(me text, number_of bigint, a text[], ticket_of bigint,
+    OUT seq bigint, OUT item bytea, OUT at double precision) LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+    newest cached_session.items;
+BEGIN
+    IF NOT cached_session.is_new(me, number_of) THEN
+        SELECT o.places[1], o.item, o.at INTO seq, item, at
+        FROM cached_session.owners o WHERE o.token = me;
+        RETURN;
+    END IF;
+    PERFORM cached_session.check_turn(me, ticket_of);
+    SELECT * INTO newest FROM cached_session.items i WHERE i.conversation = n
+    ORDER BY i.seq DESC LIMIT 1;
+    IF newest.seq IS NULL OR newest.sealed THEN
+        RETURN;
+    END IF;
+    DELETE FROM cached_session.items i WHERE i.seq = newest.seq;
+    seq := newest.seq;
+    item := newest.data;
+    at := newest.accepted_at;
+    PERFORM cached_session.done(me, number_of, ARRAY[seq], item, at);
+END $$;
+
+CREATE FUNCTION cached_session.drop(me text, number_of bigint, a text[], all_of boolean,
+    landed bigint, OUT seqs bigint[]) LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+BEGIN
+    IF NOT cached_session.is_new(me, number_of) THEN
+        SELECT o.places INTO seqs FROM cached_session.owners o WHERE o.token = me;
+        RETURN;
+    END IF;
+    IF all_of THEN
+        DELETE FROM cached_session.items i
+        WHERE i.conversation = n AND i.seq <= landed AND i.sealed;
+        UPDATE cached_session.conversations
+        SET paused = NULL, doubt = NULL, touched = clock_timestamp() WHERE number = n;
+    END IF;
+    WITH gone AS (
+        DELETE FROM cached_session.items i WHERE i.conversation = n AND (all_of OR NOT i.sealed)
+        RETURNING i.seq
+    )
+    SELECT coalesce(array_agg(gone.seq ORDER BY gone.seq), '{}') INTO seqs FROM gone;
+    PERFORM cached_session.done(me, number_of, seqs);
+END $$;
+
+CREATE FUNCTION cached_session.forget(a text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM cached_session.forget_window(cached_session.find(a));
+END $$;
+
+CREATE FUNCTION cached_session.pause(a text[], reason text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.enter(a);
+BEGIN
+    UPDATE cached_session.conversations SET paused = reason, touched = clock_timestamp()
+    WHERE number = n;
+END $$;
+
+CREATE FUNCTION cached_session.resume(a text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+BEGIN
+    UPDATE cached_session.conversations SET paused = NULL, touched = clock_timestamp()
+    WHERE number = n;
+END $$;
+
+CREATE FUNCTION cached_session.release(me text, a text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.find(a);
+BEGIN
+    UPDATE cached_session.conversations SET released = true, touched = clock_timestamp()
+    WHERE number = n AND owner = me;
+END $$;
+
+-- Gives the items of one record, and what else it says, to another one, and removes it.
+CREATE FUNCTION cached_session.merge(n bigint, other bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    old cached_session.conversations;
+BEGIN
+    UPDATE cached_session.items SET conversation = other WHERE conversation = n;
+    UPDATE cached_session.turns SET conversation = other WHERE conversation = n;
+    SELECT * INTO old FROM cached_session.conversations WHERE number = n;
+    DELETE FROM cached_session.conversations WHERE number = n;
+    UPDATE cached_session.conversations SET
+        owner = coalesce(owner, old.owner), released = released AND old.released,
+        doubt = coalesce(doubt, old.doubt), paused = coalesce(paused, old.paused),
+        touched = clock_timestamp()
+    WHERE number = other;
+END $$;
+
+-- Locks two records in the order of their numbers.
+CREATE FUNCTION cached_session.lock_both(a text[], b text[], OUT one bigint, OUT other bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM number FROM cached_session.conversations c
+    WHERE (c.base_url, c.organization, c.project, c.credentials)
+            IN ((a[1], a[2], a[3], a[4]), (b[1], b[2], b[3], b[4]))
+        AND (c.conversation IN (a[5], b[5]) OR c.local IN (a[5], b[5]))
+    ORDER BY number FOR UPDATE;
+    one := cached_session.find(a);
+    other := cached_session.find(b);
+END $$;
+
+CREATE FUNCTION cached_session.name(a text[], new_name text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint;
+    other bigint;
+    known text;
+BEGIN
+    SELECT * INTO n, other FROM cached_session.lock_both(a, a[1:4] || new_name);
+    SELECT conversation INTO known FROM cached_session.conversations
+    WHERE number = n AND local = a[5];
+    IF known IS NOT NULL THEN
+        -- A conversation was made of it before.
+        RETURN known;
+    END IF;
+    n := coalesce(n, cached_session.enter(a));
+    IF other IS NOT NULL THEN
+        -- Somebody knew of the conversation before this was recorded.
+        PERFORM cached_session.merge(n, other);
+        n := other;
+    END IF;
+    UPDATE cached_session.conversations
+    SET conversation = new_name, local = a[5], touched = clock_timestamp() WHERE number = n;
+    RETURN new_name;
+END $$;
+
+-- The id of the conversation that was made of a local name, or what was asked for.
+CREATE FUNCTION cached_session.known_as(a text[]) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT coalesce((
+        SELECT conversation FROM cached_session.conversations
+        WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
+            AND credentials = a[4] AND local = a[5]
+    ), a[5])
+$$;
+
+CREATE FUNCTION cached_session.look(me text, a text[], OUT elsewhere boolean, OUT waits boolean,
+    OUT paused text, OUT doubted boolean) LANGUAGE sql STABLE AS $$
+    SELECT cached_session.elsewhere(me, c.number),
+        EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = c.number),
+        c.paused, c.doubt IS NOT NULL
+    FROM cached_session.conversations c
+    WHERE c.base_url = a[1] AND c.organization = a[2] AND c.project = a[3]
+        AND c.credentials = a[4] AND (c.conversation = a[5] OR c.local = a[5])
+$$;
+
+CREATE FUNCTION cached_session.line_up(me text, number_of bigint, a text[], taken bigint,
+    lease double precision, OUT ticket_of bigint, OUT first boolean, OUT lapsed boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.enter(a);
+    front record;
+BEGIN
+    lapsed := cached_session.renew(me, lease);
+    IF NOT cached_session.is_new(me, number_of) THEN
+        SELECT o.places[1] INTO ticket_of FROM cached_session.owners o WHERE o.token = me;
+    ELSE
+        SELECT t.ticket INTO ticket_of FROM cached_session.turns t
+        WHERE t.ticket = taken AND t.owner = me;
+        IF ticket_of IS NULL THEN
+            INSERT INTO cached_session.turns (conversation, owner) VALUES (n, me)
+            RETURNING ticket INTO ticket_of;
+            PERFORM cached_session.done(me, number_of, ARRAY[ticket_of]);
+        END IF;
+    END IF;
+    LOOP
+        SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
+        WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
+        EXIT WHEN front.owner = me OR cached_session.lives_on(front.owner);
+        DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
+    END LOOP;
+    first := front.ticket = ticket_of;
+END $$;
+
+CREATE FUNCTION cached_session.has_turn(me text, ticket_of bigint) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM cached_session.turns WHERE ticket = ticket_of AND owner = me)
+$$;
+
+CREATE FUNCTION cached_session.step_out(me text, ticket_of bigint) RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM cached_session.turns WHERE ticket = ticket_of AND owner = me
+$$;
+
+-- What waits of an account, is not paused and not sent by `me`; the oldest first.
+CREATE FUNCTION cached_session.waiting(me text, a text[])
+RETURNS TABLE (conversation text, claims bigint, oldest bigint, free boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT c.conversation, c.claims, min(i.seq),
+        c.owner IS NULL OR c.released OR NOT cached_session.lives(c.owner)
+    FROM cached_session.items i JOIN cached_session.conversations c ON c.number = i.conversation
+    WHERE c.base_url = a[1] AND c.organization = a[2] AND c.project = a[3] AND c.credentials = a[4]
+        AND c.paused IS NULL AND (c.owner IS DISTINCT FROM me OR c.released)
+    GROUP BY c.number ORDER BY c.number
+$$;
+
+CREATE FUNCTION cached_session.summaries()
+RETURNS TABLE (number bigint, base_url text, organization text, project text, credentials text,
+    conversation text, items bigint, size bigint, sealed bigint, oldest double precision,
+    paused text, owned boolean, window_size bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT c.number, c.base_url, c.organization, c.project, c.credentials, c.conversation,
+        count(i.seq), coalesce(sum(octet_length(i.data)), 0)::bigint,
+        count(i.seq) FILTER (WHERE i.sealed), min(i.accepted_at), c.paused,
+        NOT c.released AND c.owner IS NOT NULL AND cached_session.lives(c.owner), c.window_size
+    FROM cached_session.conversations c
+    LEFT JOIN cached_session.items i ON i.conversation = c.number
+    GROUP BY c.number
+    HAVING count(i.seq) > 0 OR c.paused IS NOT NULL OR c.window_kept
+    ORDER BY c.number
+$$;
+
+-- How many items were removed; null: a living owner sends them, and nothing is changed.
+CREATE FUNCTION cached_session.discard(me text, number_of bigint, a text[],
+    lease double precision, OUT removed bigint, OUT lapsed boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint := cached_session.enter(a);
+    mine boolean;
+BEGIN
+    IF NOT cached_session.is_new(me, number_of) THEN
+        SELECT o.places[1] INTO removed FROM cached_session.owners o WHERE o.token = me;
+        RETURN;
+    END IF;
+    SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
+    FROM cached_session.claim(me, n, lease) AS claimed;
+    IF NOT mine THEN
+        RETURN;
+    END IF;
+    WITH gone AS (
+        DELETE FROM cached_session.items i WHERE i.conversation = n RETURNING 1
+    )
+    SELECT count(*) INTO removed FROM gone;
+    UPDATE cached_session.conversations
+    SET paused = NULL, doubt = NULL, released = true, touched = clock_timestamp()
+    WHERE number = n;
+    PERFORM cached_session.done(me, number_of, ARRAY[removed]);
+END $$;
+
+-- 'moved'; 'owned': a living owner has one of the two; 'both': both have a backlog, whose
+-- number follows; 'nothing'.
+CREATE FUNCTION cached_session.move(me text, a text[], b text[], lease double precision,
+    OUT state text, OUT there bigint, OUT lapsed boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint;
+    mine boolean := true;
+    theirs boolean := true;
+    local_name text;
+BEGIN
+    SELECT one, other INTO n, there FROM cached_session.lock_both(a, b);
+    IF n IS NULL OR n = there THEN
+        state := 'nothing';
+        RETURN;
+    END IF;
+    SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
+    FROM cached_session.claim(me, n, lease) AS claimed;
+    IF mine AND there IS NOT NULL THEN
+        SELECT claimed.mine INTO theirs FROM cached_session.claim(me, there, lease) AS claimed;
+    END IF;
+    IF NOT (mine AND theirs) THEN
+        state := 'owned';
+        IF mine THEN
+            UPDATE cached_session.conversations SET released = true WHERE number = n;
+        END IF;
+        RETURN;
+    END IF;
+    state := 'moved';
+    IF there IS NULL THEN
+        PERFORM cached_session.forget_window(n);
+        SELECT local INTO local_name FROM cached_session.conversations WHERE number = n;
+        IF EXISTS (
+            SELECT FROM cached_session.conversations c WHERE c.base_url = b[1]
+                AND c.organization = b[2] AND c.project = b[3] AND c.credentials = b[4]
+                AND c.local = local_name
+        ) THEN
+            local_name := NULL;
+        END IF;
+        UPDATE cached_session.conversations SET base_url = b[1], organization = b[2],
+            project = b[3], credentials = b[4], conversation = b[5], local = local_name,
+            released = true, touched = clock_timestamp()
+        WHERE number = n;
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM cached_session.items WHERE conversation = there) OR (
+        SELECT count(*) FROM cached_session.conversations
+        WHERE number IN (n, there) AND doubt IS NOT NULL
+    ) = 2 THEN
+        state := 'both';
+        UPDATE cached_session.conversations SET released = true WHERE number IN (n, there);
+        RETURN;
+    END IF;
+    PERFORM cached_session.merge(n, there);
+    UPDATE cached_session.conversations SET released = true WHERE number = there;
+END $$;
+
+-- Removes what is kept of conversations that nobody has touched for so many seconds, and of
+-- which nothing waits; at most so many of them.
+CREATE FUNCTION cached_session.expire(seconds double precision, at_most integer)
+RETURNS bigint LANGUAGE sql AS $$
+    WITH old AS (
+        SELECT number FROM cached_session.conversations c
+        WHERE c.touched < clock_timestamp() - make_interval(secs => seconds)
+            AND c.doubt IS NULL AND c.paused IS NULL
+            AND (c.owner IS NULL OR c.released OR NOT cached_session.lives(c.owner))
+            AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = c.number)
+            AND NOT EXISTS (SELECT FROM cached_session.turns t WHERE t.conversation = c.number)
+        ORDER BY c.touched LIMIT at_most FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM cached_session.conversations c USING old WHERE c.number = old.number
+        RETURNING 1
+    )
+    SELECT count(*) FROM gone
+$$;
+
+INSERT INTO cached_session.schema_version VALUES (1);
