@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 from cached_session.core.items import Held, unhold
@@ -95,6 +95,18 @@ class PostgresLog(Log):
             # Only those who come to it anew are told.
             self._namesakes(address) if first else (),
         )
+
+    def validate(
+        self,
+        address: Address,
+        epoch: Epoch,
+        version: Hashable,
+        seen: int,
+        newest: tuple[int, str] | None,
+    ) -> Found | None:
+        # All of it: what others have taken back since is told by nothing less.
+        self._check(epoch)
+        return self.open(address, None, 0, claim=False, first=False)
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         self._check(epoch)

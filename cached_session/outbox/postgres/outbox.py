@@ -120,7 +120,7 @@ class _Database:
         self._engine.expire(keep_for)
         self._log = PostgresLog(self._engine, lease, max_window_bytes)
 
-    def run(self, works: Sequence[Work]) -> list[Outcome]:
+    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
         """Does one after the other: one transaction for several conversations would deadlock."""
         return [self._one(work) for work in works]
 
