@@ -86,6 +86,8 @@ class PostgresOutbox(Threaded):
         self._lease = Lease(lease)
         self.holdings = Holdings(lease=self._lease)
 
+    vouches = True
+
     @property
     def lease(self) -> float:
         """Seconds after which others may go on; see the class."""
