@@ -104,9 +104,8 @@ class PostgresLog(Log):
         seen: int,
         newest: tuple[int, str] | None,
     ) -> Found | None:
-        # All of it: what others have taken back since is told by nothing less.
         self._check(epoch)
-        return self.open(address, None, 0, claim=False, first=False)
+        return self.open(address, epoch, seen, claim=False, first=False)
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         self._check(epoch)
