@@ -15,18 +15,28 @@ from typing import Any, TypeVar, cast
 import pytest
 from openai import NotFoundError
 
-from cached_session import CachedSession, SQLiteOutbox
+from cached_session import CachedSession, PostgresOutbox, SQLiteOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
 from tests.outbox_sessions.support import Process, held, until, words
+from tests.postgres import Server
 from tests.session.support import Elsewhere, sent, texts, users
 
 T = TypeVar("T")
 
 
-PAIRS = 1000
-"""How often one process does something and another one reads."""
+Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
+
+
+@pytest.fixture(params=["file", "vouching", "postgres"])
+def kind(request: pytest.FixtureRequest) -> Make:
+    """Makes an outbox on the log that the processes of a test share."""
+    if request.param == "postgres":
+        postgres: Server = request.getfixturevalue("postgres")
+        address = postgres.with_tables()
+        return lambda _: PostgresOutbox(address)
+    return SQLiteOutbox if request.param == "file" else Vouching
 
 
 class Watched:
@@ -82,9 +92,7 @@ class Vouching(Counting):
 
 
 @asynccontextmanager
-async def processes(
-    emulator: Emulator, path: Path, *kinds: Callable[[Path], SQLiteOutbox]
-) -> AsyncIterator[list[Process]]:
+async def processes(emulator: Emulator, path: Path, *kinds: Make) -> AsyncIterator[list[Process]]:
     """Processes on one file."""
     async with Process(emulator, kinds[0](path)) as one, Process(emulator, kinds[1](path)) as two:
         yield [one, two]
@@ -102,17 +110,17 @@ async def opened(
     return a, b, conversation
 
 
-@pytest.mark.parametrize("kind", [SQLiteOutbox, Vouching])
+@pytest.mark.parametrize("pairs", [80, pytest.param(1500, marks=pytest.mark.campaign)])
 async def test_what_another_one_has_done(
-    kind: Callable[[Path], SQLiteOutbox], path: Path, emulator: Emulator
+    pairs: int, kind: Make, path: Path, emulator: Emulator
 ) -> None:
-    """Of thousands of appends and pops in one process, each is seen by a read in the other one."""
+    """Of many appends and pops in one process, each is seen by a read in the other one."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     async with processes(emulator, path, kind, kind) as both:
         a, b, conversation = await opened(emulator, both, "a", "b", "c")
         expected, stale = ["a", "b", "c"], 0
-        for number in range(PAIRS):
+        for number in range(pairs):
             writer, reader = rng.choice(((a, b), (b, a)))
             if len(expected) > 3 and rng.random() < 0.2:
                 popped = await writer.pop_item()
@@ -134,8 +142,7 @@ async def test_what_another_one_has_done(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", [SQLiteOutbox, Vouching])
-def test_in_threads(kind: Callable[[Path], SQLiteOutbox], path: Path, emulator: Emulator) -> None:
+def test_in_threads(kind: Make, path: Path, emulator: Emulator) -> None:
     """While one process appends without a pause, each read of another shows what had returned."""
     conversation = Elsewhere(emulator).conversation("a")
     returned: list[str] = ["a"]
