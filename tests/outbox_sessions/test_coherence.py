@@ -110,7 +110,7 @@ async def opened(
     return a, b, conversation
 
 
-@pytest.mark.parametrize("pairs", [80, pytest.param(1500, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("pairs", [80, pytest.param(300, marks=pytest.mark.campaign)])
 async def test_what_another_one_has_done(
     pairs: int, kind: Make, path: Path, emulator: Emulator
 ) -> None:
