@@ -122,6 +122,18 @@ CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean LANGUAGE sql
     )
 $$;
 
+-- Whether an owner lives, for one who is about to take what it has. Its row is kept from changing:
+-- a renewal that came in between would let both believe that they have it. One whose row is just
+-- being written lives. Nobody waits here, so nobody can wait in a circle.
+CREATE FUNCTION cached_session.lives_on(token_of text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    alive boolean;
+BEGIN
+    SELECT until > clock_timestamp() INTO alive FROM cached_session.owners
+    WHERE token = token_of FOR SHARE SKIP LOCKED;
+    RETURN coalesce(alive, EXISTS (SELECT FROM cached_session.owners WHERE token = token_of));
+END $$;
+
 -- Whether a living owner other than `me` has a conversation.
 CREATE FUNCTION cached_session.elsewhere(me text, n bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT coalesce((
@@ -170,9 +182,13 @@ END $$;
 -- Claims a conversation for `me`, whose lease is extended; false: a living owner has it.
 CREATE FUNCTION cached_session.claim(me text, n bigint, lease double precision, OUT mine boolean,
     OUT lapsed boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    c cached_session.conversations;
 BEGIN
     lapsed := cached_session.renew(me, lease);
-    mine := NOT cached_session.elsewhere(me, n);
+    SELECT * INTO c FROM cached_session.conversations WHERE number = n;
+    mine := c.owner IS NULL OR c.owner = me OR c.released
+        OR NOT cached_session.lives_on(c.owner);
     IF mine THEN
         UPDATE cached_session.conversations
         SET owner = me, released = false, claims = claims + 1, touched = clock_timestamp()
@@ -359,10 +375,12 @@ BEGIN
         ELSIF n IS NULL THEN
             n := cached_session.enter(a);
         END IF;
-        SELECT claimed.lapsed INTO lapsed FROM cached_session.claim(me, n, lease) AS claimed;
-        IF NOT held THEN
+        SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
+        FROM cached_session.claim(me, n, lease) AS claimed;
+        IF mine AND NOT held THEN
             UPDATE cached_session.conversations SET released = true WHERE number = n;
         END IF;
+        held := held AND mine;
     END IF;
     IF n IS NOT NULL THEN
         SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
@@ -697,7 +715,7 @@ BEGIN
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
-        EXIT WHEN front.owner = me OR cached_session.lives(front.owner);
+        EXIT WHEN front.owner = me OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
     END LOOP;
     first := front.ticket = ticket_of;
