@@ -37,7 +37,12 @@ async def test_three_workers(emulator: Emulator, postgres: Server, tmp_path: Pat
     """
     url = postgres.with_tables()
     with serving(
-        emulator.base_url, tmp_path / "log", directory=FLEET, workers=WORKERS, DATABASE_URL=url
+        emulator.base_url,
+        tmp_path / "log",
+        app="fleet:app",
+        directory=FLEET,
+        workers=WORKERS,
+        DATABASE_URL=url,
     ) as web:
         async with browser(web) as http:
             *told, (mixed, asked, _) = await asyncio.gather(
@@ -63,7 +68,9 @@ async def test_another_machine_has_the_turn(
     url = postgres.with_tables()
     outbox = PostgresOutbox(url, account="prod")
     settings = {"DATABASE_URL": url, "CHAT_WAIT": "0", "OPENAI_API_KEY": "sk-rotated"}
-    with serving(emulator.base_url, tmp_path / "log", directory=FLEET, **settings) as web:
+    with serving(
+        emulator.base_url, tmp_path / "log", app="fleet:app", directory=FLEET, **settings
+    ) as web:
         async with browser(web) as http:
             name = (await say(http, "one", None))["conversation_id"]
             session = CachedSession(conversation_id=name, openai_client=client, outbox=outbox)
@@ -86,7 +93,7 @@ async def test_engine_that_is_away(emulator: Emulator, tmp_path: Path) -> None:
     """Without the engine a message is a 503 that says so, and nothing is stored anywhere."""
     nobody = "postgresql://app@127.0.0.1:1/agents"
     with serving(
-        emulator.base_url, tmp_path / "log", directory=FLEET, DATABASE_URL=nobody
+        emulator.base_url, tmp_path / "log", app="fleet:app", directory=FLEET, DATABASE_URL=nobody
     ) as web:
         async with browser(web) as http:
             answer = await http.post("/chat", json={"text": "one"})

@@ -286,7 +286,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         "--account",
         metavar="NAME",
         type=_account,
-        help="what the program passes as account=; the present key is one of that account",
+        help="what the program passes as account=, such as prod; the present key is one of that "
+        "account",
     )
     moving = add("move", _move, "moves a backlog to another account, and sends nothing")
     moving.add_argument(
