@@ -50,7 +50,7 @@ def serving(
     log: Path,
     *,
     app: str = "app:app",
-    directory: Path = EXAMPLE,
+    directory: str = str(EXAMPLE),
     workers: int = 1,
     **settings: str,
 ) -> Iterator[Serving]:
@@ -68,7 +68,7 @@ def serving(
         RuntimeError: It ended, or did not start in time.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "uvicorn", app, "--app-dir", str(directory)]
+    command = [sys.executable, "-m", "uvicorn", app, "--app-dir", directory]
     command += ["--port", str(port), "--workers", str(workers), "--timeout-graceful-shutdown", "15"]
     with (
         log.open("wb") as output,

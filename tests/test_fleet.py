@@ -25,7 +25,8 @@ from tests.test_web import (
     several,
 )
 
-FLEET = ROOT / "examples" / "fleet"
+FOLDER = ROOT / "examples" / "fleet"
+FLEET = str(FOLDER)
 
 
 @pytest.mark.processes
@@ -106,10 +107,10 @@ async def test_engine_that_is_away(emulator: Emulator, tmp_path: Path) -> None:
 def test_compose_file() -> None:
     """The compose file names what is in the example's folder, and the database of its app."""
     yaml = importlib.import_module("yaml")
-    services = yaml.safe_load((FLEET / "compose.yaml").read_text("utf-8"))["services"]
+    services = yaml.safe_load((FOLDER / "compose.yaml").read_text("utf-8"))["services"]
     assert set(services) == {"postgres", "app"}
     build = services["app"]["build"]
-    assert (FLEET / build["context"] / build["dockerfile"]).exists()
+    assert (FOLDER / build["context"] / build["dockerfile"]).exists()
     assert services["app"]["environment"]["DATABASE_URL"].endswith(
         f"@postgres/{services['postgres']['environment']['POSTGRES_DB']}"
     )

@@ -181,6 +181,8 @@ def unusual(url: str) -> list[tuple[object, ...]]:
         ("migrate", url),
         ("list", f"postgresql://owner:{PASSWORD}@127.0.0.1:port/any"),
         ("list", f"postgresql://owner:{PASSWORD}@127.0.0.1/any?nonsense=1"),
+        ("list", f"postgresql://owner:p@{PASSWORD}@127.0.0.1/any"),
+        ("list", f"postgresql://owner:p/{PASSWORD}@127.0.0.1/any"),
         ("list", f"password={PASSWORD} nonsense"),
         ("list", f"host=127.0.0.1 port={free_port()} password={PASSWORD} dbname=any"),
         ("list", "agent.db", url),
@@ -345,3 +347,11 @@ def test_names_lead_to_the_same_database(given: str, name: str) -> None:
     assert called == f"PostgresOutbox('postgresql://{name}')"
     before, after = conninfo_to_dict(given), conninfo_to_dict(f"postgresql://{name}")
     assert after == {k: v for k, v in before.items() if k not in ("password", "sslpassword")}
+
+
+@pytest.mark.parametrize("password", ["p@correct-horse", "p/correct-horse", "p?@correct-horse"])
+def test_password_that_is_not_escaped(password: str) -> None:
+    """A part of it would be taken for the host or the database, and told: it is refused."""
+    with pytest.raises(ValueError, match=r"%40 .* %2F") as caught:
+        PostgresOutbox(f"postgresql://app:{password}@db/agents")
+    assert PASSWORD not in str(caught.value)

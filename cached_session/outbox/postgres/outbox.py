@@ -191,6 +191,13 @@ def named(conninfo: object) -> tuple[str, tuple[object, ...]]:
         raise ValueError(
             "conninfo must be an address as libpq takes it, such as postgresql://app@db/agents"
         ) from None
+    in_url = re.match(r"postgres(ql)?://", conninfo) is not None
+    if in_url and ("@" in str(found.get("host", ""))[1:] or "@" in str(found.get("dbname", ""))):
+        # libpq would take a part of the password for the host or the database, and tell it.
+        raise ValueError(
+            "conninfo must have %40 in the place of an @ in a user's name or a password, and %2F "
+            "in the place of a /"
+        )
     keys = ("service", "user", "host", "hostaddr", "port", "dbname")
     return _url({key: str(value) for key, value in found.items()}), tuple(map(found.get, keys))
 
