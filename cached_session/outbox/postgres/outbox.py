@@ -74,6 +74,8 @@ class PostgresOutbox(Threaded):
         ValueError: An argument is out of range, or `conninfo` is none.
     """
 
+    vouches = True
+
     def __init__(
         self,
         conninfo: str,
@@ -97,7 +99,6 @@ class PostgresOutbox(Threaded):
         self._keep_for = keep_for
         self._lease = Lease(lease)
         self.holdings = Holdings(lease=self._lease)
-
         # `list` says which there are; the help of `outbox`, what can be done.
         self.advice = (
             f"`cached-session outbox list {shlex.quote(self._name)}` shows it; see "
@@ -142,7 +143,7 @@ class _Database:
         self._engine.expire(keep_for)
         self._log = PostgresLog(self._engine, lease, max_window_bytes)
 
-    def run(self, works: Sequence[Work]) -> list[Outcome]:
+    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
         """Does one after the other: one transaction for several conversations would deadlock."""
         return [self._one(work) for work in works]
 
