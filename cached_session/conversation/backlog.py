@@ -137,6 +137,8 @@ class Backlog:
         self.sender.then = self.look
         self.room = Room(order.ledger, outbox, self.record.changed)
         self.users = Users()
+        # The oldest row of others' on which somebody here keeps an eye.
+        self._eyed = 0
         # What goes on behind those who have left.
         self._endings = Errands()
 
@@ -189,6 +191,25 @@ class Backlog:
         self._renamed(name)
         operation.conversation_id = name
         self.users.created()
+
+    # What others have recorded
+
+    def mind(self, operation: Operation) -> None:
+        """Sends what others have recorded, if nobody has after a moment.
+
+        Args:
+            operation: Through whose client.
+        """
+        entries = self._ledger.queue.entries
+        oldest = entries[0].seq if entries else 0
+        if oldest > self._eyed:
+            self._eyed = oldest
+            asyncio.get_running_loop().call_later(LOOK_AFTER, self._mind, oldest, operation)
+
+    def _mind(self, oldest: int, operation: Operation) -> None:
+        entries = self._ledger.queue.entries
+        if self.users and entries and entries[0].seq == oldest:
+            self.sender.start(operation)
 
     # Waiting for it
 

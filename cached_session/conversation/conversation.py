@@ -214,7 +214,11 @@ class Conversation:
 
     def go_on(self, through: Operation) -> None:
         """Sees to it that what waits is being sent, through an operation's client."""
-        if self.backlog is not None and not self.backlog.record.only_looks_on:
+        if self.backlog is None:
+            return
+        if self.backlog.record.only_looks_on:
+            self.backlog.mind(through)
+        else:
             self.backlog.sender.start(through)
 
     async def read(
@@ -815,6 +819,7 @@ def _log_it(error: Exception) -> None:
 
 def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:
     # Where sending failed during the call, and not before it, the next use tries again.
-    again = backlog.record.held or backlog.sender.failure in (None, failure)
-    if again and not backlog.record.only_looks_on:
+    if backlog.record.only_looks_on:
+        backlog.mind(operation)
+    elif backlog.record.held or backlog.sender.failure in (None, failure):
         backlog.sender.start(operation)
