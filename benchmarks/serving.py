@@ -46,7 +46,13 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(
-    base_url: str, log: Path, *, app: str = "app:app", workers: int = 1, **settings: str
+    base_url: str,
+    log: Path,
+    *,
+    app: str = "app:app",
+    directory: str = str(EXAMPLE),
+    workers: int = 1,
+    **settings: str,
 ) -> Iterator[Serving]:
     """Runs the app with a scripted model; yields when all its workers serve.
 
@@ -54,6 +60,7 @@ def serving(
         base_url: The Conversations API.
         log: The file for its output.
         app: What uvicorn is to serve.
+        directory: Where that is.
         workers: How many processes serve.
         settings: More of its environment.
 
@@ -61,7 +68,7 @@ def serving(
         RuntimeError: It ended, or did not start in time.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "uvicorn", app, "--app-dir", str(EXAMPLE)]
+    command = [sys.executable, "-m", "uvicorn", app, "--app-dir", directory]
     command += ["--port", str(port), "--workers", str(workers), "--timeout-graceful-shutdown", "15"]
     with (
         log.open("wb") as output,

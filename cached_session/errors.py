@@ -142,8 +142,8 @@ class OutboxPaused(OutboxError):
     Or the client could not send it: it has no credentials. Nothing of the
     backlog is sent any more until somebody decides.
 
-    All of it is kept. `cached-session outbox` shows what an `SQLiteOutbox`
-    holds, sends it again, or discards it. `CachedSession.clear_session` drops
+    All of it is kept. `cached-session outbox` shows what an `SQLiteOutbox` or
+    a `PostgresOutbox` holds, sends it again, or discards it. `CachedSession.clear_session` drops
     it together with the conversation. The cause is the error that stopped it,
     where this process met it.
 

@@ -26,6 +26,7 @@ from cached_session import (
     CachedSession,
     ConversationCache,
     MemoryOutbox,
+    PostgresOutbox,
     RetryPolicy,
     Sending,
     SQLiteOutbox,
@@ -35,11 +36,13 @@ from cached_session.emulator import Emulator, FaultKind, Habits
 from cached_session.outbox.sqlite import schema
 from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
+from tests.postgres import Server
 
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 EMULATOR_PAGE = ROOT / "docs" / "emulator.md"
 OUTBOX_PAGE = ROOT / "docs" / "outbox.md"
+FLEET_PAGE = ROOT / "docs" / "fleet.md"
 WEB_PAGE = ROOT / "docs" / "web.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PATIENCE = 120.0
@@ -81,8 +84,14 @@ def succeed(arguments: list[str], environment: dict[str, str], directory: Path) 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
-def test_python_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_python_blocks_run(
+    page: Path, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Every Python block of a page runs as it is written, from top to bottom, without a warning."""
+    if any("DATABASE_URL" in block.text for block in blocks(page, "python")):
+        # Skipped where there is no server.
+        postgres: Server = request.getfixturevalue("postgres")
+        environment["DATABASE_URL"] = postgres.new_database()
     succeed(["-m", "tests.pages", str(page)], environment, tmp_path)
 
 
@@ -109,7 +118,7 @@ def test_examples_run(example: Path, environment: dict[str, str], tmp_path: Path
 @each_page
 def test_blocks_have_a_known_language(page: Path) -> None:
     """No block escapes the tests by a language that they do not know."""
-    assert {block.language for block in blocks(page)} <= {"python", "sh", "text", "mermaid"}
+    assert {block.language for block in blocks(page)} <= {"python", "sh", "text", "mermaid", "sql"}
 
 
 @each_page
@@ -138,9 +147,12 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert importlib.util.find_spec(module) is not None
         case ["export", *assignments]:
             settings = {assignment.partition("=")[0] for assignment in assignments}
-            assert settings <= {"OPENAI_BASE_URL", "OPENAI_API_KEY", "CHAT_MODEL"}
-        case ["uvicorn", "app:app", "--app-dir", directory, *options]:
-            assert (ROOT / directory / "app.py").exists()
+            assert settings <= {
+                *("OPENAI_BASE_URL", "OPENAI_API_KEY", "CHAT_MODEL"),
+                "DATABASE_URL",
+            }
+        case ["uvicorn", app, "--app-dir", directory, *options]:
+            assert (ROOT / directory / app.replace(":app", ".py")).exists()
             known = {name for parameter in uvicorn.main.params for name in parameter.opts}
             assert {option for option in options if option.startswith("--")} <= known
         case ["python", "-m", "benchmarks", *options]:
@@ -210,6 +222,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         (EMULATOR_PAGE, "## In a test", Emulator),
         (OUTBOX_PAGE, "### SQLiteOutbox", SQLiteOutbox),
         (OUTBOX_PAGE, "### MemoryOutbox", MemoryOutbox),
+        (FLEET_PAGE, "### PostgresOutbox", PostgresOutbox),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -29,6 +29,8 @@ from cached_session import (
     OutboxError,
     OutboxFull,
     OutboxPaused,
+    OutboxUnavailable,
+    PostgresOutbox,
     Reconciled,
     RequestFinished,
     RetryBudget,
@@ -63,7 +65,7 @@ def construct(client: AsyncOpenAI, wrapped: OpenAIConversationsSession) -> list[
 
 
 def outboxes(path: Path) -> list[Outbox]:
-    """Both kinds, with every argument, and what they have in common."""
+    """All kinds, with every argument, and what they have in common."""
     return [
         SQLiteOutbox(
             path,
@@ -73,6 +75,17 @@ def outboxes(path: Path) -> list[Outbox]:
             max_wait=0.5,
             max_window_bytes=0,
             account="prod",
+        ),
+        PostgresOutbox(
+            "postgresql://app@db/agents",
+            account="prod",
+            max_items=1000,
+            max_bytes=1_000_000,
+            max_age=60,
+            max_wait=0.5,
+            max_window_bytes=0,
+            lease=10,
+            keep_for=86_400,
         ),
         MemoryOutbox(max_items=1000, max_bytes=1_000_000, max_age=None, max_wait=0.5, account=None),
     ]
@@ -172,7 +185,7 @@ def handle(error: Exception) -> int | None:
             return error.total - error.landed
         case OutboxPaused():
             return error.waiting
-        case OutboxFull() | OutboxError():
+        case OutboxFull() | OutboxUnavailable() | OutboxError():
             assert_type(error.conversation_id, str | None)
         case DeadlineExceeded() | SessionClosed() | TurnLost() | UnexpectedAnswer():
             assert_type(error.conversation_id, str | None)
@@ -185,7 +198,7 @@ def handle(error: Exception) -> int | None:
 
 BASES: tuple[type[TimeoutError], type[RuntimeError]] = (DeadlineExceeded, SessionClosed)
 BUSY: type[TimeoutError] = ConversationBusy
-OUTBOX_ERRORS: list[type[OutboxError]] = [OutboxFull, OutboxPaused]
+OUTBOX_ERRORS: list[type[OutboxError]] = [OutboxFull, OutboxPaused, OutboxUnavailable]
 
 
 async def emulate() -> list[dict[str, Any]]:

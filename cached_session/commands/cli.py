@@ -48,7 +48,7 @@ COMMANDS = {
         function="serve",
     ),
     "outbox": Command(
-        "what waits in an outbox's file: list, show, retry, relay, discard, export",
+        "what waits in an outbox: list, show, retry, move, relay, discard, export, migrate",
         "cached_session.commands.outbox.command",
     ),
 }

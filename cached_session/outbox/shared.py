@@ -6,6 +6,7 @@ import abc
 import asyncio
 import math
 import os
+import shlex
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -206,6 +207,22 @@ class Shared(abc.ABC):
                 if one.items
             )
         )
+
+
+def how_to_move(place: str, number: int, account: str | None) -> str:
+    """What somebody can do about a backlog of another account in a place, as a sentence."""
+    command = f"`cached-session outbox move {shlex.quote(place)} {number}"
+    if account is not None:
+        how = f"{command} --account {shlex.quote(account)}`"
+    else:
+        how = (
+            f"{command}` with the present key in OPENAI_API_KEY; or give the outbox an "
+            "account=, for keys that are one account's"
+        )
+    return (
+        "To have it sent before what is appended from now on, close the programs that use "
+        f"that one, and move it: {how}"
+    )
 
 
 def _why(summary: Summary) -> str:

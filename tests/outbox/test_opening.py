@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from cached_session.errors import OutboxError
+from cached_session import PostgresOutbox
+from cached_session.errors import OutboxError, OutboxUnavailable
 from cached_session.outbox import SQLiteOutbox
 from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.outbox.support import ADDRESS, accept, run, says, waiting
+from tests.servers import free_port
 
 
 class Impatient(SQLiteOutbox):
@@ -251,3 +253,15 @@ async def test_older_schema(path: Path) -> None:
     await outbox.let_go()
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("PRAGMA user_version").fetchone() == (3,)
+
+
+async def test_engine_that_is_away_at_the_first_use() -> None:
+    """An engine that cannot be reached is told as such, each time anew, also where nothing is open.
+
+    So it is told from an outbox that somebody has to mend, and whoever sends waits for it.
+    """
+    outbox = PostgresOutbox(f"postgresql://owner@127.0.0.1:{free_port()}/agents")
+    for _ in range(2):
+        with pytest.raises(OutboxUnavailable, match=r"cannot be reached .* nothing was recorded"):
+            await outbox.transact(lambda log: log.summaries())
+    await outbox.let_go()

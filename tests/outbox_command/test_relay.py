@@ -46,7 +46,7 @@ def _server(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def relaying(
-    file: Path, *options: str, base_url: str | None = None
+    file: Path | str, *options: str, base_url: str | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """A relay in a process of its own, as in a container: without a terminal and a home."""
     names = ("PATH", "PYTHONPATH", "OPENAI_API_KEY", "OPENAI_BASE_URL", "NO_PROXY", "SSL_CERT_DIR")
@@ -242,7 +242,8 @@ async def test_a_line_a_minute(world: OneDisk, capsys: pytest.CaptureFixture[str
     world.ends(dead)
     world.line.heal()
     world.line.always(lambda request: away in request.path, CUT)
-    options = Namespace(file="agent.db", every=1.0, grace=8.0, once=False, quiet=False)
+    place = Namespace(name="agent.db")
+    options = Namespace(place=place, every=1.0, grace=8.0, once=False, quiet=False)
     stop = asyncio.Event()
     relaying = world.begin(Relay(world.process("relay"), world.line.openai).run(stop, options))
     await asyncio.sleep(150)

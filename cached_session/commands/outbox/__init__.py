@@ -1,1 +1,1 @@
-"""`cached-session outbox`: what waits in an outbox's file, and what is to become of it."""
+"""`cached-session outbox`: what waits in an outbox, and what is to become of it."""

@@ -1,6 +1,6 @@
 """`cached-session outbox`: its subcommands.
 
-They work on the file while others use it.
+They work on the outbox while others use it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from openai import OpenAIError
 
-from cached_session.commands.outbox.checks import check
 from cached_session.commands.outbox.export import export
+from cached_session.commands.outbox.migrate import migrate
+from cached_session.commands.outbox.place import in_database, place
 from cached_session.commands.outbox.records import (
     Stop,
     age,
@@ -35,7 +36,7 @@ from cached_session.commands.outbox.records import (
     word,
 )
 from cached_session.errors import CachedSessionError, counted, verb
-from cached_session.outbox import Address, SQLiteOutbox
+from cached_session.outbox import Address, Outbox
 from cached_session.outbox.shared import check_account
 
 _HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
@@ -59,7 +60,7 @@ is. It says once a minute how it stands, and what it takes over.
 
 exit status:
   0  SIGTERM or SIGINT has stopped it; with --once, nothing is left
-  1  the file or the key cannot be used
+  1  the outbox or the key cannot be used
   2  the command line is wrong
   3  with --once: something is left, which is paused or which a living process has"""
 
@@ -77,14 +78,17 @@ def main(arguments: Sequence[str]) -> int:
         SystemExit: The command line is wrong, or its help was asked for.
         OSError: The standard output cannot be written.
     """
-    options, more = _parser().parse_known_args(arguments)
+    options, more = _parser(arguments).parse_known_args(arguments)
     if more:
         # The parser of all subcommands would show its own usage.
         options.parser.error(f"unrecognized arguments: {' '.join(more)}")
     if sys.stdout is None:
         return _fail("the standard output is closed. Nothing was done.")
     try:
-        check(options.file)
+        if options.run is migrate:
+            migrate(options.url, print_sql=options.print_sql)
+            return 0
+        options.place = place(options.outbox)
         return asyncio.run(_run(options))
     except (Stop, CachedSessionError) as error:
         return _fail(str(error))
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     # Those that decide for an account have the option.
-    outbox = SQLiteOutbox(options.file, account=getattr(options, "account", None))
+    outbox: Outbox = options.place.open(getattr(options, "account", None))
     try:
         status: int | None = await options.run(outbox, options)
         return status or 0
@@ -103,7 +107,7 @@ async def _run(options: argparse.Namespace) -> int:
         await outbox.let_go()
 
 
-async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def _list(outbox: Outbox, options: argparse.Namespace) -> None:
     found = await outbox.transact(lambda log: log.summaries())
     chosen = [one for one in found if options.all or one.items or one.paused is not None]
     if options.json:
@@ -124,26 +128,26 @@ async def _list(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         print(f"--all lists {idle}, too.")
 
 
-async def _retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def _retry(outbox: Outbox, options: argparse.Namespace) -> None:
     # Only now: it brings the SDK, which the other commands do without.
     from cached_session.commands.outbox.retry import retry
 
     await retry(outbox, options)
 
 
-async def _relay(outbox: SQLiteOutbox, options: argparse.Namespace) -> int:
+async def _relay(outbox: Outbox, options: argparse.Namespace) -> int:
     from cached_session.commands.outbox.relay import relay  # only now: see `_retry`
 
     return await relay(outbox, options)
 
 
-async def _move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def _move(outbox: Outbox, options: argparse.Namespace) -> None:
     from cached_session.commands.outbox.move import move  # only now: see `_retry`
 
     await move(outbox, options)
 
 
-async def _show(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def _show(outbox: Outbox, options: argparse.Namespace) -> None:
     summary, mailbox = await outbox.transact(lambda log: read(log, options))
     address = summary.address
     became = "refused" if refused(mailbox) else "may have been sent"
@@ -184,7 +188,7 @@ async def _key(address: Address) -> str:
     return f"{key(address)}, {'' if same else 'not '}that of the key in OPENAI_API_KEY"
 
 
-async def _discard(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def _discard(outbox: Outbox, options: argparse.Namespace) -> None:
     summary, mailbox = await outbox.transact(lambda log: read(log, options))
     if not summary.items:
         pause = ""
@@ -223,20 +227,40 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """One whose errors do not quote the address of a database, which may hold a password."""
+
+    given: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        for address in filter(in_database, self.given):
+            message = message.replace(address, "URL")
+        super().error(re.sub(r"postgres(ql)?://[^\s']*", "URL", message))
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="cached-session outbox",
-        description="Shows what waits in the file of an SQLiteOutbox, and decides about it. The "
-        "file may be in use.",
+        description="Shows what waits in an outbox, and decides about it: in the file of an\n"
+        "SQLiteOutbox, or the database of a PostgresOutbox. Others may use it meanwhile.",
         epilog=_PAUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.given = given
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def add(name: str, run: Callable[..., Any], text: str) -> _Parser:
+        command: _Parser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + "."
+        )
         command.set_defaults(run=run, parser=command)
-        command.add_argument("file", metavar="FILE", help="the outbox's file")
+        command.given = given
+        command.add_argument(
+            "outbox",
+            metavar="FILE_OR_URL",
+            help="the outbox's file; or its database, as postgresql://app@db/agents, or as "
+            '"host=db dbname=agents"',
+        )
         if name not in ("list", "relay"):
             command.add_argument(
                 "number", metavar="NUMBER", type=int, help="the backlog's number, as `list` shows"
@@ -262,7 +286,8 @@ def _parser() -> argparse.ArgumentParser:
         "--account",
         metavar="NAME",
         type=_account,
-        help="what the program passes as account=; the present key is one of that account",
+        help="what the program passes as account=, such as prod; the present key is one of that "
+        "account",
     )
     moving = add("move", _move, "moves a backlog to another account, and sends nothing")
     moving.add_argument(
@@ -300,6 +325,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     relaying.add_argument(
         "--quiet", action="store_true", help="say only what needs a person, and no figures"
+    )
+    making = commands.add_parser(
+        "migrate",
+        help="makes the tables of an outbox in a database, or says that they are there",
+        description="Makes the tables of an outbox in a database, in the schema cached_session, "
+        "as a role that may; or says that they are there. docs/fleet.md says what the role of a "
+        "program needs then.",
+    )
+    making.set_defaults(run=migrate, parser=making)
+    making.given = given
+    making.add_argument(
+        "url",
+        metavar="URL",
+        nargs="?",
+        help='the database, as postgresql://owner@db/agents, or as "host=db dbname=agents"',
+    )
+    making.add_argument(
+        "--print-sql",
+        action="store_true",
+        help="print the statements that make the tables, for psql -1, and connect to nothing",
     )
     return parser
 

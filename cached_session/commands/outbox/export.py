@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cached_session.commands.outbox.records import Stop, read
 from cached_session.errors import counted, verb
-from cached_session.outbox import SQLiteOutbox
+from cached_session.outbox import Outbox
 
 
-async def export(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def export(outbox: Outbox, options: argparse.Namespace) -> None:
     """Writes the waiting items as JSON lines, to the standard output or to a new file.
 
     Raises:

@@ -9,11 +9,11 @@ from openai import AsyncOpenAI
 from cached_session.commands.outbox.records import conversation, find
 from cached_session.commands.outbox.retry import as_recorded, need_key
 from cached_session.errors import counted, verb
-from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
+from cached_session.outbox import Address, Log, Outbox, Summary
 from cached_session.outbox.records import NAMED, whose
 
 
-async def move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def move(outbox: Outbox, options: argparse.Namespace) -> None:
     """Moves a backlog to a named account, or to that of the key in OPENAI_API_KEY.
 
     Raises:
@@ -41,7 +41,7 @@ async def move(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
         print(f"It is paused: {moved.paused}. `retry` clears the pause.")
 
 
-async def _destination(recorded: Address, outbox: SQLiteOutbox, account: str | None) -> Address:
+async def _destination(recorded: Address, outbox: Outbox, account: str | None) -> Address:
     if account is not None:
         return recorded._replace(credentials=NAMED + account)
     need_key("move without --account")

@@ -1,10 +1,11 @@
-"""What the file holds of a backlog, and how it is said: no content and no key."""
+"""What an outbox holds of a backlog, and how it is said: no content and no key."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +28,8 @@ def find(log: Log, options: argparse.Namespace) -> Summary:
         if summary.number == options.number:
             return summary
     raise Stop(
-        f"there is no backlog {options.number} in {options.file}. "
-        f"`cached-session outbox list {options.file}` shows those that there are."
+        f"there is no backlog {options.number} in {options.place.name}. `cached-session outbox "
+        f"list {shlex.quote(options.place.name)}` shows those that there are."
     )
 
 

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from cached_session.commands.outbox.records import Stop, key, server, visible
 from cached_session.commands.outbox.retry import need_key
 from cached_session.conversation.record import address_of, owner_of
-from cached_session.errors import counted, verb
+from cached_session.errors import OutboxUnavailable, counted, verb
 from cached_session.events import Meter, logger
 from cached_session.outbox import Outbox
 from cached_session.server.connections import account
@@ -33,14 +33,14 @@ _LINE_AFTER = 60.0
 
 
 async def relay(outbox: Outbox, options: argparse.Namespace) -> int:
-    """Sends what is left in the file, and what will be, until a signal; or what there is now.
+    """Sends what is left in the outbox, and what will be, until a signal; or what there is now.
 
     Returns:
         The exit status.
 
     Raises:
         Stop: There is no key, or no server.
-        OutboxError: The file cannot be used.
+        OutboxError: The outbox cannot be used.
     """
     need_key("relay")
     stop = asyncio.Event()
@@ -54,7 +54,7 @@ async def relay(outbox: Outbox, options: argparse.Namespace) -> int:
 
 
 class Standing(NamedTuple):
-    """What waits in the file.
+    """What waits in the outbox.
 
     Attributes:
         waiting: Of how many conversations of the account something waits.
@@ -77,6 +77,8 @@ class Relay:
         self._adopter = Adopter(self._home)
         self._means = Means(outbox, client, ConversationCache(), RetryPolicy(), Meter(None))
         self._stopping = False
+        # Whether the engine could not be reached at the last look.
+        self._away = False
         # As a session does, or the file would be closed whenever nothing is sent.
         outbox.users.add(self)
 
@@ -87,12 +89,12 @@ class Relay:
             The exit status.
 
         Raises:
-            OutboxError: The file cannot be used any more.
+            OutboxError: The outbox cannot be used any more.
         """
         begun = asyncio.get_running_loop().create_task
         if not options.quiet:
             to = visible(server(self._home.base_url))
-            print(f"Sends what is left in {options.file} to {to} (key: {key(self._home)})")
+            print(f"Sends what is left in {options.place.name} to {to} (key: {key(self._home)})")
             sys.stdout.flush()
         sending = begun(self._send(options.every, once=options.once))
         tasks = {sending, begun(stop.wait())}
@@ -120,9 +122,19 @@ class Relay:
 
     async def _send(self, every: float, *, once: bool) -> None:
         while not self._stopping:
-            again = await self._adopter.sweep(self._through, every)
-            if once and not self._adopter.unsure:
-                return
+            try:
+                again = await self._adopter.sweep(self._through, every)
+            except OutboxUnavailable as error:
+                # The engine comes back, or somebody reads this.
+                if not self._away:
+                    logger.warning("%s", error)
+                self._away, again = True, None
+            else:
+                if self._away:
+                    logger.info("The engine is there again.")
+                self._away = False
+                if once and not self._adopter.unsure:
+                    return
             await asyncio.sleep(every if again is None else min(again, every))
 
     async def _settle(self, grace: float) -> None:
@@ -138,8 +150,12 @@ class Relay:
         before = 0
         while True:
             await asyncio.sleep(_LINE_AFTER)
-            found, sent = await self._standing(), self._adopter.sent
-            print(f"{_said(found)}; {counted(sent - before, 'item')} sent in the last minute.")
+            sent = self._adopter.sent
+            try:
+                said = _said(await self._standing())
+            except OutboxUnavailable:
+                said = "The engine cannot be reached"
+            print(f"{said}; {counted(sent - before, 'item')} sent in the last minute.")
             sys.stdout.flush()
             before = sent
 

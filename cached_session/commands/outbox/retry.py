@@ -14,13 +14,13 @@ from openai import AsyncOpenAI
 from cached_session.commands.outbox.records import Stop, find, key, server, visible
 from cached_session.conversation.record import address_of, owner_of
 from cached_session.errors import counted, verb
-from cached_session.outbox import Address, Log, SQLiteOutbox, Summary
+from cached_session.outbox import Address, Log, Outbox, Summary
 from cached_session.server.connections import account
 from cached_session.session.cache import ConversationCache
 from cached_session.session.session import CachedSession
 
 
-async def retry(outbox: SQLiteOutbox, options: argparse.Namespace) -> None:
+async def retry(outbox: Outbox, options: argparse.Namespace) -> None:
     """Clears the pause, and sends what waits if nobody else does.
 
     Raises:
@@ -84,7 +84,7 @@ def need_key(what: str) -> None:
         raise Stop(f"{what} needs an API key in the environment variable OPENAI_API_KEY.")
 
 
-def as_recorded(client: AsyncOpenAI, outbox: SQLiteOutbox | None, recorded: Address) -> Address:
+def as_recorded(client: AsyncOpenAI, outbox: Outbox | None, recorded: Address) -> Address:
     """Gives a client the recorded organisation and project; where it finds the backlog then."""
     client.organization = recorded.organization or None
     client.project = recorded.project or None
@@ -117,9 +117,7 @@ def _another_account(summary: Summary) -> str:
     )
 
 
-async def _send(
-    outbox: SQLiteOutbox, client: AsyncOpenAI, name: str, total: int, timeout: float
-) -> None:
+async def _send(outbox: Outbox, client: AsyncOpenAI, name: str, total: int, timeout: float) -> None:
     session = CachedSession(
         conversation_id=name, openai_client=client, outbox=outbox, cache=ConversationCache()
     )

@@ -7,6 +7,7 @@ import importlib.resources
 import os
 import secrets
 import select
+import shlex
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -93,16 +94,22 @@ class Engine:
         name: The outbox, for errors; without a password.
         lease: Who has what was claimed through here.
         patience: Seconds that a call may take, and then again for finding out what became of it.
+        make: Whether the tables are made if there are none.
 
     Attributes:
         token: Who calls, as an owner of conversations.
+        version: Of the tables.
+        made: Whether they were made just now.
 
     Raises:
         OutboxError: The engine cannot be reached, or has no tables and this role may not make them.
     """
 
-    def __init__(self, conninfo: str, name: str, lease: Lease, patience: float) -> None:
+    def __init__(
+        self, conninfo: str, name: str, lease: Lease, patience: float, *, make: bool = True
+    ) -> None:
         self.token = secrets.token_hex(16)
+        self.made = False
         self._conninfo = conninfo
         self._name = name
         self._lease = lease
@@ -113,7 +120,12 @@ class Engine:
         self._number = 0
         self._open_question = False
         self._renewed = -float("inf")
-        self._prepare()
+        try:
+            self._prepare(make=make)
+        except BaseException:
+            # Nobody has it, who could close it.
+            self._drop()
+            raise
 
     def once(self, function: str, *arguments: Any) -> Any:
         """Calls a function that must not be done twice, for one row; see `call`.
@@ -301,30 +313,41 @@ class Engine:
         if connection is not None:
             connection.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, make: bool) -> None:
         """Looks whether the tables are there, and makes them where there are none."""
         version = self._try(functools.partial(_version, self))
-        if version is None:
+        if version is None and make:
             version = self._try(self._migrate)
+        if version is None:
+            raise OutboxError(
+                f"{self._name} has no tables of an outbox. Run `cached-session outbox migrate "
+                f"{shlex.quote(self._name)}` as a role that may make them."
+            )
         if version != VERSION:
             newer = "a newer" if version > VERSION else "an older"
             raise OutboxError(
                 f"{self._name} has the tables of {newer} release of cached-session (schema "
                 f"{version}, and this release knows {VERSION}); they were left as they are."
             )
+        self.version = version
 
-    def _migrate(self) -> int:
+    def _migrate(self) -> int | None:
+        """Makes the tables; None: this role may not."""
         connection = self._connection
         assert connection is not None  # `_try` has seen to it
         connection.deadline = time.monotonic() + self._patience
-        with connection.transaction():
-            # One at a time. The lock ends with the transaction.
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            found = _version(self)
-            if found is None:
-                connection.execute(schema())
-                found = VERSION
-        return found
+        try:
+            with connection.transaction():
+                # One at a time. The lock ends with the transaction.
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+                found = _version(self)
+                made = found is None
+                if made:
+                    connection.execute(schema())
+        except psycopg.errors.InsufficientPrivilege:
+            return None
+        self.made = made
+        return VERSION if made else found
 
 
 def schema() -> str:

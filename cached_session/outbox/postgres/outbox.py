@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from collections.abc import Callable, Sequence
+from urllib.parse import quote, urlencode
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+except ImportError as error:
+    raise ImportError(
+        'an outbox in a database needs psycopg: pip install "cached-session[postgres]"'
+    ) from error
 
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.postgres.engine import Engine
+from cached_session.outbox.postgres.engine import schema as schema  # for those who look after it
 from cached_session.outbox.postgres.lease import Lease
 from cached_session.outbox.postgres.log import PostgresLog
-from cached_session.outbox.shared import MIB, check_seconds
+from cached_session.outbox.shared import MIB, check_seconds, how_to_move
 from cached_session.outbox.writer import Outcome, Threaded, Work
 
 # A lease that is shorter than this ends while a request is on its way.
 _SHORTEST_LEASE = 3.0
+
+# What of an address is told, beside who and where: how somebody else comes to the same database.
+_TOLD = ("hostaddr", "service", "sslmode", "sslrootcert", "target_session_attrs")
 
 # How long a call may take, and then again for finding out what became of it.
 _PATIENCE = 10.0
@@ -62,6 +74,8 @@ class PostgresOutbox(Threaded):
         ValueError: An argument is out of range, or `conninfo` is none.
     """
 
+    vouches = True
+
     def __init__(
         self,
         conninfo: str,
@@ -76,7 +90,7 @@ class PostgresOutbox(Threaded):
         keep_for: float = 30 * 86_400.0,
     ) -> None:
         super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
-        self._name, self._place = _named(conninfo)
+        self._name, self._place = named(conninfo)
         check_seconds("lease", lease, "")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds")
@@ -85,8 +99,15 @@ class PostgresOutbox(Threaded):
         self._keep_for = keep_for
         self._lease = Lease(lease)
         self.holdings = Holdings(lease=self._lease)
+        # `list` says which there are; the help of `outbox`, what can be done.
+        self.advice = (
+            f"`cached-session outbox list {shlex.quote(self._name)}` shows it; see "
+            "`cached-session outbox --help`"
+        )
 
-    vouches = True
+    def how_to_move(self, number: int) -> str:
+        """What somebody can do about a backlog of another account, as a sentence."""
+        return how_to_move(self._name, number, self.account)
 
     @property
     def lease(self) -> float:
@@ -141,8 +162,22 @@ class _Database:
         self._engine.close()
 
 
-def _named(conninfo: object) -> tuple[str, tuple[object, ...]]:
-    """A database in words, without what must not be told, and what tells it from others.
+def connect(conninfo: str, *, make: bool) -> Engine:
+    """A connection of its own to a database, for those who look after its tables.
+
+    Args:
+        conninfo: The database; see `PostgresOutbox`.
+        make: Whether the tables are made if there are none.
+
+    Raises:
+        ValueError: `conninfo` is not what libpq takes.
+        OutboxError: The engine cannot be reached or used, or has no tables.
+    """
+    return Engine(conninfo, named(conninfo)[0], Lease(_SHORTEST_LEASE), _PATIENCE, make=make)
+
+
+def named(conninfo: object) -> tuple[str, tuple[object, ...]]:
+    """A database as a URL without what must not be told, and what tells it from others.
 
     Raises:
         TypeError: `conninfo` is no str.
@@ -157,8 +192,25 @@ def _named(conninfo: object) -> tuple[str, tuple[object, ...]]:
         raise ValueError(
             "conninfo must be an address as libpq takes it, such as postgresql://app@db/agents"
         ) from None
+    in_url = re.match(r"postgres(ql)?://", conninfo) is not None
+    if in_url and ("@" in str(found.get("host", ""))[1:] or "@" in str(found.get("dbname", ""))):
+        # libpq would take a part of the password for the host or the database, and tell it.
+        raise ValueError(
+            "conninfo must have %40 in the place of an @ in a user's name or a password, and %2F "
+            "in the place of a /"
+        )
     keys = ("service", "user", "host", "hostaddr", "port", "dbname")
-    user, host, port, name = (found.get(key) for key in ("user", "host", "port", "dbname"))
-    words = "postgresql://" + (f"{user}@" if user else "") + f"{host or ''}"
-    words += (f":{port}" if port else "") + (f"/{name}" if name else "")
-    return words, tuple(found.get(key) for key in keys)
+    return _url({key: str(value) for key, value in found.items()}), tuple(map(found.get, keys))
+
+
+def _url(found: dict[str, str]) -> str:
+    user, host, port, name = (found.get(key, "") for key in ("user", "host", "port", "dbname"))
+    more = {key: found[key] for key in _TOLD if key in found}
+    if not re.fullmatch(r"[A-Za-z0-9._-]*", host) or not re.fullmatch(r"\d*", port):
+        # Several, or a socket's directory: only here a URL takes them as they are.
+        more = {"host": host, **({"port": port} if port else {}), **more}
+        host = port = ""
+    words = "postgresql://" + (f"{quote(user, safe='')}@" if user else "") + host
+    words += (f":{port}" if port else "") + (f"/{quote(name, safe='')}" if name else "")
+    # What precedes the options is a path, if only an empty one.
+    return words + ("/" * (not name) + f"?{urlencode(more, safe='/,')}" if more else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 import sqlite3
 import threading
 import weakref
@@ -14,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cached_session.forks import in_child, keep
-from cached_session.outbox.shared import MIB
+from cached_session.outbox.shared import MIB, how_to_move
 from cached_session.outbox.sqlite.file import OpenFile
 from cached_session.outbox.writer import Threaded
 
@@ -91,18 +90,7 @@ class SQLiteOutbox(Threaded):
 
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
-        command = f"`cached-session outbox move {shlex.quote(self._path)} {number}"
-        if self.account is not None:
-            how = f"{command} --account {shlex.quote(self.account)}`"
-        else:
-            how = (
-                f"{command}` with the present key in OPENAI_API_KEY; or give the outbox an "
-                "account=, for keys that are one account's"
-            )
-        return (
-            "To have it sent before what is appended from now on, close the programs that use "
-            f"that one, and move it: {how}"
-        )
+        return how_to_move(self._path, number, self.account)
 
     def same_as(self, other: object) -> bool:
         """Whether both record in the same file."""
