@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from cached_session.core.looking import LOOK_AFTER
-from cached_session.errors import OutboxError
+from cached_session.errors import OutboxError, OutboxUnavailable
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.log import Log
 from cached_session.outbox.shared import Shared
@@ -221,8 +221,9 @@ def failures(count: int, message: str, cause: BaseException) -> list[Outcome]:
 
 
 def failure(message: str, cause: BaseException) -> OutboxError:
-    """An error for one caller."""
-    error = OutboxError(message)
+    """An error for one caller; whether what failed comes back by itself is told by its class."""
+    kind = OutboxUnavailable if isinstance(cause, OutboxUnavailable) else OutboxError
+    error = kind(message)
     error.__cause__ = cause
     return error
 
