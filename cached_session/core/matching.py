@@ -15,12 +15,15 @@ text that is taken for another one wrongly is a text that is lost.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import json
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
+from operator import add
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -317,6 +320,160 @@ def runs(wanted: int, length: int, match: Callable[[int, int], Match]) -> Iterat
             yield Run(start, certain, possible)
 
 
-def longest(found: Sequence[Run]) -> Run:
-    """The run of which most is certain; of several, the first. None of it where there is none."""
-    return max(found, key=lambda run: run.certain, default=Run(0, 0, 0))
+class Requests(NamedTuple):
+    """Requests of the same items, and where a listing shows what they may have stored.
+
+    Attributes:
+        whole: How many items each of them sent.
+        times: How many of them there are.
+        found: Where the items stand, or their beginning: the start, and how many of them.
+        wanted: The same, of what may be the one that is to stay.
+        in_part: Whether one of them may have stored its first items alone.
+    """
+
+    whole: int
+    times: int
+    found: Mapping[int, int]
+    wanted: Mapping[int, int] = MappingProxyType({})
+    in_part: bool = False
+
+
+class Piece(NamedTuple):
+    """Items of a listing that one request has stored.
+
+    Attributes:
+        start: Where they begin.
+        end: Where they end.
+        number: Of which requests it is one.
+        wanted: Whether it is the one that is to stay.
+    """
+
+    start: int
+    end: int
+    number: int
+    wanted: bool
+
+
+class Explanation(NamedTuple):
+    """Which requests have stored what a listing shows.
+
+    Attributes:
+        pieces: What each has stored.
+        come: Of how many of each requests it is certain that they have stored something: without
+            them less would be explained. Where one or another one may have, neither is certain.
+    """
+
+    pieces: list[Piece]
+    come: list[int]
+
+
+_Way: TypeAlias = tuple[tuple[int, ...], tuple[Piece, ...]]
+
+# How many ways to explain what stands before a place are followed, the best ones; and of how many
+# requests that look alike it is asked which ones are certain. There are more only where many that
+# were given up on sent the same few words.
+_WAYS: Final = 32
+_ALIKE: Final = 8
+
+
+def explain(requests: Sequence[Requests]) -> Explanation:
+    """Finds which requests have stored what a listing shows.
+
+    Each of them has stored its items once at most, in one piece. Of all explanations it is the one
+    that leaves the fewest items unexplained: whoever takes the longest pieces first may take parts
+    of two of them for a third one, and leaves the rest of both behind. Of several it is the one of
+    the fewest pieces, then of the fewest parts, then the one with the most of what is wanted, and
+    that as early as can be.
+
+    Args:
+        requests: All that may have stored something, each with items of its own.
+    """
+    pieces: list[Piece] = []
+    come = [0] * len(requests)
+    for numbers in _alike(requests):
+        some = {number: requests[number] for number in numbers}
+        best = _best(some)
+        pieces += best
+        if len(some) > _ALIKE:
+            continue
+        for number in {piece.number for piece in best}:
+            count = sum(piece.number == number for piece in best)
+            # One that looks like no other one stands for itself.
+            while count and len(some) > 1:
+                fewer = {**some, number: some[number]._replace(times=count - 1)}
+                if _explained(_best(fewer)) < _explained(best):
+                    break
+                count -= 1
+            come[number] = count
+    return Explanation(sorted(pieces), come)
+
+
+def _alike(requests: Sequence[Requests]) -> list[list[int]]:
+    """Those of which one may have stored what another one may have, by their numbers."""
+    alike: list[tuple[set[int], list[int]]] = []
+    for number, (_, _, found, wanted, _) in enumerate(requests):
+        spans = (*found.items(), *wanted.items())
+        places = {place for start, size in spans for place in range(start, start + size)}
+        if not places:
+            continue
+        joined, apart = [number], []
+        for those, numbers in alike:
+            if places.isdisjoint(those):
+                apart.append((those, numbers))
+            else:
+                places |= those
+                joined += numbers
+        alike = [*apart, (places, joined)]
+    return [numbers for _, numbers in alike]
+
+
+def _best(requests: Mapping[int, Requests]) -> tuple[Piece, ...]:
+    """The best explanation by some requests."""
+    begin: defaultdict[int, list[Piece]] = defaultdict(list)
+    for piece in _pieces(requests):
+        begin[piece.start].append(piece)
+    places = {number: place for place, number in enumerate(requests)}
+    # By how many of each are used up, and at last whether what is wanted was found.
+    ways: defaultdict[int, dict[tuple[int, ...], _Way]] = defaultdict(dict)
+    first = min(begin, default=0)
+    ways[first][(0,) * (len(requests) + 1)] = (0,) * 5, ()
+    last = max((piece.end for here in begin.values() for piece in here), default=0)
+    for place in range(first, last):
+        best = heapq.nlargest(_WAYS, ways.pop(place, {}).items(), key=lambda way: way[1][0])
+        for used, (score, pieces) in best:
+            _reach(ways[place + 1], used, (score, pieces))
+            for piece in begin[place]:
+                number = places[piece.number]
+                if used[number] < requests[piece.number].times and not (piece.wanted and used[-1]):
+                    more = [*used]
+                    more[number] += 1
+                    more[-1] += piece.wanted
+                    better = tuple(map(add, score, _score(piece, requests[piece.number])))
+                    _reach(ways[piece.end], tuple(more), (better, (*pieces, piece)))
+    return max(ways[last].values(), key=lambda way: way[0])[1]
+
+
+def _pieces(requests: Mapping[int, Requests]) -> Iterator[Piece]:
+    """All that each of some requests may have stored."""
+    for number, (whole, _, found, wanted, in_part) in requests.items():
+        for start, size in found.items():
+            for part in range(1 if in_part else whole, size + 1):
+                yield Piece(start, start + part, number, wanted=False)
+        for start, size in wanted.items():
+            for part in range(1, size + 1):
+                yield Piece(start, start + part, number, wanted=True)
+
+
+def _score(piece: Piece, requests: Requests) -> tuple[int, ...]:
+    size = piece.end - piece.start
+    part = size < requests.whole
+    return size, -1, -part, *((size, -piece.start) if piece.wanted else (0, 0))
+
+
+def _reach(ways: dict[tuple[int, ...], _Way], used: tuple[int, ...], way: _Way) -> None:
+    if used not in ways or way[0] > ways[used][0]:
+        ways[used] = way
+
+
+def _explained(pieces: Sequence[Piece]) -> int:
+    return sum(piece.end - piece.start for piece in pieces)

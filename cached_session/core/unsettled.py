@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -19,10 +20,11 @@ from cached_session.core.items import Held, Outgoing, decode, unhold
 from cached_session.core.matching import (
     VERBATIM,
     Match,
+    Requests,
     Rewriting,
     Run,
     compare,
-    longest,
+    explain,
     runs,
     shape,
 )
@@ -326,17 +328,19 @@ class Unsettled:
         """Says of every new item which send it came from; returns how much landed.
 
         A send may have landed whole or, on some servers, in part: its first
-        items. The longest run first, since a short one may be a piece of a
-        long one. Where two are equally long, the undecided send is the one
-        that is waited for, unless it would be there in part only.
+        items. Only the undecided one may stand there in part: a server that
+        stores parts does so at once. Later, the beginning of a batch is more
+        likely another writer's message than ours. The explanation that leaves
+        the least unexplained is taken: where nobody else writes, it leaves
+        nothing, and what stays is the batch, whatever stood there in truth.
 
         Another writer's items that equal an open send are taken for a copy of
         ours. Nothing on the server tells them apart. Items that may be a copy,
         rewritten by the server, are taken for nobody's: they are `suspected`.
         """
-        landed = 0
         wanted = _decoded(self._undecided)
-        sends = [(send, _decoded(send.items)) for send in self._sends]
+        counts = Counter(send.items for send in self._sends)
+        sends = {items: _decoded(items) for items in (*counts, self._undecided) if items}
         # What is known was there before the request in question was written.
         floor = max((place for place, item in enumerate(strangers) if item is None), default=-1)
 
@@ -349,75 +353,62 @@ class Unsettled:
 
             return list(runs(len(items), len(strangers), match))
 
-        def found_of_wanted() -> list[Run]:
-            return [run for run in found(wanted) if run.start > floor]
+        def requests(sent: Sent, items: _Decoded) -> Requests:
+            shown, count, whole = found(items), counts[sent], len(items)
+            if sent != self._undecided:
+                return Requests(
+                    whole, count, {run.start: whole for run in shown if run.certain == whole}
+                )
+            # Of what may stand there whole no part is taken away.
+            told = [run for run in shown if run.certain in (whole, run.possible)]
+            return Requests(
+                whole,
+                # A sign that it came through is followed also where nothing is open of it.
+                max(count, 1),
+                {run.start: run.certain for run in told if count},
+                {run.start: run.certain for run in shown if run.start > floor and run.certain},
+                in_part=True,
+            )
 
-        spent: _Send | None = None
-        ours: dict[int, Mapping[str, Any] | None] = {}
-        while any(item is not None for item in strangers):
-            best, late, either = Run(0, 0, 0), None, False
-            if wanted and not landed:
-                best = longest(found_of_wanted())
-            in_part = 0 < best.certain < len(wanted)
-            for send, items in sends:
-                # Only the batch in question may stand there in part: a server
-                # that stores parts does so at once. Later, the beginning of a
-                # batch is more likely another writer's message than ours. And
-                # of what may stand there whole no part is taken away.
-                part = send.items == self._undecided
-                run = longest(
-                    [
-                        run
-                        for run in found(items)
-                        if run.certain == len(items) or (part and run.possible == run.certain)
-                    ]
-                )
-                if run.certain > best.certain:
-                    best, late, either = run, send, False
-                elif in_part and late is None and run.certain == best.certain == len(items):
-                    # A whole one explains more than a part that is as long.
-                    best, late, either = run, send, True
-            if not best.certain:
-                break
-            if late is None:
-                noted = 0
-                while noted < best.certain:
-                    # How a text is listed tells of the same text further on, and that of more.
-                    places = range(best.start, best.start + best.certain)
-                    for sent, place in zip(wanted, places, strict=False):
-                        self._note_shape(*sent, strangers[place], rewriting)
-                    noted, best = best.certain, longest(found_of_wanted())
-                places = range(best.start, best.start + best.certain)
-                landed = best.certain
-                # Which of several equal sends came through cannot be told and
-                # does not matter: one of them is spent.
-                spent = late = next(
-                    (send for send in self._sends if send.items == self._undecided), None
-                )
-                ours = {place: strangers[place] for place in places}
-            else:
-                places = range(best.start, best.start + best.certain)
-                self.extra.extend(behind[place].id for place in places)
-            # Where it may have been the part after all, both may still come.
-            if late is not None and not either:
-                self._sends.remove(late)
-                sends = [(send, items) for send, items in sends if send is not late]
-            for place in places:
-                strangers[place] = None
+        ours, noted = None, True
+        while noted:
+            may = [requests(sent, items) for sent, items in sends.items()]
+            pieces, come = explain(may)
+            ours = next((piece for piece in pieces if piece.wanted), None)
+            # How a text is listed tells of the same text further on, and that of more.
+            noted = ours is not None and self._note_shapes(
+                wanted, strangers[ours.start : ours.end], rewriting
+            )
+        landed = 0 if ours is None else ours.end - ours.start
+        for piece in pieces:
+            if not piece.wanted:
+                self.extra.extend(item.id for item in behind[piece.start : piece.end])
+                strangers[piece.start : piece.end] = [None] * (piece.end - piece.start)
+        # Where all of it is ours but its end, the next item may be ours, too.
+        unclear: tuple[str, ...] = ()
         if landed < len(wanted):
-            # Where all of it is ours but its end, the next item may be ours, too.
-            for place, item in ours.items():
-                strangers[place] = item
-            unclear = _ids(behind, (run for run in found_of_wanted() if run.possible > run.certain))
-            if unclear:
-                if spent is not None:
-                    self._sends.append(spent)
-                return Untold(unclear)
-            for place in ours:
-                strangers[place] = None
+            sought = [run for run in found(wanted) if run.start > floor]
+            unclear = _ids(behind, (run for run in sought if run.possible > run.certain))
+        if unclear and ours is not None and come[ours.number]:
+            come[ours.number] -= 1
+        for sent, count in zip(sends, come, strict=True):
+            # Which of several equal sends came through cannot be told and does not matter.
+            for send in [send for send in self._sends if send.items == sent][:count]:
+                self._sends.remove(send)
+        if unclear:
+            return Untold(unclear)
+        if ours is not None:
+            strangers[ours.start : ours.end] = [None] * landed
+        left = {send.items for send in self._sends}
         self.suspected = _ids(
             behind,
-            (run for _, items in sends for run in found(items) if run.possible == len(items)),
+            (
+                run
+                for sent, items in sends.items()
+                if sent in left
+                for run in found(items)
+                if run.possible == len(items)
+            ),
         )
         return landed
 
@@ -440,22 +431,38 @@ class Unsettled:
         # in a known way, is not listed in two ways.
         return Match.OTHER if shown.explained else match
 
+    def _note_shapes(
+        self,
+        items: _Decoded,
+        listed: Sequence[Mapping[str, Any] | None],
+        rewriting: Rewriting,
+    ) -> bool:
+        """Notes how the server lists the first of some items; returns whether that is new."""
+        pairs = zip(items, listed, strict=False)
+        return any([self._note_shape(*sent, shown, rewriting) for sent, shown in pairs])
+
     def _note_shape(
         self,
         sent: Outgoing,
         item: Mapping[str, Any],
         listed: Mapping[str, Any] | None,
         rewriting: Rewriting,
-    ) -> None:
-        """Notes how the server lists an item: it lists every copy of it so."""
+    ) -> bool:
+        """Notes how the server lists an item: it lists every copy of it so.
+
+        Returns:
+            Whether that is new.
+        """
         assert listed is not None  # only what is there is noted
         found = shape(listed)
         shown = self._shapes.setdefault(_digest(sent), _Shown([], explained=True))
-        if found.digest not in shown.digests:
+        new = found.digest not in shown.digests
+        if new:
             shown.digests.append(found.digest)
         nameless = {name: value for name, value in item.items() if name != "id"}
         if not (found.plain and compare(nameless, listed, rewriting) is Match.EQUAL):
-            shown.explained = False
+            new, shown.explained = new or shown.explained, False
+        return new
 
 
 _Decoded: TypeAlias = tuple[tuple[Outgoing, dict[str, Any]], ...]

@@ -16,15 +16,13 @@ that nobody knows may do either, and so may a client of a class of its own.
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import json
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
@@ -375,39 +373,3 @@ def retry_delay(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.mktime_tz(date) - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-# What may not be sent any more when it comes to it
-
-
-class NotOurs(Exception):
-    """What was to be written is another process's to send by now; nothing more was written."""
-
-
-# Tells for how many seconds what the present task writes is this process's to send.
-_left: ContextVar[Callable[[], float] | None] = ContextVar("cached_session_left", default=None)
-
-
-@contextlib.contextmanager
-def writing_while(left: Callable[[], float] | None) -> Iterator[None]:
-    """Nothing is written in here when `left` is 0, as far as it goes over these sockets.
-
-    Between the decision to send and the first byte a process may be stopped for as long as it
-    likes: only the last step before the socket can tell.
-    """
-    token = _left.set(left)
-    try:
-        yield
-    finally:
-        _left.reset(token)
-
-
-def check_may_be_written() -> None:
-    """Called right before bytes are written.
-
-    Raises:
-        NotOurs: They may not be.
-    """
-    left = _left.get()
-    if left is not None and not left():
-        raise NotOurs

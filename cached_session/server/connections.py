@@ -9,12 +9,15 @@ after the request may have left. So every loop gets a connection pool of its own
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
 import ssl
 import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import httpx2
@@ -148,7 +151,7 @@ class Pool:
 
         self._http = http
         self._settings = settings(client)
-        self._sockets = Sockets()
+        self._sockets = Sockets(check_may_be_written)
         self.client = client
         if http is not None:
             self.client = client.with_options(http_client=http)
@@ -243,3 +246,39 @@ def _has_default_http(client: AsyncOpenAI) -> bool:
 def _ssl_context() -> ssl.SSLContext:
     # Reading the certificates takes 20 ms, too long to do for every event loop.
     return httpx2.create_ssl_context()
+
+
+# What may not be sent any more when it comes to it
+
+
+class NotOurs(Exception):
+    """What was to be written is another process's to send by now; nothing more was written."""
+
+
+# Tells for how many seconds what the present task writes is this process's to send.
+_left: ContextVar[Callable[[], float] | None] = ContextVar("cached_session_left", default=None)
+
+
+@contextlib.contextmanager
+def writing_while(left: Callable[[], float] | None) -> Iterator[None]:
+    """Nothing is written in here when `left` is 0, as far as it goes over these sockets.
+
+    Between the decision to send and the first byte a process may be stopped for as long as it
+    likes: only the last step before the socket can tell.
+    """
+    token = _left.set(left)
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def check_may_be_written() -> None:
+    """Called right before bytes are written.
+
+    Raises:
+        NotOurs: They may not be.
+    """
+    left = _left.get()
+    if left is not None and not left():
+        raise NotOurs

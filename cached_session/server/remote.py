@@ -38,14 +38,15 @@ from cached_session.core.matching import VERBATIM, Rewriting, learned, text_pair
 from cached_session.core.outcomes import Applied, Outcome
 from cached_session.events import Meter, RequestFinished
 from cached_session.forks import Lock
-from cached_session.server.classify import (
-    Carrier,
-    as_openai_error,
-    carrier,
-    classify,
+from cached_session.server.classify import Carrier, as_openai_error, carrier, classify
+from cached_session.server.connections import (
+    Account,
+    Connections,
+    account,
+    connections,
+    settings,
     writing_while,
 )
-from cached_session.server.connections import Account, Connections, account, connections, settings
 
 # "A limit on the number of objects to be returned, between 1 and 100"; above
 # is answered with HTTP 400. Source: OpenAI's OpenAPI document, recorded traffic.

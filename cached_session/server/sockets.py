@@ -26,16 +26,19 @@ import httpx2
 from aiohappyeyeballs import AddrInfoType, SocketFactoryType, addr_to_addr_infos
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from cached_session.server.classify import check_may_be_written
-
 # Seconds until the next of a host's addresses is tried, too; RFC 8305 recommends it.
 _HEAD_START = 0.25
 
 
 class Sockets:
-    """The open sockets of one connection pool; safe to use from several threads."""
+    """The open sockets of one connection pool; safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        check: Called right before bytes are written; what it raises keeps them from it.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
         self._open: set[socket.socket] = set()
 
     def serve(self, http: httpx2.AsyncClient) -> None:
@@ -140,7 +143,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
                     connected = await connect(make)
                 except (OSError, OverflowError) as error:  # a port that cannot be overflows
                     raise httpcore2.ConnectError(str(error)) from error
-            return _Wire(_Stream(connected, self._sockets))
+            return _Wire(_Stream(connected, self._sockets), self._sockets.check)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         finally:
@@ -171,8 +174,9 @@ class _Wire(httpcore2.AsyncNetworkStream):
     its loop, for ever where that loop was closed in between. This one does not.
     """
 
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+    def __init__(self, stream: anyio.abc.ByteStream, check: Callable[[], None]) -> None:
         self._stream = stream
+        self._check = check
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
@@ -188,7 +192,7 @@ class _Wire(httpcore2.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
-        check_may_be_written()
+        self._check()
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.send(buffer)
@@ -215,7 +219,8 @@ class _Wire(httpcore2.AsyncNetworkStream):
                         hostname=server_hostname,
                         standard_compatible=False,
                         server_side=False,
-                    )
+                    ),
+                    self._check,
                 )
         except TimeoutError as error:
             await self.aclose()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cached_session.core.matching import Match, compare, learned, longest, runs
+from cached_session.core.matching import Match, Piece, Requests, compare, explain, learned, runs
 from cached_session.emulator import Habits
 from tests.core.strategies import (
     calls,
@@ -165,8 +167,9 @@ def _run(wanted: list[str], standing: list[str | None]) -> tuple[int, int]:
         listed = shown[position]
         return Match.OTHER if listed is None else compare(message(wanted[place]), listed)
 
-    start, certain, _ = longest(list(runs(len(wanted), len(shown), match)))
-    return start, certain
+    may = {run.start: run.certain for run in runs(len(wanted), len(shown), match) if run.certain}
+    pieces, _ = explain([Requests(len(wanted), 1, {}, wanted=may, in_part=True)])
+    return (pieces[0].start, pieces[0].end - pieces[0].start) if pieces else (0, 0)
 
 
 @given(letters, st.lists(st.sampled_from([*"abc", None]), max_size=10))
@@ -218,6 +221,74 @@ def test_another_text_may_be_ours(one: str, two: str) -> None:
     assert compare({**message(one), "role": "assistant"}, shown) is Match.OTHER
     nested = {**shown, "content": [{"type": "input_text", "text": {"value": one}}]}
     assert compare(message(one), nested) is Match.UNCLEAR
+
+
+def _standing(sent: str, shown: str, *, in_part: bool) -> dict[int, int]:
+    """Where the items stand, or their beginning."""
+    found = {}
+    for start in range(len(shown)):
+        pairs = zip(sent, shown[start:], strict=False)
+        size = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if size == len(sent) or (in_part and size):
+            found[start] = size
+    return found
+
+
+def _most(shown: str, left: Counter[str], wanted: str | None) -> int:
+    """How many items can be explained, by trying all there is."""
+    if not shown:
+        return 0
+    best = _most(shown[1:], left, wanted)
+    for sent in [sent for sent in left if left[sent]]:
+        sizes = range(1, len(sent) + 1) if sent == wanted else [len(sent)]
+        for size in sizes:
+            if shown[:size] == sent[:size]:
+                rest = _most(shown[size:], left - Counter([sent]), wanted)
+                best = max(best, size + rest)
+    return best
+
+
+few = st.text("xy", min_size=1, max_size=3)
+
+
+@given(st.text("xyz", max_size=7), st.lists(few, max_size=4), st.booleans())
+@example("xyxz", ["xy", "yx"], True)
+@example("xyyy", ["yy", "xy"], False)
+def test_the_most_is_explained(shown: str, sent: list[str], asked: bool) -> None:
+    """No other explanation leaves fewer items; and what is certain is in all of the best ones."""
+    left = Counter(sent)
+    wanted = sent[-1] if sent and asked else None
+    requests = [
+        Requests(
+            len(one),
+            times,
+            _standing(one, shown, in_part=one == wanted),
+            wanted=_standing(one, shown, in_part=True) if one == wanted else {},
+            in_part=one == wanted,
+        )
+        for one, times in left.items()
+    ]
+    pieces, come = explain(requests)
+    explained = sum(piece.end - piece.start for piece in pieces)
+    assert explained == _most(shown, left, wanted)
+    assert sum(piece.wanted for piece in pieces) <= 1
+    end = 0
+    for piece in pieces:
+        assert piece.start >= end
+        end = piece.end
+        assert [*left][piece.number].startswith(shown[piece.start : piece.end])
+    for (one, times), used, certain in zip(left.items(), _used(pieces, left), come, strict=True):
+        assert certain <= used <= times
+        if certain:
+            fewer = left - Counter({one: times - certain + 1})
+            assert _most(shown, fewer, wanted) < explained
+        if certain < used:
+            fewer = left - Counter({one: times - certain})
+            assert _most(shown, fewer, wanted) == explained
+
+
+def _used(pieces: list[Piece], left: Counter[str]) -> list[int]:
+    return [sum(piece.number == number for piece in pieces) for number in range(len(left))]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,77 @@ async def test_a_whole_copy_or_a_part(came: str) -> None:
     assert line.texts(conversation) == ["before", "yes", "x"]
 
 
+async def _give_up(line: Line, session: CachedSession, *texts: str) -> Request:
+    """An append that is given up on; returns its first request, which was not carried out."""
+    count = len(line.requests)
+    line.on(is_append, CUT, CUT)
+    with pytest.raises(openai.APIConnectionError):
+        await session.add_items(users(*texts))
+    line.heal()
+    return next(filter(is_append, line.requests[count:]))
+
+
+async def test_a_late_copy_that_completes_a_part() -> None:
+    """A part and a late copy behind it are told from a whole batch and something else.
+
+    An append of two items was given up on. Of the next one the server stored the first item, and
+    the answer was lost; its second item was equal to the first one of the former. That came late,
+    before the listing: its first item was taken for the missing one, and its second stayed (the
+    ledger's campaign, seed 42840386184).
+    """
+    line, session, conversation = await opened("before", retry=policy(max_attempts=2))
+    former = await _give_up(line, session, "no", "a")
+    line.on(is_append, Fault(FaultKind.PARTIAL_BATCH, items=1))
+    line.on(is_listing, Do(lambda: line.service.handle(former)))
+    await session.add_items(users("b", "no"))
+    assert await read(session) == ["before", "b", "no"]
+    assert line.texts(conversation) == ["before", "b", "no"]
+
+
+async def test_a_late_copy_that_completes_a_part_of_the_same_batch() -> None:
+    """A part and a late copy of one batch are told apart where the batch repeats an item."""
+    line, session, conversation = await opened("before")
+
+    def again() -> object:
+        return line.service.handle(next(filter(is_append, line.requests)))
+
+    line.on(is_append, CUT, Fault(FaultKind.PARTIAL_BATCH, items=2))
+    line.on(is_listing, None, Do(again))
+    await session.add_items(users("a", "b", "a"))
+    assert await read(session) == ["before", "a", "b", "a"]
+    assert line.texts(conversation) == ["before", "a", "b", "a"]
+
+
+async def test_late_copies_that_share_an_item() -> None:
+    """Of two late copies each is found, though a piece of one and the other look alike."""
+    line, session, conversation = await opened("before", retry=policy(max_attempts=2))
+    former = await _give_up(line, session, "yes", "yes")
+    latter = await _give_up(line, session, "a", "yes")
+    for late in (latter, former):
+        line.service.handle(late)
+    assert await read(session) == ["before"]
+    assert line.texts(conversation) == ["before"]
+    assert await read(session) == ["before"]
+
+
+async def test_copies_that_stand_for_a_whole_batch() -> None:
+    """A batch for which the late copies of two others were taken is watched for itself.
+
+    Both together read like it. It had not landed, and came when the two were past.
+    """
+    line, session, conversation = await opened("before", retry=policy(max_attempts=2))
+    former = [await _give_up(line, session, text) for text in ("a", "b")]
+    await line.past(50.0)
+    late = Do(lambda: [line.service.handle(one) for one in former], CUT)
+    line.on(is_append, late)
+    await session.add_items(users("a", "b"))
+    await line.past(70.0)
+    assert await read(session) == ["before", "a", "b"]
+    line.service.handle([one for one in line.requests if is_append(one)][-1])
+    assert await read(session) == ["before", "a", "b"]
+    assert line.texts(conversation) == ["before", "a", "b"]
+
+
 async def test_one_moment_and_not_two() -> None:
     """A read that removes a late copy shows what the server holds after that.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import os
 import secrets
 import select
 import time
@@ -25,10 +26,12 @@ VERSION = 1
 # Any number that no other program is likely to lock.
 _LOCK = 0x63736F78
 
+# Seconds to wait for a connection, where neither the address nor the environment says it.
+_CONNECT_TIMEOUT = "5"
+
 # What libpq is told where the address does not say it: whoever waits for an engine that does
 # not answer keeps all others of the process waiting.
 _DEFAULTS = {
-    "connect_timeout": "5",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -332,6 +335,8 @@ class Engine:
             self._drop()
         if self._connection is None:
             said = conninfo_to_dict(self._conninfo)
+            if "PGCONNECT_TIMEOUT" not in os.environ:
+                said.setdefault("connect_timeout", _CONNECT_TIMEOUT)
             self._connection = _Connection.connect(
                 make_conninfo(self._conninfo, **{**_DEFAULTS, **said}),
                 autocommit=True,

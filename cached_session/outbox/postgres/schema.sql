@@ -122,6 +122,20 @@ CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean LANGUAGE sql
     )
 $$;
 
+-- Whether an owner lives, for one who is about to take what it has. Where it does not, its row is
+-- written: a renewal that has looked at it before waits, looks again, and finds it run out. One
+-- whose row is just being written lives. Nobody waits here, so nobody can wait in a circle.
+CREATE FUNCTION cached_session.lives_on(token_of text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM cached_session.owners
+    WHERE token = token_of AND until <= clock_timestamp() FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN EXISTS (SELECT FROM cached_session.owners WHERE token = token_of);
+    END IF;
+    UPDATE cached_session.owners SET until = until WHERE token = token_of;
+    RETURN false;
+END $$;
+
 -- Whether a living owner other than `me` has a conversation.
 CREATE FUNCTION cached_session.elsewhere(me text, n bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT coalesce((
@@ -171,36 +185,16 @@ BEGIN
         places = NULL, item = NULL;
 END $$;
 
--- Whether the lease of an owner has ended, and cannot be extended any more by a call that is
--- being done at this moment: it waits, and sees this.
-CREATE FUNCTION cached_session.outlived(token_of text) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM cached_session.owners WHERE token = token_of) THEN
-        RETURN true;
-    END IF;
-    -- One that is locked is being extended. Nobody waits for it: its owner may do the same.
-    PERFORM FROM cached_session.owners
-    WHERE token = token_of AND until <= clock_timestamp() FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    UPDATE cached_session.owners SET until = until WHERE token = token_of;
-    RETURN true;
-END $$;
-
 -- Claims a conversation for `me`, whose lease is extended; false: a living owner has it.
 CREATE FUNCTION cached_session.claim(me text, n bigint, lease double precision, OUT mine boolean,
     OUT lapsed boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    other text;
+    c cached_session.conversations;
 BEGIN
     lapsed := cached_session.renew(me, lease);
-    mine := NOT cached_session.elsewhere(me, n);
-    SELECT owner INTO other FROM cached_session.conversations
-    WHERE number = n AND owner <> me AND NOT released;
-    IF mine AND other IS NOT NULL THEN
-        mine := cached_session.outlived(other);
-    END IF;
+    SELECT * INTO c FROM cached_session.conversations WHERE number = n;
+    mine := c.owner IS NULL OR c.owner = me OR c.released
+        OR NOT cached_session.lives_on(c.owner);
     IF mine THEN
         UPDATE cached_session.conversations
         SET owner = me, released = false, claims = claims + 1, touched = clock_timestamp()
@@ -406,11 +400,10 @@ BEGIN
         END IF;
         SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
         FROM cached_session.claim(me, n, lease) AS claimed;
-        IF NOT mine THEN
-            held := false;
-        ELSIF NOT held THEN
+        IF mine AND NOT held THEN
             UPDATE cached_session.conversations SET released = true WHERE number = n;
         END IF;
+        held := held AND mine;
     END IF;
     IF n IS NOT NULL THEN
         SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
@@ -752,7 +745,7 @@ BEGIN
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
-        EXIT WHEN front.owner = me OR cached_session.lives(front.owner);
+        EXIT WHEN front.owner = me OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
     END LOOP;
     first := front.ticket = ticket_of;
