@@ -54,6 +54,7 @@ class Proxy:
         held: What was held back, oldest first.
         silent: Whether nothing that a server says comes through.
         deaf: Whether nothing that a client says comes through.
+        refusing: Whether no connection is made any more.
         cut_off: How many connections it has cut.
     """
 
@@ -64,7 +65,7 @@ class Proxy:
         self.silent = self.deaf = False
         self.cut_off = 0
         self._to = port
-        self._away = False
+        self.refusing = False
         self._lock = threading.Lock()
         self._clients: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -83,12 +84,12 @@ class Proxy:
 
     def leave(self) -> None:
         """Cuts all connections, and lets none be made from now on."""
-        self._away = True
+        self.refusing = True
         self.cut()
 
     def come_back(self) -> None:
         """Lets connections be made again."""
-        self._away = False
+        self.refusing = False
 
     def cut(self) -> None:
         """Cuts all connections that there are."""
@@ -99,7 +100,7 @@ class Proxy:
 
     def close(self) -> None:
         """Ends it, and waits for its threads."""
-        self._away = True
+        self.refusing = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
@@ -112,7 +113,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                if self._away:
+                if self.refusing:
                     client.close()
                     continue
                 thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
