@@ -745,10 +745,12 @@ BEGIN
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
-        EXIT WHEN front.owner = me OR cached_session.lives_on(front.owner);
+        -- There may be nobody left, if the caller's own place was passed by before it asked again.
+        EXIT WHEN front.ticket IS NULL OR front.owner = me
+            OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
     END LOOP;
-    first := front.ticket = ticket_of;
+    first := coalesce(front.ticket = ticket_of, false);
 END $$;
 
 CREATE FUNCTION cached_session.has_turn(me text, ticket_of bigint) RETURNS boolean
