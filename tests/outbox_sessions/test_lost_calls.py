@@ -219,8 +219,9 @@ async def test_stays_away(fate: Fate, address: str, proxy: Proxy, emulator: Emul
     async with Process(emulator, through(proxy, address)) as process:
         session = process.session(elsewhere.conversation("before"))
         other = process.session(elsewhere.conversation())
-        await session.get_items()
-        await other.get_items()
+        third = process.session(elsewhere.conversation())
+        for one in (session, other, third):
+            await one.get_items()
         lost = once("accept", fate)
 
         def rule(data: bytes) -> Fate:
@@ -237,6 +238,7 @@ async def test_stays_away(fate: Fate, address: str, proxy: Proxy, emulator: Emul
         with pytest.raises(OutboxUnavailable, match="nothing was recorded"):
             await other.add_items(users("not sent"))
         proxy.come_back()
+        await third.add_items(users("sent"))
         await other.add_items(users("sent"))
         there = ["a"] if fate is Fate.SWALLOW else []
         assert [*map(str, words(await session.get_items()))][1:] == there

@@ -376,7 +376,13 @@ class Engine:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             found = _version(self)
             if found is None:
-                connection.execute(schema())
+                try:
+                    connection.execute(schema())
+                except psycopg.errors.InsufficientPrivilege:
+                    raise OutboxError(
+                        f"{self._name} has no tables of an outbox, and this role may not make the "
+                        "tables. Run `cached-session outbox migrate URL` as a role that may."
+                    ) from None
                 found = VERSION
         return found
 
@@ -389,7 +395,12 @@ def schema() -> str:
 def _version(engine: Engine) -> int | None:
     connection = engine._connection
     assert connection is not None  # it was connected before
-    there = connection.execute("SELECT to_regclass('cached_session.schema_version')").fetchone()
+    # Not by `to_regclass`: it answers out of what this session remembers, and does not see what
+    # somebody has made while it waited for the lock.
+    there = connection.execute(
+        "SELECT max(tablename) FROM pg_catalog.pg_tables "
+        "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
+    ).fetchone()
     if there is None or there[0] is None:
         return None
     found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()

@@ -151,10 +151,20 @@ def _named(conninfo: object) -> tuple[str, tuple[object, ...]]:
     try:
         found = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
+        found = None
+    if found is None:
         # Without libpq's text, which quotes what it could not read.
         raise ValueError(
             "conninfo must be an address as libpq takes it, such as postgresql://app@db/agents"
-        ) from None
+        )
+    ports = str(found.get("port") or "")
+    before, _, after = conninfo.partition("://")[2].partition("?")[0].partition("@")
+    if "@" in after or "/" in before or ports.strip("0123456789,"):
+        # A part of the password would be taken for the host, the port or the database's name.
+        raise ValueError(
+            "conninfo: what is before the host has to be percent-encoded: a password's / as %2F, "
+            "its @ as %40"
+        )
     keys = ("service", "user", "host", "hostaddr", "port", "dbname")
     user, host, port, name = (found.get(key) for key in ("user", "host", "port", "dbname"))
     words = "postgresql://" + (f"{user}@" if user else "") + f"{host or ''}"
