@@ -55,7 +55,7 @@ class Proxy:
         silent: Whether nothing that a server says comes through.
         deaf: Whether nothing that a client says comes through.
         refusing: Whether no connection is made any more.
-        cut_off: How many connections it has cut.
+        turned_away: How many connections were not made.
     """
 
     def __init__(self, port: int) -> None:
@@ -63,7 +63,7 @@ class Proxy:
         self.rule: Callable[[bytes], Fate] = _pass
         self.held: list[Held] = []
         self.silent = self.deaf = False
-        self.cut_off = 0
+        self.turned_away = 0
         self._to = port
         self.refusing = False
         self._lock = threading.Lock()
@@ -114,6 +114,7 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 if self.refusing:
+                    self.turned_away += 1
                     client.close()
                     continue
                 thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
@@ -133,7 +134,6 @@ class Proxy:
             finally:
                 with self._lock:
                     self._clients.discard(client)
-                    self.cut_off += 1
 
     def _pump(self, client: socket.socket, server: socket.socket) -> bool:
         """Passes on what comes, until one of both is at its end; whether the server is kept."""
