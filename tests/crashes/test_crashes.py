@@ -40,9 +40,7 @@ def test_killed(nursery: Nursery, tell: Callable[[str], None]) -> None:
 
 
 @CAMPAIGN
-def test_killed_in_a_fleet(
-    nursery: Nursery, postgres: Server, tell: Callable[[str], None]
-) -> None:
+def test_killed_in_a_fleet(nursery: Nursery, postgres: Server, tell: Callable[[str], None]) -> None:
     """So it is where they share a database, whose leases of the killed ones run out."""
     start = fresh("crashes in a fleet", tell)
     tally = kill(FLEET_KILLS, start, nursery, postgres.with_tables)

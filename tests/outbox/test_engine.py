@@ -115,9 +115,7 @@ def test_no_password_of_what_is_no_address(conninfo: str) -> None:
     assert not any(part in str(raised.value) for part in SECRET.replace("@", "/").split("/"))
 
 
-async def test_no_password(
-    postgres: Server, empty: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_no_password(postgres: Server, empty: str, caplog: pytest.LogCaptureFixture) -> None:
     """A password is in no error, no log line and no repr."""
     caplog.set_level(logging.DEBUG)
     for place in (

@@ -149,9 +149,7 @@ async def test_stopped_without_the_guard(postgres: Server, emulator: Emulator) -
     assert sorted(shown) == ["a", "a", "b", "b", "before", "c"]
 
 
-async def test_killed(
-    postgres: Server, emulator: Emulator, tell: Callable[[str], None]
-) -> None:
+async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str], None]) -> None:
     """What a killed worker had begun is sent by another one a lease later, and a second at most."""
     address, conversation = postgres.with_tables(), Elsewhere(emulator).conversation("before")
     with worker(address, emulator, conversation, "sealed") as child:

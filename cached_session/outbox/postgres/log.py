@@ -61,9 +61,7 @@ class PostgresLog(Log):
     ) -> Found:
         claims = self._claims(epoch)
         asked = self._lease.now()
-        found = self._engine.in_time(
-            "open", [*address], *claims, seen, claim, self._lease.seconds
-        )
+        found = self._engine.in_time("open", [*address], *claims, seen, claim, self._lease.seconds)
         if found.held or found.lapsed:
             self._engine.leased(asked, lapsed=found.lapsed)
         address = address._replace(conversation=found.conversation)
