@@ -83,6 +83,9 @@ class Users(weakref.WeakSet[User]):
         return made
 
 
+# Seconds until a process that waits for another one looks again.
+_LOOK_AGAIN = 0.02
+
 # At most so many pages of a listing are asked for when a conversation is left.
 _PAGES = 10
 
@@ -128,11 +131,14 @@ class Backlog:
             order.turns,
             self._working,
             self._take_name,
+            lambda: Asked.at(Operation.now()),
         )
         self.sender.use(self.record)
         self.sender.then = self.look
         self.room = Room(order.ledger, outbox, self.record.changed)
         self.users = Users()
+        # The oldest row of others' on which somebody here keeps an eye.
+        self._eyed = 0
         # What goes on behind those who have left.
         self._endings = Errands()
 
@@ -145,6 +151,8 @@ class Backlog:
         # The sender ends a moment after its last item has landed.
         if not self._ledger.queue:
             return Sending.IDLE
+        if self.record.only_looks_on:
+            return Sending.ELSEWHERE
         return self.sender.state if self._ledger.paused is None else Sending.PAUSED
 
     @property
@@ -184,6 +192,25 @@ class Backlog:
         operation.conversation_id = name
         self.users.created()
 
+    # What others have recorded
+
+    def mind(self, operation: Operation) -> None:
+        """Sends what others have recorded, if nobody has after a moment.
+
+        Args:
+            operation: Through whose client.
+        """
+        entries = self._ledger.queue.entries
+        oldest = entries[0].seq if entries else 0
+        if oldest > self._eyed:
+            self._eyed = oldest
+            asyncio.get_running_loop().call_later(LOOK_AFTER, self._mind, oldest, operation)
+
+    def _mind(self, oldest: int, operation: Operation) -> None:
+        entries = self._ledger.queue.entries
+        if self.users and entries and entries[0].seq == oldest:
+            self.sender.start(operation)
+
     # Waiting for it
 
     async def let_go(self) -> None:
@@ -204,14 +231,19 @@ class Backlog:
         await self.at_rest(operation)
         self.record.check_not_paused()
 
-    async def at_rest(self, operation: Operation) -> None:
-        """Waits until nothing waits any more, or nothing is sent."""
-        await self.until(lambda: self.open, operation, "the server did not take all of it in time")
+    async def at_rest(self, operation: Operation, patience: float = math.inf) -> None:
+        """Waits until nothing waits any more, or nothing is sent; or for so many seconds."""
+        otherwise = "the server did not take all of it in time"
+        await self.until(lambda: self.open, operation, otherwise, patience)
 
     async def until(
-        self, condition: Callable[[], bool], operation: Operation, otherwise: str
+        self,
+        condition: Callable[[], bool],
+        operation: Operation,
+        otherwise: str,
+        patience: float = math.inf,
     ) -> None:
-        """Waits until it has come to something.
+        """Waits until it has come to something, or for so many seconds.
 
         Raises:
             OutboxError: The sender could not write what it does.
@@ -222,8 +254,12 @@ class Backlog:
         look = functools.partial(sender.start, operation)
         look()
         came = await self.record.changed.until(
-            lambda: condition() or sender.failure is not None, operation.deadline, look
+            lambda: condition() or sender.failure is not None,
+            min(operation.deadline, operation.now() + patience),
+            look,
         )
+        if not came and operation.now() < operation.deadline:
+            return
         if not came:
             raise self._too_late(operation, otherwise) from sender.trouble
         failure = sender.failure
@@ -242,6 +278,18 @@ class Backlog:
         if (await self.record.look()).paused is None:
             await self.read_anew(operation)
             self.sender.start(operation)
+
+    async def released(self, operation: Operation) -> None:
+        """Waits for another process that works on the conversation.
+
+        Raises:
+            DeadlineExceeded: It took too long.
+        """
+        # Nothing tells what another process does with a file.
+        while (await self.record.look()).elsewhere:
+            if operation.now() >= operation.deadline:
+                raise self._too_late(operation, "another process works on it; nothing was removed")
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def check(self, operation: Operation) -> None:
         """Raises `OutboxPaused` if nothing is sent any more, and nobody has decided since."""
@@ -321,8 +369,10 @@ class Backlog:
         Raises:
             OutboxError: It could not be recorded that nothing is held here.
         """
-        self.sender.start(through)
-        if self.users or self._ledger.waits:
+        looks_on = self.record.only_looks_on
+        if not looks_on:
+            self.sender.start(through)
+        if self.users or (self._ledger.waits and not looks_on):
             return  # who sends what waits looks again at its end
         await self.sender.stop()
         operation = through.renewed(self._ledger.conversation_id)
@@ -388,7 +438,7 @@ class Backlog:
         """
         sender, changed = self.sender, self.record.changed
         until = Operation.now() if deadline is None else deadline
-        if deadline is not None:
+        if deadline is not None and not self.record.only_looks_on:
             sender.start()
             await changed.until(lambda: not sender.busy, until, sender.start)
         why, operation = self._why(), sender.operation

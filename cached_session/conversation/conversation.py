@@ -22,6 +22,7 @@ from cached_session.conversation.tasks import Afterwards, Errands
 from cached_session.conversation.turns import Run, Turns, run_of
 from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
+from cached_session.core.looking import LOOK_AFTER
 from cached_session.core.outcomes import Applied, Unknown
 from cached_session.errors import (
     AppendOutcomeUnknown,
@@ -183,13 +184,41 @@ class Conversation:
             backlog.record.current and not self._errands.left and not backlog.room.given
         )
 
+    def valid(self, since: float) -> bool:
+        """Whether other processes were asked, by the outbox, or have done nothing since then."""
+        backlog = self.backlog
+        return backlog is None or backlog.record.valid(since, Operation.now())
+
+    async def validate(self, operation: Operation, since: float) -> None:
+        """Has known here what other processes have done through the outbox until now.
+
+        Args:
+            operation: The reader's.
+            since: When that must have been asked for at the earliest, on the running loop's clock.
+
+        Raises:
+            OutboxError: The outbox could not be read.
+        """
+        backlog = self.backlog
+        if backlog is not None and not backlog.record.valid(since, operation.now()):
+            await backlog.record.validate(operation, self.order.turn)
+
+    @property
+    def vouched_for(self) -> bool:
+        """Whether an outbox is asked in the server's place for what is there."""
+        return self.backlog is not None and self.backlog.record.outbox.vouches
+
     def view(self, limit: int | None, trust: Trust) -> list[dict[str, Any]] | None:
         """Answers a read without waiting, or returns None; see `Ledger.view`."""
         return self.ledger.view(limit, trust, idle=self.order.turns.idle)
 
     def go_on(self, through: Operation) -> None:
         """Sees to it that what waits is being sent, through an operation's client."""
-        if self.backlog is not None:
+        if self.backlog is None:
+            return
+        if self.backlog.record.only_looks_on:
+            self.backlog.mind(through)
+        else:
             self.backlog.sender.start(through)
 
     async def read(
@@ -219,10 +248,10 @@ class Conversation:
                     if held is not None:
                         return held
             except Elsewhere:
-                # Another process is sending: what is on the server and what waits
-                # cannot be told apart at this moment.
+                # Another process is sending, and what it has kept is not enough to tell what is
+                # on the server and what waits. It may keep more soon.
                 assert backlog is not None  # it was looked at
-                await backlog.at_rest(operation)
+                await backlog.at_rest(operation, LOOK_AFTER / 4)
                 if ledger.paused is not None:
                     await backlog.held_elsewhere(operation)
 
@@ -237,7 +266,15 @@ class Conversation:
         ledger, record = self.ledger, backlog.record
         claims = bool(ledger.queue) or ledger.watch.active
         if not await record.alone(operation):
-            raise Elsewhere
+            # What is kept and what waits were read in one step: what has landed since is in
+            # neither twice.
+            with self.order.lock:
+                shown = ledger.queue.view(limit) if ledger.confirmed else None
+            if shown is None:
+                raise Elsewhere
+            return shown
+        if record.outbox.vouches and ledger.evicted:
+            await record.read(operation, anew=True)
         waited = bool(ledger.queue)
         async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)
@@ -274,7 +311,7 @@ class Conversation:
         """Drops what is known, in its turn: a write before this call settles first."""
         if not self.ledger.local:
             async with self.order.turn(operation):
-                self.ledger.forget_all()
+                self.ledger.refresh()
 
     # Appending
 
@@ -374,6 +411,11 @@ class Conversation:
                     self.order.leave(turn)
                     continue
                 await fresh(ledger, self._record, operation, 1, trust)
+            except Elsewhere:
+                self.order.leave(turn)
+                assert backlog is not None  # another process has it
+                await backlog.released(operation)
+                continue
             except BaseException:
                 self.order.leave(turn)
                 raise
@@ -387,21 +429,25 @@ class Conversation:
         return lambda: state() != before or self.ledger.paused is not None
 
     async def _may_remove(self, backlog: Backlog, operation: Operation) -> bool:
-        """Catches up with the log, and puts down what has landed; True if nothing waits. In turn.
+        """Claims the conversation before something is removed; True if nothing waits. In the turn.
 
-        Before any of it is removed: a process that takes over in between would send it again.
-        What others have accepted comes with the answer to that.
+        Whoever else reads it learns by the claim that what is on the server has changed. What is
+        kept of it goes before, also for the case that this process ends then, and is kept again
+        afterwards. What others have accepted comes with the answer to the claim.
+
+        Raises:
+            Elsewhere: Another process has it.
         """
         ledger, record = self.ledger, backlog.record
-        # What another process has left in doubt may have come late, and would be taken
-        # for the newest item.
-        known = bool(ledger.queue) or ledger.watch.active
-        # In a turn with a claim, by which whoever has the next one hears of it.
-        in_doubt = known or operation.within is not None or (await record.look()).doubted
-        await record.alone(operation, doubt=in_doubt)
-        # Where something is going to be looked at, nobody else may send meanwhile.
-        await (record.note() if in_doubt else backlog.let_go())
-        return not ledger.queue
+        if not await record.read(operation, claim=True):
+            if ledger.queue:
+                return False
+            raise Elsewhere
+        if ledger.queue:
+            return False
+        # What has landed is put down, too: a process that takes over would send it again.
+        await record.note(changes=True)
+        return True
 
     async def _remove(self, operation: Operation) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none. In the turn."""
@@ -419,7 +465,7 @@ class Conversation:
                     # The next process must not find it in what is kept. Nor must
                     # the item be lost on its way to the caller.
                     with contextlib.suppress(OutboxError):
-                        await self._record.note()
+                        await self._record.note(release=True)
                 return unhold(last)
             ledger.forget()
             await fresh(ledger, self._record, operation, 1, ANY)
@@ -478,7 +524,7 @@ class Conversation:
         """Waits for a deletion that its caller has left."""
         await self.order.written()
         if self.ledger.known is None:
-            await backlog.record.forget()
+            await backlog.record.note(release=True, changes=True)
 
     async def _drop_and_clear(self, backlog: Backlog, operation: Operation) -> None:
         await operation.check_run()
@@ -506,18 +552,24 @@ class Conversation:
                 f"{verb(dropped, 'was', 'were')} dropped before the conversation was to be deleted"
             )
             raise
-        await record.forget()
+        await record.note(release=True, changes=True)
 
     async def _clear(self, operation: Operation) -> None:
-        turn = await self.order.enter(operation)
-        try:
-            await operation.check_run()
-            if self.backlog is not None and operation.within is not None:
+        while True:
+            turn, backlog = await self.order.enter(operation), self.backlog
+            try:
+                await operation.check_run()
+                if backlog is None:
+                    break
                 # As in `_may_remove`.
-                await self.backlog.record.alone(operation, doubt=True)
-        except BaseException:
+                if await backlog.record.read(operation, claim=True):
+                    await backlog.record.note(changes=True)
+                    break
+            except BaseException:
+                self.order.leave(turn)
+                raise
             self.order.leave(turn)
-            raise
+            await backlog.released(operation)
         await self.order.write(operation, turn, lambda: self._delete_all(operation))
 
     async def _delete_all(self, operation: Operation) -> None:
@@ -728,7 +780,7 @@ class Conversation:
                         await asyncio.wait(left)
                     await backlog.record.open(operation, self.order.turn)
                     # What another process left is its to send from now on.
-                    backlog.sender.start(operation)
+                    self.go_on(operation)
                 found = await work()
         except asyncio.CancelledError:
             # Not at once: the loop may be ending, and would leave it lying.
@@ -767,5 +819,7 @@ def _log_it(error: Exception) -> None:
 
 def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:
     # Where sending failed during the call, and not before it, the next use tries again.
-    if backlog.record.held or backlog.sender.failure in (None, failure):
+    if backlog.record.only_looks_on:
+        backlog.mind(operation)
+    elif backlog.record.held or backlog.sender.failure in (None, failure):
         backlog.sender.start(operation)

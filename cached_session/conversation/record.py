@@ -14,7 +14,7 @@ import json
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,7 +23,7 @@ from cached_session.conversation.tasks import Signal
 from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
 from cached_session.core.items import Outgoing, copies, hold
-from cached_session.core.ledger import Ledger
+from cached_session.core.ledger import Ledger, Moment
 from cached_session.core.queue import Entry, Row
 from cached_session.errors import (
     AppendOutcomeUnknown,
@@ -46,7 +46,7 @@ from cached_session.outbox.log import (
     Sealed,
     Written,
 )
-from cached_session.outbox.records import NAMED, Address, Namesake, StoredWindow, whose
+from cached_session.outbox.records import NAMED, Address, Namesake, whose
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
 
@@ -71,6 +71,7 @@ class Record:
         turns: Turns,
         working: Callable[[], bool],
         take_name: Callable[[Operation], None],
+        moment: Callable[[], Moment],
     ) -> None:
         """Makes one; nothing is read yet.
 
@@ -82,6 +83,7 @@ class Record:
             turns: Who works on the conversation.
             working: Whether its sender does.
             take_name: Has the conversation known by the name that it has there.
+            moment: Tells when it is.
         """
         self.outbox = outbox
         self.address = address
@@ -91,6 +93,7 @@ class Record:
         self._turns = turns
         self._working = working
         self._take_name = take_name
+        self._moment = moment
         self._opening = Turns()
         # As of when it was read; None: it was not.
         self._epoch: Epoch | None = None
@@ -103,6 +106,14 @@ class Record:
         # For how many calls on which event loop it is not known yet whether they were recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
         self._keeping = Keeping(wanted=outbox.max_window_bytes > 0)
+        # Which state of the log is known here, when it was asked for that, and what a glance at it
+        # had shown before.
+        self._version: Hashable = None
+        self._as_of: Moment | None = None
+        self._glanced: Hashable = None
+        # The place up to which rows are seen to here: of what was recorded behind it by others
+        # this process only reads.
+        self._minds = 0
 
     @property
     def held(self) -> bool:
@@ -163,7 +174,106 @@ class Record:
         """Whether it was ever read here."""
         return self._epoch is not None
 
+    @property
+    def only_looks_on(self) -> bool:
+        """Whether all that waits was recorded by others, and nobody here has been asked to send it.
+
+        Who has recorded it sends it; if nobody does, whoever looks after what others have left.
+        """
+        with self._lock:
+            entries = self._ledger.queue.entries
+            return bool(entries) and entries[0].seq > self._minds and not self.held
+
     # Reading
+
+    def valid(self, since: float, now: float) -> bool:
+        """Whether what is known here counts as what the log says.
+
+        Args:
+            since: When it must have been asked for at the earliest.
+            now: What it is now; both on the running loop's clock.
+        """
+        if self._as_of is None:
+            return False
+        if self._as_of.told(now) >= since:
+            return True
+        glance = self.outbox.glance()
+        return glance is not None and glance == self._glanced
+
+    async def validate(self, operation: Operation, in_turn: Callable[[Operation], Any]) -> None:
+        """Has known here what the log says now, in one round trip if nothing has changed.
+
+        What others have recorded and taken back is taken in at once. Where somebody else has
+        had the conversation, that is done when nobody works on it here.
+
+        Args:
+            operation: The reader's.
+            in_turn: Enters the conversation's turn.
+        """
+        if await self._validate(operation, alone=False):
+            async with in_turn(operation):
+                if await self._validate(operation, alone=True):
+                    self._named(operation)
+                    self._ledger.expire_no_sooner(operation.expiry())
+                    self._tell_of_pause()
+
+    async def _validate(self, operation: Operation, *, alone: bool) -> bool:
+        """Validates; says whether somebody else has had it. `alone`: in the turn."""
+        ledger, epoch, version = self._ledger, self._known_epoch(), self._version
+        expires, begun, changed = operation.expiry(), self._begin_looking(), False
+        newest = self._keeping.newest(ledger.known)
+
+        def take_in(found: Found, *, alone: bool) -> None:
+            with self._lock:
+                if found.anew:
+                    self._apply(found, first=False, expires=expires)
+                    return
+                # Who had the turn meanwhile may have changed what this goes on from.
+                same = not found.continued or self._keeping.newest(ledger.known) == newest
+                self._take_in(found, alone=alone, window=alone and same)
+
+        def apply(found: Found | None) -> None:
+            nonlocal changed
+            changed = found is not None and found.anew
+            if found is None or (found.anew and not alone):
+                pass  # nothing has changed, or not while somebody may work on it
+            elif alone or not self._turns.when_idle(lambda: take_in(found, alone=True)):
+                # Nobody gets the turn in between: what is known would not be as it was read here.
+                take_in(found, alone=alone)
+            if alone or not changed:
+                self._looked(begun, version if found is None else found.version)
+
+        await self._run(
+            lambda log: log.validate(self.address, epoch, version, ledger.queue.seen, newest),
+            apply,
+            locked=False,
+            reads=True,
+        )
+        return changed
+
+    def _take_in(self, found: Found, *, alone: bool, window: bool) -> None:
+        """Takes in what others have recorded, and read, while nobody has sent anything."""
+        ledger, keeping = self._ledger, self._keeping
+        known = self._shown()
+        if (
+            window
+            and known is not None
+            and not (found.held or ledger.watch.active)
+            and found.window is not None
+            and keeping.differs(found.newest)
+            and keeping.has(known)
+        ):
+            # Another reader has asked the server since.
+            ledger.replace(keeping.read(found, known, removed=ledger.removed))
+        ledger.caught_up(found.rows, found.there, alone=alone)
+
+    def _begin_looking(self) -> tuple[Hashable, Moment]:
+        # Before the log is asked: what is written meanwhile is seen by the next glance.
+        return self.outbox.glance(), self._moment()
+
+    def _looked(self, begun: tuple[Hashable, Moment], version: Hashable) -> None:
+        self._glanced, self._as_of = begun
+        self._version = version
 
     def come(self) -> None:
         """Notes that a session has come to it, whose first call reads what others have recorded."""
@@ -217,6 +327,7 @@ class Record:
             for loop in ended:
                 self._unheard.pop(loop, None)
             ledger.caught_up(rows)
+            self._minds = ledger.queue.seen
 
         try:
             await self._run(lambda log: log.catch_up(self.address, epoch, ledger.queue.seen), apply)
@@ -239,11 +350,17 @@ class Record:
         before = None if anew or self._reopened else self._epoch
         expires = operation.expiry()
         unknown = ledger.local and ledger.known is None
+        begun = self._begin_looking()
+        if claim:
+            # Also where the caller leaves before it is told.
+            self._minds = ledger.queue.seen
 
         def apply(found: Found) -> None:
             # One with nothing in it is not made by looking at it.
             if not (first and unknown and not found.exists):
                 self._apply(found, first=first, expires=expires)
+                self._looked(begun, found.version)
+                self._minds = ledger.queue.seen
 
         found = await self._run(
             lambda log: log.open(self.address, before, ledger.queue.seen, claim=claim, first=first),
@@ -268,7 +385,7 @@ class Record:
         ledger = self._ledger
         self._hold(found.held)
         if not found.anew:
-            ledger.caught_up(found.rows)
+            ledger.caught_up(found.rows, found.there)
             self._epoch = found.epoch
             return
         if found.address != self.address and self.outbox.told.over(self.address, Trouble.PAUSED):
@@ -279,9 +396,14 @@ class Record:
         if first and ledger.left not in (None, found.before):
             # Another process has had it since the last session on it was closed here.
             ledger.forget_doubt()
-        kept = None
+        known, kept, goes_on = ledger.known, None, False
         if found.window is not None:
-            kept = self._keeping.read(found.window, found.newest, removed=ledger.removed)
+            had = known is not None and self._keeping.has(known)
+            kept = self._keeping.read(found, known, removed=ledger.removed)
+            # What a listing has shown here, and the log does not know, only another one tells of.
+            goes_on = not first and known is not None and (had or _has_all(kept, known))
+        else:
+            self._keeping.read_none(found.newest)
         ledger.load(
             found.rows,
             found.doubt,
@@ -290,6 +412,7 @@ class Record:
             first=first,
             mine=found.mine,
             expires=expires,
+            vouched=goes_on or self.outbox.vouches,
         )
         self._epoch = found.epoch
 
@@ -319,7 +442,7 @@ class Record:
     async def look(self) -> Look:
         """How it stands there: without a claim, which comes with reading it, in the turn."""
         epoch = self._known_epoch()
-        return await self._run(lambda log: log.look(self.address, epoch), _nothing)
+        return await self._run(lambda log: log.look(self.address, epoch), _nothing, reads=True)
 
     # Accepting and withdrawing
 
@@ -338,6 +461,7 @@ class Record:
                 ledger.accepted(found.rows, found.others, idle=idle)
 
         def apply(found: Accepted) -> None:
+            self._minds = max(self._minds, found.rows[-1].seq)
             # Nobody gets the turn in between: a pop that does would not see what is shown now.
             if not self._turns.when_idle(lambda: take_in(found, idle=True)):
                 take_in(found, idle=False)
@@ -400,7 +524,10 @@ class Record:
     async def forget(self) -> None:
         """Forgets what is kept of a conversation that is gone."""
         epoch = self._known_epoch()
-        await self._run(lambda log: log.forget(self.address, epoch), _nothing)
+        await self._run(
+            lambda log: log.forget(self.address, epoch),
+            lambda _: self._keeping.dropped(Written(None)),
+        )
 
     # Sending. In the turn.
 
@@ -459,7 +586,9 @@ class Record:
             ledger.expire_no_sooner(operation.expiry())
             self._tell_of_pause()
 
-    async def note(self, *, release: bool = False, listed: bool = False) -> None:
+    async def note(
+        self, *, release: bool = False, listed: bool = False, changes: bool = False
+    ) -> None:
         """Puts down what has landed, and what is in doubt.
 
         What a process that takes over does not know to have landed, it may take for a late copy.
@@ -467,21 +596,24 @@ class Record:
         Args:
             release: Whether to let other processes send.
             listed: See `Kept`.
+            changes: Whether something is being removed from the server: nothing is kept meanwhile.
         """
         ledger, epoch = self._ledger, self._known_epoch()
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
         landed = ledger.queue.landed
         kept, written = self._kept(listed=listed)
+        if changes:
+            kept, written = Kept(None), self._keeping.dropped
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if watch.active or (batch and history is not None):
             doubt = watch.dump(items, complete=complete, sending=False)
 
         def apply(noted: Noted) -> None:
+            written(noted.written)
             if release:
                 self._hold(False)
             ledger.noted(noted.newer, unsent=noted.doubt and bool(batch))
-            written(noted.written)
             if noted.left is not None:
                 ledger.left_as_of(noted.left)
             if noted.epoch is not None:
@@ -537,20 +669,30 @@ class Record:
     # How
 
     async def _run(
-        self, verb: Callable[[Log], T], apply: Callable[[T], None], *, locked: bool = True
+        self,
+        verb: Callable[[Log], T],
+        apply: Callable[[T], None],
+        *,
+        locked: bool = True,
+        reads: bool = False,
     ) -> T:
         """Does a transaction; `apply` changes the ledger when it is committed, with its lock.
 
-        Not `locked`: it takes the lock itself, behind that of the turns.
+        Not `locked`: it takes the lock itself, behind that of the turns. `reads`: nothing is
+        written.
         """
 
         def applied(value: T) -> None:
+            if not reads:
+                # Others may have undone it, and then it is as it was when it was read.
+                self._version = None
             with self._lock if locked else contextlib.nullcontext():
                 apply(value)
             self.changed.fire()
 
+        do = self.outbox.consult if reads else self.outbox.transact
         try:
-            return await self.outbox.transact(verb, applied)
+            return await do(verb, applied)
         except (Reopened, OutboxUnavailable):
             # Or it is not known what became of the verb.
             self._reopened = True
@@ -577,9 +719,16 @@ class Record:
         self, *, listed: bool = False
     ) -> tuple[Kept | None, Callable[[Written | None], None]]:
         ledger = self._ledger
-        return self._keeping.kept(
+        kept, stored = self._keeping.kept(
             self._shown(), (ledger.queue.landed, ledger.removed), listed=listed
         )
+
+        def told(written: Written | None) -> None:
+            if written is None and kept is not None and self.held:
+                self._keeping.refused()
+            stored(written)
+
+        return kept, told
 
     def _tell_of_pause(self) -> None:
         """Logs that it is paused, or is no longer, if that is news."""
@@ -625,6 +774,17 @@ class Keeping:
         self._newest: tuple[int, str] | None = None
         # The place up to which items had landed by then, and how many were removed.
         self._known = (0, 0)
+        # Whether a reader has kept what is not known here, so that only a listing is kept.
+        self._refused = False
+
+    def dropped(self, written: Written | None) -> None:
+        """Notes that nothing is kept, if that is so."""
+        if written is not None:
+            self._state, self._newest = None, None
+
+    def refused(self) -> None:
+        """Notes that the log keeps what another process has listed, and not what is known here."""
+        self._refused = True
 
     def behind(self, history: History | None) -> bool:
         """Whether the log does not keep what is known."""
@@ -639,6 +799,8 @@ class Keeping:
         known what stands on the server now, what is kept goes: it lacks what has landed since, or
         holds what was removed, and no check looks so far back.
         """
+        if self._refused and not listed:
+            history = None
         if history is None:
             if not self._wanted or known == self._known:
                 return None, _nothing
@@ -663,23 +825,56 @@ class Keeping:
         def stored(written: Written | None) -> None:
             if written is not None:
                 self._state, self._newest, self._known = state, written.newest, known
+                self._refused = False
 
         return kept, stored
 
-    def read(
-        self, stored: StoredWindow, newest: tuple[int, str] | None, *, removed: int
-    ) -> History:
-        """The history that the log keeps."""
-        self._newest, self._known = newest, (0, removed)
+    def has(self, history: History) -> bool:
+        """Whether the log keeps all of a history, as far as it was read or written here."""
+        return _state(history) == self._state
+
+    def differs(self, newest: tuple[int, str] | None) -> bool:
+        """Whether somebody else has written what is kept, by the newest item of it."""
+        return newest != self._newest
+
+    def newest(self, history: History | None) -> tuple[int, str] | None:
+        """The newest item that is kept, if all of a history is."""
+        return self._newest if history is not None and self.has(history) else None
+
+    def read(self, found: Found, known: History | None, *, removed: int) -> History:
+        """The history that the log keeps; what is known goes on with what was added to it."""
+        stored = found.window
+        assert stored is not None  # there is one
+        self._newest, self._known, self._refused = found.newest, (0, removed), False
         items = [hold(json.loads(item.data)) for item in stored.items]
-        history = History(items, complete=stored.complete)
+        complete = stored.complete
+        if found.continued:
+            assert known is not None  # it goes on from that
+            items, complete = [*known.items, *items], known.complete
+        history = History(items, complete=complete)
         history.verified = max(0, len(history) - stored.unverified)
         self._state = _state(history)
         return history
 
+    def read_none(self, newest: tuple[int, str] | None) -> None:
+        """Notes that the log keeps nothing."""
+        self._state, self._newest, self._refused = None, newest, False
+
 
 def _state(history: History) -> tuple[weakref.ref[History], int, int, int]:
     return weakref.ref(history), history.revision, len(history), history.verified
+
+
+def _has_all(kept: History, known: History) -> bool:
+    """Whether all that is known is kept, as far back as that goes."""
+    ids = {item.id for item in kept.items}
+    items = known.items
+    if kept.items and not kept.complete:
+        # What stands before it is as it was.
+        first = kept.items[0].id
+        places = [place for place, item in enumerate(items) if item.id == first]
+        items = items[places[0] :] if places else items
+    return all(item.id in ids for item in items)
 
 
 def _nothing(_: object) -> None:

@@ -383,6 +383,7 @@ class Sender:
         if says_gone(error):
             # The conversation is gone. Nothing of it may be shown any more.
             self._ledger.show_nothing()
+            await self._record.forget()
         await self._record.pause(reason, error)
         self._change(Sending.PAUSED, error)
 

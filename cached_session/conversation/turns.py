@@ -321,7 +321,7 @@ class Run:
         outbox, ticket = self.outbox, self.ticket
         if outbox is None or ticket is None:
             return
-        if not await outbox.transact(lambda log: log.has_turn(ticket)):
+        if not await outbox.consult(lambda log: log.has_turn(ticket)):
             raise run_is_over(conversation_id)
 
     # The line of the processes

@@ -11,7 +11,7 @@ an error, not a wrong state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -371,6 +371,17 @@ class Ledger:
             return None
         return copies(known.tail(limit))
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether what is known goes on from what a listing, or a log that vouches, has shown."""
+        return self._checked >= 0
+
+    @property
+    def evicted(self) -> bool:
+        """Whether nothing is known of the server, and nothing is in doubt: the cache dropped it."""
+        unknown = self.known is None and not self.queue
+        return unknown and self.confirmed and not self.watch.active
+
     # What is known of the server. In the turn.
 
     def begin_empty(self, at: Moment) -> None:
@@ -386,6 +397,15 @@ class Ledger:
         """Drops what is shown before what waits, too."""
         self.known = None
         self.show_nothing()
+
+    def refresh(self) -> None:
+        """Drops it, and has the server asked, whoever vouches for what."""
+        self.forget_all()
+        self._checked = -1
+
+    def replace(self, known: History) -> None:
+        """Takes what the log keeps in the place of what is known: a reader has listed it since."""
+        self.known = known
 
     def show_nothing(self) -> None:
         """Drops what is shown before what waits."""
@@ -652,9 +672,23 @@ class Ledger:
         if empty and not others and idle and not self.watch.active:
             self.queue.show_behind(self.known)
 
-    def caught_up(self, rows: Sequence[Row]) -> None:
-        """Takes in what others have recorded since."""
+    def caught_up(
+        self, rows: Sequence[Row], there: Collection[int] | None = None, *, alone: bool = False
+    ) -> None:
+        """Takes in what others have recorded and taken back since; nobody else has sent any of it.
+
+        Args:
+            rows: Rows that were accepted since.
+            there: The places of all rows that are there; None: nobody has taken any back.
+            alone: Whether nobody works on the conversation, or whoever does asks.
+        """
         self.queue.take_in(rows)
+        if there is not None:
+            self.queue.taken_back(frozenset(there))
+        known = self._shown()
+        if alone and known is not None and not self.queue.sealed and not self.watch.active:
+            # None of it was listed: it was not on the server.
+            self.queue.show_behind(known)
 
     def sealed(self, rows: Sequence[Row], through: int, newer: Sequence[Row]) -> None:
         """Notes that the batch up to a place may be sent.
@@ -712,6 +746,7 @@ class Ledger:
         first: bool,
         mine: bool,
         expires: float,
+        vouched: bool = False,
     ) -> None:
         """Takes the log's word for everything: somebody else has had the conversation.
 
@@ -723,17 +758,18 @@ class Ledger:
             first: Whether the log is read for the first time, and says what was known before.
             mine: Whether what is in doubt is this process's to look after.
             expires: Until when the requests that are noted may still be applied.
+            vouched: Whether `kept` goes on from what was confirmed before, or needs no listing.
         """
         self.paused = paused
         sealed = [row for row in rows if row.sealed]
-        if sealed or not first:
+        if sealed or not first or vouched:
             # Somebody else has had it since this was known. Some of what is sealed may have landed
             # and be listed here: what waits is shown behind what was kept with it, until a listing
             # decides.
             self.known = None
         if self.known is None and kept is not None:
             self.known = kept
-            if not first or self.listings:
+            if (not first or self.listings) and not vouched:
                 # What was confirmed before was something else: a listing has to confirm this.
                 self._checked = -1
         if not first or (mine and doubt is not None):

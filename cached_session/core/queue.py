@@ -104,6 +104,10 @@ class Queue:
                 self.entries.append(Entry(seq, data, at))
                 self.size += len(data)
 
+    def taken_back(self, there: Set[int]) -> None:
+        """Notes which rows are still in the log; what is missing was not sent."""
+        self.remove({entry.seq for entry in self.entries[self.sealed :]} - there)
+
     def remove(self, seqs: Set[int]) -> None:
         """Notes that rows are not in the log any more."""
         head, tail = self.entries[: len(seqs)], self.entries[len(seqs) :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 
 from cached_session.core.ledger import LOCAL
@@ -105,6 +105,13 @@ class Outbox(Protocol):
         """Whether what is recorded survives the process."""
 
     @property
+    def vouches(self) -> bool:
+        """Whether the log is asked in the server's place for what is on the server.
+
+        Then who comes to a conversation reads what the log keeps of it, without a request.
+        """
+
+    @property
     def advice(self) -> str:
         """What somebody can do about a backlog that is paused, as a sentence."""
 
@@ -130,6 +137,17 @@ class Outbox(Protocol):
 
         Raises:
             OutboxError: Nothing of it is recorded.
+        """
+
+    async def consult(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        """Has a verb done that only reads, as `transact` does, and keeps nobody from writing."""
+
+    def glance(self) -> Hashable:
+        """What is equal to an earlier one only if nobody has written to the log in between.
+
+        Never waits. None: only the log can tell.
         """
 
     @property

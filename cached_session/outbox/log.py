@@ -11,7 +11,7 @@ Whoever writes another kind of outbox writes this: `memory.py` has it on lists,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from cached_session.core.items import Held
@@ -58,6 +58,10 @@ class Found(NamedTuple):
         newest: The newest item of that.
         exists: Whether there is a record of it.
         namesakes: Backlogs of the conversation that another account has.
+        version: Another one whenever rows, the window or the owner have changed; None: always.
+        there: The places of all rows, where `rows` are only those that were accepted since; None:
+            nobody else takes any back.
+        continued: Whether `window` has only what was added to the one that was known.
     """
 
     address: Address
@@ -73,6 +77,9 @@ class Found(NamedTuple):
     newest: tuple[int, str] | None = None
     exists: bool = True
     namesakes: tuple[Namesake, ...] = ()
+    version: Hashable = None
+    there: tuple[int, ...] | None = None
+    continued: bool = False
 
 
 class Accepted(NamedTuple):
@@ -227,6 +234,32 @@ class Log(Protocol):
             first: Whether it was never read here.
         """
 
+    def validate(
+        self,
+        address: Address,
+        epoch: Epoch,
+        version: Hashable,
+        seen: int,
+        newest: tuple[int, str] | None,
+    ) -> Found | None:
+        """Says what has changed of a conversation; claims and writes nothing.
+
+        All of it is of one moment: with a living owner, what has landed and is not noted is a row
+        still, and not in the window. While the epoch is the same, nobody has changed the server:
+        whoever does has claimed the conversation before.
+
+        Args:
+            address: Where it is.
+            epoch: As of when it was read here.
+            version: As it was then, or when it was last validated.
+            seen: The newest place that is known here.
+            newest: The newest item of the window that is known here, if all of that is.
+
+        Returns:
+            None: nothing has changed. Otherwise with the same epoch what was accepted since and
+            what is there still, with another one all there is; with the window, in both cases.
+        """
+
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         """The rows that were accepted since.
 
@@ -312,6 +345,9 @@ class Log(Protocol):
             undoubted: Whether nothing is, where `doubt` is None; or else it stays as it is.
             kept: As in `seal`.
             release: Whether to let other processes send.
+
+        Where rows have landed, and what is kept does not have them, it is forgotten: others read
+        both together.
         """
 
     def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:

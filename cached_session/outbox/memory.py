@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -95,6 +95,10 @@ class MemoryOutbox(Shared):
                 applied(found)
         return found
 
+    def glance(self) -> Hashable:
+        """Always the same: nobody else has the log."""
+        return "memory"
+
     async def let_go(self) -> None:
         """Does nothing: there is no file to let go of, and what is recorded stays."""
 
@@ -175,6 +179,16 @@ class MemoryLog(Log):
             exists=record is not _NOTHING,
             namesakes=self._namesakes(address) if first else (),
         )
+
+    def validate(
+        self,
+        address: Address,
+        epoch: Epoch,
+        version: Hashable,
+        seen: int,
+        newest: tuple[int, str] | None,
+    ) -> None:
+        """Nobody else changes anything."""
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         return self._find(address).after(seen)

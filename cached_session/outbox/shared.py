@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from cached_session.errors import OutboxError
@@ -53,6 +53,9 @@ class Shared(abc.ABC):
 
     durable = True
     """Whether what is recorded survives the process."""
+
+    vouches = False
+    """Whether the log is asked in the server's place for what is on the server."""
 
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
@@ -123,6 +126,16 @@ class Shared(abc.ABC):
         self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
     ) -> T:
         """Runs `work` in a transaction; see `Outbox.transact`."""
+
+    async def consult(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        """Runs `work`, which changes nothing; see `Outbox.consult`."""
+        return await self.transact(work, applied)
+
+    def glance(self) -> Hashable:
+        """What tells without waiting that nothing has changed; see `Outbox.glance`."""
+        return None
 
     @property
     def ours(self) -> bool:

@@ -58,13 +58,15 @@ class Job(NamedTuple):
 
     work: Work
     answer: Callable[[Outcome], None]
+    reads: bool = False
+    """Whether it changes nothing."""
 
 
 class Opened(Protocol):
     """A log that is open. Belongs to the thread that opened it."""
 
-    def run(self, works: Sequence[Work]) -> list[Outcome]:
-        """Has works done, and says what became of each, in their order.
+    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
+        """Has works done, and says what became of each, in their order; `reads`: none writes.
 
         Errors lead to the list itself by their tracebacks: whoever takes them out leaves it empty.
         """
@@ -154,7 +156,7 @@ class Writer:
         group = [job for job in waiting if job is not None]
         going_on = len(group) == len(waiting)
         if group:
-            outcomes = _outcomes(opening, opened, [job.work for job in group])
+            outcomes = _outcomes(opening, opened, group)
             _answer(group, outcomes)
             # The traceback of an error leads back to this frame and those below,
             # and from here it would lead to the error again.
@@ -202,14 +204,14 @@ def _answer(group: list[Job], outcomes: list[Outcome]) -> None:
 
 
 def _outcomes(
-    opening: Callable[[], Opened], opened: list[Opened], works: list[Work]
+    opening: Callable[[], Opened], opened: list[Opened], group: list[Job]
 ) -> list[Outcome]:
     if not opened:
         try:
             opened.append(opening())
         except Exception as error:
-            return failures(len(works), str(error), error)
-    return opened[0].run(works)
+            return failures(len(group), str(error), error)
+    return opened[0].run([job.work for job in group], reads=all(job.reads for job in group))
 
 
 def failures(count: int, message: str, cause: BaseException) -> list[Outcome]:
@@ -263,9 +265,20 @@ class Threaded(Shared):
                 the work is recorded; or the process was forked after the
                 outbox was made.
         """
+        return await self._do(work, applied, reads=False)
+
+    async def consult(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        """Has `work` done, which changes nothing, as `transact` does; see `Outbox.consult`."""
+        return await self._do(work, applied, reads=True)
+
+    async def _do(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None, *, reads: bool
+    ) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
-        self._put(Job(work, functools.partial(_tell, loop, future, applied)))
+        self._put(Job(work, functools.partial(_tell, loop, future, applied), reads))
         try:
             return cast(T, (await future).result())
         finally:

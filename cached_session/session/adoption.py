@@ -244,7 +244,7 @@ class Adopter:
         # Each is tried once in a while, whatever became of it.
         self._tried = {one: at for one, at in self._tried.items() if at <= now < at + every}
         beside, before = frozenset(self._tried), self._seen
-        orphans = await means.outbox.transact(
+        orphans = await means.outbox.consult(
             lambda log: log.orphans(self._home, beside, _AT_A_LOOK)
         )
         # Who has recorded it claims it a moment later; and who uses the conversation comes first.

@@ -317,10 +317,13 @@ class Binding:
 
         Args:
             limit: How many of the newest items; None: all.
-            waited: Whether the caller has waited for whoever makes the conversation.
+            waited: Whether the caller has waited for whoever makes the conversation, and has had
+                validated what is known of it.
         """
         conversation = self.bound()
         if conversation is None or not (waited or self._making.idle) or not conversation.current:
+            return None
+        if not (waited or conversation.valid(self.valid_since())):
             return None
         self._cache.touch(conversation)
         held = conversation.view(limit, self.trust(conversation))
@@ -339,6 +342,9 @@ class Binding:
         before those that it shows.
         """
         now = Operation.now()
+        if conversation.vouched_for:
+            # What counts then was validated just now.
+            return Trust(0, -math.inf, now)
         if self._max_staleness is None:
             # Without end, once a listing was begun after the session came to the conversation.
             if self._opening is None:
@@ -350,6 +356,15 @@ class Binding:
             return Trust(0, math.inf, now)
         # Of the copy, not of this session: whoever has checked it.
         return Trust(0, now - self._max_staleness, now)
+
+    def valid_since(self) -> float:
+        """When the outbox must have been asked what other processes have done, for a read now.
+
+        On the running loop's clock.
+        """
+        if self._max_staleness is None or self._max_staleness == 0:
+            return math.inf
+        return Operation.now() - self._max_staleness
 
     # Calls
 

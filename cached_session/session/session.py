@@ -64,12 +64,14 @@ class CachedSession(OpenAIConversationsSession):
         session_settings: The SDK's settings, as an object or a dict. `limit`
             is what `get_items()` returns at most.
         cache: Where the local copy is kept; None: the process's own.
-        max_staleness: When a read asks the server what other processes wrote.
+        max_staleness: When a read asks the server what others wrote.
             Seconds: if nobody in the process has asked for longer than that,
             whichever session object it was. None: at the first read of each
             session object, unless it made the conversation itself. 0: at every
             read. `math.inf`: never, while the copy is held. It takes one
-            request for each 100 items added since the last time.
+            request for each 100 items added since the last time. What other
+            processes did through the file of an outbox, each read asks that,
+            without a request; with seconds, if it was not asked for longer.
         retry: How requests are repeated; None: `RetryPolicy()`.
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
@@ -263,9 +265,10 @@ class CachedSession(OpenAIConversationsSession):
             ValueError: Another session has the conversation with another
                 outbox or cache.
             openai.OpenAIError: The server refused, or stayed out of reach.
-            DeadlineExceeded: The operations before this one, or another process
-                that sends what waits, took too long; or the time was over
-                before the next request.
+            DeadlineExceeded: The operations before this one took too long, or
+                another process that sends what waits, where the outbox keeps
+                too little to be shown meanwhile; or the time was over before
+                the next request.
             UnexpectedAnswer: The server cannot list its own conversation.
             OutboxError: The outbox could not be read or written.
             TurnLost: The event loop was stopped during the call, and another
@@ -283,6 +286,7 @@ class CachedSession(OpenAIConversationsSession):
                 # The conversation may have been made, or changed, just now.
                 if limit == 0:
                     return []
+                await conversation.validate(operation, binding.valid_since())
                 held = binding.view(limit, waited=True)
                 if held is not None:
                     return held

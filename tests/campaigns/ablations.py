@@ -262,6 +262,11 @@ def removals_not_recorded(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "remove_late_copies", remove_at_once)
 
 
+def reads_not_validated(patch: pytest.MonkeyPatch) -> None:
+    """A read takes what is known for what the log says, once it was read."""
+    patch.setattr(record.Record, "valid", lambda self, since, now: self._as_of is not None)
+
+
 DOUBLED = "on the server more often than appended"
 LOST = "appended, never removed, not on the server"
 UNTRUE = "a read .* shows what the server never held"
@@ -269,6 +274,7 @@ HALF = "a cancelled append is half applied"
 NOT_IDEAL = "at the end: lost|a read shows|a read "
 POPPED = "a pop removed"
 UNRECORDED = "an append returned and was recorded as"
+UNSEEN = "does not show what had been appended"
 UNEXPLAINED = r"[1-9]\d* doubled|: a read of "
 
 Draw = Callable[[int], Plan]
@@ -291,6 +297,7 @@ ABLATIONS: Mapping[Ablation, Mapping[Draw, str]] = {
     mirror_before_the_record: {OutboxSetting.draw: UNRECORDED},
     no_settling_before_a_send: {OutboxSetting.draw: NOT_IDEAL},
     reads_of_the_server_alone: {OutboxSetting.crowded: "a read "},
+    reads_not_validated: {OutboxSetting.draw: UNSEEN},
     not_sealed: {Round.losing_answers: UNEXPLAINED},
     removals_not_recorded: {Round.amid_removals: UNEXPLAINED},
 }

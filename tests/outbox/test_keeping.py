@@ -77,3 +77,27 @@ async def test_not_known_any_more(so: dict[str, int], on_disk: SQLiteOutbox) -> 
     await keep(on_disk, kept, history("c"), **so)
     await keep(on_disk, kept, None, **so)
     assert await names(on_disk) == ["c"]
+
+
+async def test_what_has_landed_and_is_not_kept(on_disk: SQLiteOutbox) -> None:
+    """A window that would lack what has just landed goes: others read it with what waits."""
+    kept = Keeping(wanted=True)
+    await keep(on_disk, kept, history("a", "b"))
+
+    def work(log: SQLiteLog) -> Noted:
+        store = log.store
+        (place,) = store.accept(ADDRESS, [b"{}"], 0.0)
+        store.seal(ADDRESS, place, None)
+        return log.note(
+            ADDRESS,
+            Epoch(store.token, store.mark(ADDRESS)[::2]),
+            place,
+            landed=place,
+            doubt=None,
+            undoubted=True,
+            kept=None,
+            release=False,
+        )
+
+    await on_disk.transact(work)
+    assert await names(on_disk) is None

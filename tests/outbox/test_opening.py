@@ -47,7 +47,7 @@ async def test_header(path: Path) -> None:
     outbox = SQLiteOutbox(path)
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"csox"),)
-        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+        assert other.execute("PRAGMA user_version").fetchone() == (3,)
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     synchronous = await outbox.transact(
         lambda log: log.store._connection.execute("PRAGMA synchronous").fetchone()
@@ -110,8 +110,8 @@ def test_newer_schema(path: Path) -> None:
     """A file of a newer release is left to it."""
     _fill(path, b"1")
     with closing(sqlite3.connect(path)) as other:
-        other.execute("PRAGMA user_version = 3")
-    _refused(path, "newer release", "schema 3", "Update cached-session")
+        other.execute("PRAGMA user_version = 4")
+    _refused(path, "newer release", "schema 4", "Update cached-session")
 
 
 def test_damaged_at_opening(path: Path) -> None:
@@ -250,4 +250,4 @@ async def test_older_schema(path: Path) -> None:
     assert ticket.first
     await outbox.let_go()
     with closing(sqlite3.connect(path)) as other:
-        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+        assert other.execute("PRAGMA user_version").fetchone() == (3,)

@@ -147,7 +147,7 @@ def _foreign_wal(path: Path) -> None:
 
 
 def _newer(path: Path) -> None:
-    _database(path, f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 3")
+    _database(path, f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 4")
 
 
 @pytest.mark.parametrize("through_link", [False, True], ids=["itself", "link"])

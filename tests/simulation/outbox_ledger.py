@@ -327,12 +327,14 @@ class OutboxLedger(Account):
         lost = [
             text
             for call in self.calls
-            if call.process == process and call.ended == "returned" and call.ended_at < started
+            if call.ended == "returned" and call.ended_at < started
             for text in call.texts
             if asked[text] == 1 and text in order and text not in texts
         ]
         if lost:
-            raise self.broken(f"a read does not show what its process had appended: {lost}")
+            raise self.broken(
+                f"a read in process {process} does not show what had been appended: {lost}"
+            )
 
     def landed_of(
         self, sealed: Sequence[tuple[int, str]], waiting: set[int], listing: Sequence[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 from cached_session.core.items import Held, unhold
@@ -69,14 +69,18 @@ class PostgresLog(Log):
         now = Epoch(self.token, (found.now_number, found.now_claims) if found.mine else None)
         rows = _rows(found.seqs, found.items, found.sealed, found.ats)
         if not found.anew:
-            return Found(address, now, mark, found.held, found.mine, False, rows)
-        window = newest = None
-        if found.window_kept:
-            items = tuple(map(StoredItem, found.window_ids or (), found.window_items or ()))
-            unverified = min(found.window_unverified, len(items))
-            window = StoredWindow(items, found.window_complete, unverified)
-        if found.newest_seq is not None:
-            newest = (found.newest_seq, found.newest_id)
+            places = tuple(found.places or ())
+            return Found(
+                address,
+                now,
+                mark,
+                found.held,
+                found.mine,
+                False,
+                rows,
+                version=found.version,
+                there=places,
+            )
         return Found(
             address,
             now,
@@ -87,11 +91,52 @@ class PostgresLog(Log):
             rows,
             found.doubt,
             found.paused,
-            window,
-            newest,
+            _window(found, continued=False),
+            _newest(found),
             bool(found.before_number),
             # Only those who come to it anew are told.
             self._namesakes(address) if first else (),
+            found.version,
+        )
+
+    def validate(
+        self,
+        address: Address,
+        epoch: Epoch,
+        version: Hashable,
+        seen: int,
+        newest: tuple[int, str] | None,
+    ) -> Found | None:
+        self._check(epoch)
+        found = self._engine.call(
+            "validate",
+            self.token,
+            [*address],
+            *self._claims(epoch),
+            version,
+            seen,
+            newest and newest[0],
+        )
+        if not found.changed:
+            return None
+        mark = Mark(found.now_number, found.now_owner, found.now_claims)
+        claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
+        return Found(
+            address._replace(conversation=found.conversation),
+            Epoch(self.token, claims if found.mine else None),
+            mark,
+            found.held,
+            found.mine,
+            found.anew,
+            _rows(found.seqs, found.items, found.sealed, found.ats),
+            found.doubt,
+            found.paused,
+            _window(found, continued=found.continued),
+            _newest(found),
+            bool(found.now_number),
+            version=found.version,
+            there=tuple(found.places or ()),
+            continued=found.continued,
         )
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
@@ -158,7 +203,7 @@ class PostgresLog(Log):
             Epoch(self.token, (found.now_number, found.now_claims)),
             _rows(found.seqs, found.items, found.sealed, found.ats),
             _rows(found.newer_seqs, found.newer_items, found.newer_sealed, found.newer_ats),
-            self._written(address, kept, found),
+            self._written(address, epoch, kept, found),
         )
 
     def note(
@@ -190,7 +235,7 @@ class PostgresLog(Log):
         return Noted(
             _rows(found.seqs, found.items, found.sealed, found.ats),
             found.mine and doubt is not None,
-            self._written(address, kept, found),
+            self._written(address, epoch, kept, found),
             mark if release else None,
             Epoch(self.token, claims) if found.same else None,
         )
@@ -355,7 +400,9 @@ class PostgresLog(Log):
             self._max_window_bytes,
         )
 
-    def _written(self, address: Address, kept: Kept | None, found: Any) -> Written | None:
+    def _written(
+        self, address: Address, epoch: Epoch, kept: Kept | None, found: Any
+    ) -> Written | None:
         if kept is None or found.kept is None:
             return None
         if found.kept == "all":
@@ -363,7 +410,7 @@ class PostgresLog(Log):
             found = self._engine.call("keep_all", self.token, [*address], *self._window(kept, None))
         if found.kept != "kept":
             return None
-        return Written(None if found.newest_seq is None else (found.newest_seq, found.newest_id))
+        return Written(_newest(found))
 
 
 def _rows(
@@ -375,6 +422,19 @@ def _rows(
     """Rows as the functions give them: the sealed ones are the oldest."""
     found = zip(seqs or (), items or (), ats or (), strict=True)
     return tuple(Row(seq, data, n < (sealed or 0), at) for n, (seq, data, at) in enumerate(found))
+
+
+def _window(found: Any, *, continued: bool) -> StoredWindow | None:
+    if not found.window_kept:
+        return None
+    items = tuple(map(StoredItem, found.window_ids or (), found.window_items or ()))
+    # The oldest ones, which went for the bound, may have been unverified, too.
+    unverified = found.window_unverified if continued else min(found.window_unverified, len(items))
+    return StoredWindow(items, found.window_complete, unverified)
+
+
+def _newest(found: Any) -> tuple[int, str] | None:
+    return None if found.newest_seq is None else (found.newest_seq, found.newest_id)
 
 
 def _stored(item: Held) -> bytes:

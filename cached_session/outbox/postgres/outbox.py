@@ -86,6 +86,8 @@ class PostgresOutbox(Threaded):
         self._lease = Lease(lease)
         self.holdings = Holdings(lease=self._lease)
 
+    vouches = True
+
     @property
     def lease(self) -> float:
         """Seconds after which others may go on; see the class."""
@@ -120,7 +122,7 @@ class _Database:
         self._engine.expire(keep_for)
         self._log = PostgresLog(self._engine, lease, max_window_bytes)
 
-    def run(self, works: Sequence[Work]) -> list[Outcome]:
+    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
         """Does one after the other: one transaction for several conversations would deadlock."""
         return [self._one(work) for work in works]
 

@@ -279,11 +279,12 @@ $$;
 
 -- Keeps the newest part of a conversation, unless another process may have kept a newer one.
 --
+-- same: nobody else has had the conversation since the writer read it.
 -- how: 'forget'; 'all': the items are all of it; 'more': they come behind what is kept, if its
 -- newest item is still (seq, id).
 -- Returns 'kept', 'passed over', or 'all': all of it has to be sent, what is kept is another one.
-CREATE FUNCTION cached_session.keep(me text, n bigint, how text, ids text[], items bytea[],
-    complete boolean, unverified integer, seq_of bigint, id_of text, listed boolean,
+CREATE FUNCTION cached_session.keep(me text, n bigint, same boolean, how text, ids text[],
+    items bytea[], complete boolean, unverified integer, seq_of bigint, id_of text, listed boolean,
     max_bytes bigint) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     owns boolean;
@@ -305,7 +306,8 @@ BEGIN
     ours := newest.newest_seq IS NOT DISTINCT FROM seq_of
         AND newest.newest_id IS NOT DISTINCT FROM id_of;
     IF NOT owns THEN
-        IF cached_session.elsewhere(me, n) OR NOT (ours OR listed) THEN
+        -- Whoever has claimed it since may have changed what is on the server.
+        IF NOT same OR cached_session.elsewhere(me, n) OR NOT (ours OR listed) THEN
             RETURN 'passed over';
         END IF;
         -- A batch may have landed that nobody has looked for: the next process would show both,
@@ -317,11 +319,26 @@ BEGIN
         IF NOT (ours OR newest.newest_seq IS NULL OR newest.newest_id = ANY (ids)) THEN
             RETURN CASE how WHEN 'more' THEN 'all' ELSE 'passed over' END;
         END IF;
+    ELSIF NOT (ours OR newest.newest_seq IS NULL OR listed) THEN
+        -- A reader has listed it, and perhaps what is not known to the writer.
+        RETURN 'passed over';
     END IF;
     IF how = 'more' AND NOT ours THEN
         RETURN 'all';
     END IF;
     IF how = 'all' THEN
+        IF complete IS NOT DISTINCT FROM (
+            SELECT c.window_complete FROM cached_session.conversations c
+            WHERE c.number = n AND c.window_kept
+        ) AND ids IS NOT DISTINCT FROM (
+            SELECT coalesce(array_agg(w.id ORDER BY w.seq), '{}')
+            FROM cached_session.window_items w WHERE w.conversation = n
+        ) THEN
+            -- It is kept already. Whoever has kept it would take it for something new.
+            UPDATE cached_session.conversations
+            SET window_unverified = unverified, touched = clock_timestamp() WHERE number = n;
+            RETURN 'kept';
+        END IF;
         PERFORM cached_session.forget_window(n);
     END IF;
     INSERT INTO cached_session.window_items (conversation, id, data)
@@ -340,7 +357,7 @@ BEGIN
     RETURNING window_size INTO size;
     IF size > max_bytes THEN
         -- The oldest ones go, until the rest fits.
-        SELECT max(w.seq), max(w.above) INTO oldest, size FROM (
+        SELECT max(w.seq) INTO oldest FROM (
             SELECT seq, sum(octet_length(id) + octet_length(data)) OVER (ORDER BY seq DESC) AS above
             FROM cached_session.window_items WHERE conversation = n
         ) AS w WHERE w.above > max_bytes;
@@ -357,16 +374,52 @@ BEGIN
     RETURN 'kept';
 END $$;
 
+-- Removes rows that have landed, and keeps a window that has them in their place.
+CREATE FUNCTION cached_session.landed(me text, n bigint, through bigint, same boolean, how text,
+    ids text[], items bytea[], complete boolean, unverified integer, seq_of bigint, id_of text,
+    listed boolean, max_bytes bigint, OUT kept text, OUT newest_seq bigint, OUT newest_id text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    gone boolean;
+BEGIN
+    DELETE FROM cached_session.items i
+    WHERE i.conversation = n AND i.seq <= through AND i.sealed;
+    gone := FOUND;
+    IF how IS NOT NULL THEN
+        kept := cached_session.keep(me, n, same, how, ids, items, complete, unverified, seq_of,
+            id_of, listed, max_bytes);
+    END IF;
+    IF gone AND kept IS DISTINCT FROM 'kept' THEN
+        -- Whoever reads both together would miss them.
+        PERFORM cached_session.forget_window(n);
+    END IF;
+    SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
+END $$;
+
+-- What differs from an earlier one if rows, the window or the owner have changed since. Rows come
+-- behind all others and go in front or at the end, and no place is given out again: with the same
+-- newest one and as many of them they are the same. The newest one of a window tells it.
+CREATE FUNCTION cached_session.version(n bigint) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT coalesce((
+        SELECT jsonb_build_array(number, conversation, owner, released, claims,
+            (SELECT count(*) FROM cached_session.items i WHERE i.conversation = n),
+            (SELECT max(i.seq) FROM cached_session.items i WHERE i.conversation = n),
+            (SELECT max(w.seq) FROM cached_session.window_items w WHERE w.conversation = n))::text
+        FROM cached_session.conversations WHERE number = n
+    ), '')
+$$;
+
 -- The verbs.
 
-CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_number bigint, epoch_claims bigint,
-    seen bigint, wants boolean, lease double precision,
+CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_number bigint,
+    epoch_claims bigint, seen bigint, wants boolean, lease double precision,
     OUT conversation text, OUT before_number bigint, OUT before_owner text, OUT before_claims bigint,
     OUT now_number bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean,
     OUT anew boolean, OUT lapsed boolean, OUT doubt bytea, OUT paused text,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[],
     OUT window_kept boolean, OUT window_complete boolean, OUT window_unverified integer,
-    OUT window_ids text[], OUT window_items bytea[], OUT newest_seq bigint, OUT newest_id text)
+    OUT window_ids text[], OUT window_items bytea[], OUT newest_seq bigint, OUT newest_id text,
+    OUT version text, OUT places bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
@@ -415,6 +468,9 @@ BEGIN
     END IF;
     doubt := c.doubt;
     paused := c.paused;
+    version := cached_session.version(n);
+    SELECT array_agg(i.seq ORDER BY i.seq) INTO places
+    FROM cached_session.items i WHERE i.conversation = n;
     IF anew THEN
         window_kept := coalesce(c.window_kept, false);
         window_complete := c.window_complete;
@@ -423,6 +479,59 @@ BEGIN
         INTO window_ids, window_items FROM cached_session.window_items w WHERE w.conversation = n;
         SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
     END IF;
+END $$;
+
+-- What has changed since a version: nothing is locked, claimed or written, and all of it is of one
+-- moment. changed: false, and all else null, where nothing has.
+CREATE FUNCTION cached_session.validate(me text, a text[], epoch_number bigint,
+    epoch_claims bigint, known text, seen bigint, known_newest bigint,
+    OUT changed boolean, OUT conversation text, OUT now_number bigint, OUT now_owner text,
+    OUT now_claims bigint, OUT held boolean, OUT mine boolean, OUT anew boolean, OUT doubt bytea,
+    OUT paused text, OUT seqs bigint[], OUT items bytea[], OUT sealed bigint,
+    OUT ats double precision[], OUT window_kept boolean, OUT window_complete boolean,
+    OUT window_unverified integer, OUT window_ids text[], OUT window_items bytea[],
+    OUT newest_seq bigint, OUT newest_id text, OUT version text, OUT places bigint[],
+    OUT continued boolean)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    c cached_session.conversations;
+    n bigint;
+BEGIN
+    SELECT * INTO c FROM cached_session.conversations x
+    WHERE x.base_url = a[1] AND x.organization = a[2] AND x.project = a[3]
+        AND x.credentials = a[4] AND (x.conversation = a[5] OR x.local = a[5])
+    ORDER BY x.conversation = a[5] DESC LIMIT 1;
+    n := c.number;
+    version := cached_session.version(n);
+    changed := version IS DISTINCT FROM known;
+    IF NOT changed THEN
+        RETURN;
+    END IF;
+    conversation := coalesce(c.conversation, a[5]);
+    mine := NOT cached_session.elsewhere(me, n);
+    held := coalesce(c.owner = me AND NOT c.released, false);
+    now_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
+    now_claims := coalesce(c.claims, 0);
+    now_number := coalesce(n, 0);
+    anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM
+        (CASE WHEN now_claims > 0 THEN n ELSE 0 END, now_claims);
+    SELECT * INTO seqs, items, sealed, ats
+    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
+    SELECT array_agg(i.seq ORDER BY i.seq) INTO places
+    FROM cached_session.items i WHERE i.conversation = n;
+    doubt := c.doubt;
+    paused := c.paused;
+    window_kept := coalesce(c.window_kept, false);
+    window_complete := c.window_complete;
+    window_unverified := c.window_unverified;
+    continued := known_newest IS NOT NULL AND EXISTS (
+        SELECT FROM cached_session.window_items w
+        WHERE w.conversation = n AND w.seq = known_newest
+    );
+    SELECT array_agg(w.id ORDER BY w.seq), array_agg(w.data ORDER BY w.seq)
+    INTO window_ids, window_items FROM cached_session.window_items w
+    WHERE w.conversation = n AND (NOT continued OR w.seq > known_newest);
+    SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
 CREATE FUNCTION cached_session.namesakes(a text[])
@@ -503,12 +612,8 @@ BEGIN
         RETURN;
     END IF;
     state := 'sealed';
-    DELETE FROM cached_session.items i WHERE i.conversation = n AND i.seq <= landed AND i.sealed;
-    IF how IS NOT NULL THEN
-        kept := cached_session.keep(me, n, how, ids, window_of, complete, unverified, seq_of, id_of,
-            listed, max_bytes);
-        SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
-    END IF;
+    SELECT * INTO kept, newest_seq, newest_id FROM cached_session.landed(me, n, landed, true, how,
+        ids, window_of, complete, unverified, seq_of, id_of, listed, max_bytes);
     UPDATE cached_session.items i SET sealed = true
     WHERE i.conversation = n AND i.seq <= through AND NOT i.sealed;
     UPDATE cached_session.conversations SET doubt = doubt_of, touched = clock_timestamp()
@@ -538,12 +643,8 @@ BEGIN
     SELECT * INTO c FROM cached_session.conversations WHERE number = n;
     same := (epoch_number, epoch_claims) IS NOT DISTINCT FROM
         (CASE WHEN c.claims > 0 THEN n ELSE 0 END, coalesce(c.claims, 0));
-    DELETE FROM cached_session.items i WHERE i.conversation = n AND i.seq <= landed AND i.sealed;
-    IF how IS NOT NULL THEN
-        kept := cached_session.keep(me, n, how, ids, window_of, complete, unverified, seq_of, id_of,
-            listed, max_bytes);
-        SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
-    END IF;
+    SELECT * INTO kept, newest_seq, newest_id FROM cached_session.landed(me, n, landed, same, how,
+        ids, window_of, complete, unverified, seq_of, id_of, listed, max_bytes);
     -- What another process has noted since is newer than what is known to this one.
     mine := same AND c.owner IS NOT DISTINCT FROM me;
     UPDATE cached_session.conversations SET
@@ -558,15 +659,19 @@ BEGIN
 END $$;
 
 -- Keeps a window that had to be sent whole.
-CREATE FUNCTION cached_session.keep_all(me text, a text[], ids text[], items bytea[],
-    complete boolean, unverified integer, seq_of bigint, id_of text, listed boolean,
-    max_bytes bigint, OUT kept text, OUT newest_seq bigint, OUT newest_id text)
+CREATE FUNCTION cached_session.keep_all(me text, a text[], epoch_number bigint,
+    epoch_claims bigint, ids text[], items bytea[], complete boolean, unverified integer,
+    seq_of bigint, id_of text, listed boolean, max_bytes bigint, OUT kept text, OUT newest_seq bigint, OUT newest_id text)
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
+    same boolean;
 BEGIN
-    kept := cached_session.keep(me, n, 'all', ids, items, complete, unverified, seq_of, id_of,
-        listed, max_bytes);
+    SELECT (epoch_number, epoch_claims) IS NOT DISTINCT FROM
+        (CASE WHEN c.claims > 0 THEN n ELSE 0 END, c.claims) INTO same
+    FROM cached_session.conversations c WHERE c.number = n;
+    kept := cached_session.keep(me, n, same, 'all', ids, items, complete, unverified, seq_of,
+        id_of, listed, max_bytes);
     SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
@@ -745,7 +850,10 @@ BEGIN
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
+<<<<<<< HEAD
         -- There may be nobody left, if the caller's own place was passed by before it asked again.
+=======
+>>>>>>> main
         EXIT WHEN front.ticket IS NULL OR front.owner = me
             OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;

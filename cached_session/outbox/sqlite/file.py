@@ -113,11 +113,11 @@ class OpenFile:
                 "Close the outbox; its next use opens what is there then."
             )
 
-    def run(self, works: Sequence[Work]) -> list[Outcome]:
+    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
         """Has works done in one transaction; see `Opened.run`."""
         try:
             self.check()
-            return run_group(self.connection, self.log, self.explain, works)
+            return run_group(self.connection, self.log, self.explain, works, reads=reads)
         except BaseException as error:
             return failures(len(works), str(self.explain(error)), error)
 
@@ -183,6 +183,8 @@ def run_group(
     log: Log,
     explain: Callable[[sqlite3.Error], OutboxError],
     works: Sequence[Work],
+    *,
+    reads: bool = False,
 ) -> list[Outcome]:
     """Runs works in one transaction; one that raises is undone alone.
 
@@ -191,6 +193,7 @@ def run_group(
         log: What the works get.
         explain: Makes of SQLite's error one for users.
         works: The works, in their order.
+        reads: Whether none of them writes: they wait for nobody, and keep nobody from writing.
 
     Returns:
         What became of each; see `Opened.run`.
@@ -199,7 +202,7 @@ def run_group(
         BaseException: The transaction failed, and nothing is recorded.
     """
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
         outcomes = [_attempt(connection, log, explain, work) for work in works]
         connection.execute("COMMIT")
     except BaseException:

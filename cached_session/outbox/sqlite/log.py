@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from cached_session.core.items import Held, unhold
 from cached_session.errors import Reopened, run_is_over
@@ -62,8 +62,12 @@ class SQLiteLog(Log):
             store.release(address)
             held = False
         now = Epoch(store.token, _claims(store.mark(address)) if mine else None)
+        version = store.version(address)
         if not anew:
-            return Found(address, now, mark, held, mine, False, mailbox.rows)
+            there = store.places(address)
+            return Found(
+                address, now, mark, held, mine, False, mailbox.rows, version=version, there=there
+            )
         return Found(
             address,
             now,
@@ -79,6 +83,46 @@ class SQLiteLog(Log):
             bool(mark.number),
             # Only those who come to it anew are told.
             tuple(store.namesakes(address)) if first else (),
+            version,
+        )
+
+    def validate(
+        self,
+        address: Address,
+        epoch: Epoch,
+        version: Hashable,
+        seen: int,
+        newest: tuple[int, str] | None,
+    ) -> Found | None:
+        self._check(epoch)
+        store = self.store
+        now_version = store.version(address)
+        if now_version == version:
+            return None
+        real = store.known_as(address)
+        if real is not None:
+            address = address._replace(conversation=real)
+        mark, mine = store.mark(address), not store.elsewhere(address)
+        now = Epoch(store.token, _claims(mark) if mine else None)
+        anew = now != epoch or now.claims is None
+        mailbox = store.mailbox(address, after=0 if anew else seen)
+        continued = newest is not None and store.in_window(address, newest[0])
+        return Found(
+            address,
+            now,
+            mark,
+            store.holds(address),
+            mine,
+            anew,
+            mailbox.rows,
+            mailbox.doubt,
+            mailbox.paused,
+            store.window(address, newest[0] if continued and newest is not None else 0),
+            store.window_newest(address),
+            bool(mark.number),
+            version=now_version,
+            there=store.places(address),
+            continued=continued,
         )
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
@@ -120,8 +164,7 @@ class SQLiteLog(Log):
             return found if found.held else None
         if store.claim(address) is None:
             return None
-        store.landed(address, landed)
-        written = self._keep(address, kept)
+        written = self._landed(address, landed, kept, same=True)
         rows = store.seal(address, through, doubt)
         newer = store.mailbox(address, after=seen).rows
         return Sealed(Epoch(store.token, _claims(store.mark(address))), rows, newer, written)
@@ -141,8 +184,7 @@ class SQLiteLog(Log):
         self._check(epoch)
         store = self.store
         same = epoch.claims == _claims(store.mark(address))
-        store.landed(address, landed)
-        written = self._keep(address, kept)
+        written = self._landed(address, landed, kept, same=same)
         # What another process has noted since is newer than what is known here.
         mine = same and store.owns(address)
         if mine and (doubt is not None or undoubted):
@@ -250,7 +292,18 @@ class SQLiteLog(Log):
         if ticket is not None and not self.has_turn(ticket):
             raise run_is_over(address.conversation)
 
-    def _keep(self, address: Address, kept: Kept | None) -> Written | None:
+    def _landed(
+        self, address: Address, landed: int, kept: Kept | None, *, same: bool
+    ) -> Written | None:
+        """Removes rows that have landed, and keeps a window that has them in their place."""
+        gone = self.store.landed(address, landed)
+        written = self._keep(address, kept, same=same)
+        if gone and written is None:
+            # Whoever reads both together would miss them.
+            self.store.replace_window(address, None)
+        return written
+
+    def _keep(self, address: Address, kept: Kept | None, *, same: bool) -> Written | None:
         """Keeps a window, unless another process may have kept a newer one."""
         store = self.store
         if kept is None:
@@ -263,7 +316,8 @@ class SQLiteLog(Log):
             return Written(None)
         ours = newest == kept.newest
         if not owns:
-            if store.elsewhere(address) or not (ours or kept.listed):
+            # Whoever has claimed it since may have changed what is on the server.
+            if not same or store.elsewhere(address) or not (ours or kept.listed):
                 return None
             # Nor while a batch may have landed that nobody has looked for: the next process would
             # show both, what was kept and what waits.
@@ -272,7 +326,16 @@ class SQLiteLog(Log):
             # One that is not known here may have been kept since the server was asked.
             if not (ours or newest is None or any(newest[1] == item.id for item in kept.items)):
                 return None
-        if ours and kept.new is not None:
+        elif not (ours or newest is None or kept.listed):
+            # A reader has listed it, and perhaps what is not known here.
+            return None
+        added = ours and kept.new is not None
+        ids = [item.id for item in kept.items]
+        if not added and store.window_matches(address, ids, kept.complete):
+            # Or whoever has kept it would take it for something new.
+            store.append_window(address, (), kept.unverified)
+            return Written(newest)
+        if added:
             newer = tuple(map(_stored, kept.items[kept.new :]))
             store.append_window(address, newer, kept.unverified)
         else:

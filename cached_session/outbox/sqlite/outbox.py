@@ -5,10 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import sqlite3
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from cached_session.forks import in_child, keep
 from cached_session.outbox.shared import MIB
 from cached_session.outbox.sqlite.file import OpenFile
 from cached_session.outbox.writer import Threaded
@@ -33,7 +38,8 @@ class SQLiteOutbox(Threaded):
         max_wait: Seconds that a call waits for room at most.
         max_window_bytes: Bytes for the stored windows of all conversations
             together; those written least recently go first. 0: none is written;
-            those that the file holds stay, and are not kept up to date.
+            one that the file holds stays until something of its conversation
+            is sent or removed.
         account: A name for the account that all who use the outbox belong to,
             such as "prod". Clients with different keys then have one backlog,
             and one copy, of a conversation. None: each key has its own.
@@ -60,6 +66,8 @@ class SQLiteOutbox(Threaded):
     ) -> None:
         super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
         self._path = _absolute(path)
+        self._glances = _Glances(self._path)
+        weakref.finalize(self, self._glances.close)
         self._open()
 
     @property
@@ -70,6 +78,16 @@ class SQLiteOutbox(Threaded):
             busy_timeout=self._busy_timeout,
             max_window_bytes=self.max_window_bytes,
         )
+
+    def glance(self) -> tuple[int, int] | None:
+        """What is another one as soon as anybody has written to the file."""
+        # Who has closed it, or has it from before a fork, hears that from the log.
+        return self._glances.take() if self.ours and self._writer is not None else None
+
+    def _stop(self) -> None:
+        # First: the last connection that is closed moves what the journal holds.
+        self._glances.close()
+        super()._stop()
 
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
@@ -97,6 +115,53 @@ class SQLiteOutbox(Threaded):
 
     def __repr__(self) -> str:
         return f"SQLiteOutbox({self._path!r})"
+
+
+class _Glances:
+    """A connection of its own, by which any thread sees in microseconds if a file is the same.
+
+    Reads nothing but a counter in memory that all connections share, and never waits for any.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._uri = f"file:{quote(path)}?mode=ro"
+        self._opened = 0
+        self._begin()
+        in_child(self, _Glances._begin_anew)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def _begin_anew(self) -> None:
+        keep(self._connection)
+        self._begin()
+
+    def take(self) -> tuple[int, int] | None:
+        """A count that only this connection's own is to be compared with; None: there is none."""
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = sqlite3.connect(
+                        self._uri,
+                        uri=True,
+                        timeout=0,
+                        isolation_level=None,
+                        check_same_thread=False,
+                    )
+                    self._opened += 1
+                [(version,)] = self._connection.execute("PRAGMA data_version").fetchall()
+            except sqlite3.Error:
+                # Whoever asks the log hears what is so.
+                return None
+            return self._opened, int(version)
+
+    def close(self) -> None:
+        """Closes the connection; the next glance opens another one."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
 
 def _absolute(path: Any) -> str:

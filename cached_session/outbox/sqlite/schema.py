@@ -8,7 +8,7 @@ from cached_session.errors import OutboxError
 
 # "csox". Stands in the file's header, where `file` and other programs see it.
 APPLICATION_ID = 0x63736F78
-VERSION = 2
+VERSION = 3
 
 _TURNS = (
     # The line of those who want a conversation for a whole run. AUTOINCREMENT, so that
@@ -21,6 +21,30 @@ _TURNS = (
     )
     """,
     "CREATE INDEX turns_by_conversation ON turns (conversation, ticket)",
+)
+
+# AUTOINCREMENT, so that the newest place tells one writing of a window from any other.
+_WINDOWS = (
+    """
+    CREATE TABLE window_items (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        conversation INTEGER NOT NULL REFERENCES conversations (number) ON DELETE CASCADE,
+        size INTEGER NOT NULL,
+        id TEXT NOT NULL,
+        data BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX window_items_by_conversation ON window_items (conversation, seq, size)",
+)
+
+# What is kept of conversations is made anew by the next who reads them.
+_WINDOWS_ANEW = (
+    "DROP TABLE window_items",
+    """
+    UPDATE conversations SET window_size = 0, window_complete = 0, window_unverified = 0,
+        window_written = NULL
+    """,
+    *_WINDOWS,
 )
 
 _TABLES = (
@@ -68,16 +92,7 @@ _TABLES = (
     "CREATE INDEX items_by_conversation ON items (conversation, seq)",
     # A long backlog has few sealed rows: they are found without a look at the others.
     "CREATE INDEX items_sealed ON items (conversation, seq) WHERE sealed = 1",
-    """
-    CREATE TABLE window_items (
-        seq INTEGER PRIMARY KEY,
-        conversation INTEGER NOT NULL REFERENCES conversations (number) ON DELETE CASCADE,
-        size INTEGER NOT NULL,
-        id TEXT NOT NULL,
-        data BLOB NOT NULL
-    )
-    """,
-    "CREATE INDEX window_items_by_conversation ON window_items (conversation, seq, size)",
+    *_WINDOWS,
     *_TURNS,
     # The bytes of all windows together, kept by the database itself: adding
     # them up would be a scan of all conversations at every append.
@@ -137,5 +152,6 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
             f"and this release knows {VERSION}); it was left as it is. Update cached-session."
         )
     elif version < VERSION:
-        for statement in (*_TURNS, f"PRAGMA user_version = {VERSION}"):
+        turns = _TURNS if version < 2 else ()
+        for statement in (*turns, *_WINDOWS_ANEW, f"PRAGMA user_version = {VERSION}"):
             connection.execute(statement)

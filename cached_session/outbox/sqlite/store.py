@@ -82,6 +82,16 @@ ROWS_AFTER = f"{ROWS} WHERE conversation = ? AND seq > ? ORDER BY seq"
 ROWS_SEALED = f"{ROWS} WHERE conversation = ? AND sealed = 1 ORDER BY seq"
 ANY_SEALED = "SELECT EXISTS (SELECT 1 FROM items WHERE conversation = ? AND sealed = 1)"
 NEWEST = "SELECT MAX(seq) FROM items WHERE conversation = ?"
+PLACES = "SELECT seq FROM items WHERE conversation = ? ORDER BY seq"
+# Rows come behind all others and go in front or at the end, and no place is given out again: with
+# the same newest one and as many of them they are the same. The newest one of a window tells it.
+VERSION = """
+SELECT number, conversations.conversation, owner, released, claims,
+    (SELECT COUNT(*) FROM items WHERE items.conversation = number),
+    (SELECT MAX(seq) FROM items WHERE items.conversation = number),
+    (SELECT MAX(seq) FROM window_items WHERE window_items.conversation = number)
+FROM conversations WHERE number = ?
+"""
 ROW_NEWEST = f"{ROWS} WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 SEAL = "UPDATE items SET sealed = 1 WHERE conversation = ? AND seq <= ? AND sealed = 0"
 LANDED = "DELETE FROM items WHERE conversation = ? AND seq <= ? AND sealed = 1"
@@ -189,6 +199,11 @@ class Store:
         number = self._find(address)
         return number is not None and self._owner(number)[0] == self.token
 
+    def holds(self, address: Address) -> bool:
+        """Whether this store has a backlog, and keeps others from it."""
+        number = self._find(address)
+        return number is not None and self._owner(number) == (self.token, False)
+
     def elsewhere(self, address: Address) -> bool:
         """Whether a living owner other than this store has a backlog."""
         number = self._find(address)
@@ -263,9 +278,9 @@ class Store:
         number = self._find(address)
         return bool(self._connection.execute(ANY_SEALED, (number,)).fetchone()[0])
 
-    def landed(self, address: Address, through: int) -> None:
-        """Removes the sealed items up to `through`, which the server has."""
-        self._connection.execute(LANDED, (self._find(address), through))
+    def landed(self, address: Address, through: int) -> int:
+        """Removes the sealed items up to `through`, which the server has; returns how many."""
+        return self._connection.execute(LANDED, (self._find(address), through)).rowcount
 
     def set_doubt(self, address: Address, doubt: bytes | None) -> None:
         """Notes what may still be applied; None: nothing."""
@@ -351,10 +366,32 @@ class Store:
         number = self._find(address)
         return None if number is None else self._windows.newest(number)
 
-    def window(self, address: Address) -> StoredWindow | None:
-        """The stored window, or None."""
+    def window(self, address: Address, after: int = 0) -> StoredWindow | None:
+        """The stored window, of its items those behind `after`; or None."""
         number = self._find(address)
-        return None if number is None else self._windows.read(number)
+        return None if number is None else self._windows.read(number, after)
+
+    def window_matches(self, address: Address, ids: Sequence[str], complete: bool) -> bool:
+        """Whether the stored window has just these items, and reaches as far back."""
+        number = self._find(address)
+        return number is not None and self._windows.matches(number, ids, complete)
+
+    def in_window(self, address: Address, seq: int) -> bool:
+        """Whether the stored window is the one that has had this item, with what came behind it."""
+        number = self._find(address)
+        return number is not None and self._windows.has(number, seq)
+
+    def version(self, address: Address) -> tuple[object, ...]:
+        """What differs from an earlier one if rows, the window or the owner have changed since."""
+        found: tuple[object, ...] | None = self._connection.execute(
+            VERSION, (self._find(address),)
+        ).fetchone()
+        return () if found is None else found
+
+    def places(self, address: Address) -> tuple[int, ...]:
+        """The places of all items that wait."""
+        found = self._connection.execute(PLACES, (self._find(address),))
+        return tuple(seq for (seq,) in found)
 
     def known_as(self, address: Address) -> str | None:
         """The id of the conversation that was made for a local name, or None."""
@@ -534,7 +571,9 @@ _WINDOW_COMPLETE = "UPDATE conversations SET window_complete = ? WHERE number = 
 _WINDOW_STATE = """
 SELECT window_complete, window_unverified, window_written FROM conversations WHERE number = ?
 """
-_WINDOW_ITEMS = "SELECT id, data FROM window_items WHERE conversation = ? ORDER BY seq"
+_WINDOW_ITEMS = "SELECT id, data FROM window_items WHERE conversation = ? AND seq > ? ORDER BY seq"
+_WINDOW_IDS = "SELECT id FROM window_items WHERE conversation = ? ORDER BY seq"
+_WINDOW_THERE = "SELECT EXISTS (SELECT 1 FROM window_items WHERE conversation = ? AND seq = ?)"
 _WINDOW_NEWEST = "SELECT seq, id FROM window_items WHERE conversation = ? ORDER BY seq DESC LIMIT 1"
 _WINDOW_SIZE = "SELECT window_size FROM conversations WHERE number = ?"
 _WINDOW_SIZES = "SELECT seq, size FROM window_items WHERE conversation = ? ORDER BY seq"
@@ -591,15 +630,29 @@ class Windows:
         self._connection.execute(_WINDOW_DELETE, (number,))
         self._connection.execute(_WINDOW_FORGET, (number,))
 
-    def read(self, number: int) -> StoredWindow | None:
-        """A conversation's window, or None where there is none."""
+    def matches(self, number: int, ids: Sequence[str], complete: bool) -> bool:
+        """Whether a window has just these items, and reaches as far back."""
+        state = self._connection.execute(_WINDOW_STATE, (number,)).fetchone()
+        if state[2] is None or bool(state[0]) != complete:
+            return False
+        return [id for (id,) in self._connection.execute(_WINDOW_IDS, (number,))] == list(ids)
+
+    def has(self, number: int, seq: int) -> bool:
+        """Whether a window has an item; then it was not written anew since it got that."""
+        return bool(self._connection.execute(_WINDOW_THERE, (number, seq)).fetchone()[0])
+
+    def read(self, number: int, after: int = 0) -> StoredWindow | None:
+        """A conversation's window, its items behind `after`, or None where there is none."""
         state = self._connection.execute(_WINDOW_STATE, (number,)).fetchone()
         if state is None or state[2] is None:
             return None
         complete, unverified, _ = state
-        items = tuple(map(StoredItem._make, self._connection.execute(_WINDOW_ITEMS, (number,))))
+        items = tuple(
+            map(StoredItem._make, self._connection.execute(_WINDOW_ITEMS, (number, after)))
+        )
         # Oldest items that were dropped for the bound may have been unverified, too.
-        return StoredWindow(items, bool(complete), min(unverified, len(items)))
+        least = unverified if after else min(unverified, len(items))
+        return StoredWindow(items, bool(complete), least)
 
     def newest(self, number: int) -> tuple[int, str] | None:
         """When a window's newest item was written, as a number, and its id."""

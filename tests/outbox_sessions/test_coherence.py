@@ -1,0 +1,420 @@
+"""Reads beside other processes on one file: each shows what was done before, and waits for none."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from openai import NotFoundError
+
+from cached_session import CachedSession, PostgresOutbox, SQLiteOutbox
+from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
+from cached_session.outbox import Log
+from tests.outbox_sessions.support import Process, held, until, words
+from tests.postgres import Server
+from tests.session.support import Elsewhere, sent, texts, users
+
+T = TypeVar("T")
+
+
+Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
+
+
+@pytest.fixture(params=["file", "vouching", "postgres"])
+def kind(request: pytest.FixtureRequest) -> Make:
+    """Makes an outbox on the log that the processes of a test share."""
+    if request.param == "postgres":
+        postgres: Server = request.getfixturevalue("postgres")
+        address = postgres.with_tables()
+        return lambda _: PostgresOutbox(address)
+    return SQLiteOutbox if request.param == "file" else Vouching
+
+
+class Watched:
+    """A log, and which of its verbs are called."""
+
+    def __init__(self, log: Log, verbs: Counter[str]) -> None:
+        self._log = log
+        self._verbs = verbs
+
+    def __getattr__(self, name: str) -> Any:
+        self._verbs[name] += 1
+        return getattr(self._log, name)
+
+
+class Counting(SQLiteOutbox):
+    """Counts how often the log is asked what has changed, and how often for something else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.verbs: Counter[str] = Counter()
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """Validations, and other verbs but the look for what others have left."""
+        others = Counter({name: self.verbs[name] for name in self.verbs if name != "orphans"})
+        return others.pop("validate", 0), others.total()
+
+    async def transact(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        return await super().transact(self._watched(work), applied)
+
+    async def consult(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        return await super().consult(self._watched(work), applied)
+
+    def _watched(self, work: Callable[[Log], T]) -> Callable[[Log], T]:
+        return lambda log: work(cast(Log, Watched(log, self.verbs)))
+
+
+class Blind(Counting):
+    """One whose log tells nothing to those who do not ask."""
+
+    def glance(self) -> None:
+        return None
+
+
+class Vouching(Counting):
+    """One whose log is asked in the server's place."""
+
+    vouches = True
+
+
+@asynccontextmanager
+async def processes(emulator: Emulator, path: Path, *kinds: Make) -> AsyncIterator[list[Process]]:
+    """Processes on one file."""
+    async with Process(emulator, kinds[0](path)) as one, Process(emulator, kinds[1](path)) as two:
+        yield [one, two]
+
+
+async def opened(
+    emulator: Emulator, both: list[Process], *there: str, **options: Any
+) -> tuple[CachedSession, CachedSession, str]:
+    """A session in each process, which has read the conversation."""
+    conversation = Elsewhere(emulator).conversation(*there)
+    a, b = (process.session(conversation, **options) for process in both)
+    await a.get_items()
+    await b.get_items()
+    emulator.clear_log()
+    return a, b, conversation
+
+
+@pytest.mark.parametrize("pairs", [80, pytest.param(1500, marks=pytest.mark.campaign)])
+async def test_what_another_one_has_done(
+    pairs: int, kind: Make, path: Path, emulator: Emulator
+) -> None:
+    """Of many appends and pops in one process, each is seen by a read in the other one."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    async with processes(emulator, path, kind, kind) as both:
+        a, b, conversation = await opened(emulator, both, "a", "b", "c")
+        expected, stale = ["a", "b", "c"], 0
+        for number in range(pairs):
+            writer, reader = rng.choice(((a, b), (b, a)))
+            if len(expected) > 3 and rng.random() < 0.2:
+                popped = await writer.pop_item()
+                assert words([popped]) == [expected.pop()]
+            else:
+                new = [f"{number}.{part}" for part in range(rng.choice((1, 1, 2)))]
+                await writer.add_items(users(*new))
+                expected += new
+            if rng.random() < 0.1:
+                await writer.flush()
+            limit = rng.choice((None, 3))
+            stale += words(await reader.get_items(limit)) != expected[-limit if limit else 0 :]
+        assert stale == 0, f"seed {seed}"
+        await asyncio.gather(a.flush(), b.flush())
+        assert texts(emulator.items(conversation)) == expected
+        for session in (a, b):
+            assert await session.get_items() == emulator.items(conversation)
+            await session.aclose()
+
+
+@pytest.mark.processes
+def test_in_threads(kind: Make, path: Path, emulator: Emulator) -> None:
+    """While one process appends without a pause, each read of another shows what had returned."""
+    conversation = Elsewhere(emulator).conversation("a")
+    returned: list[str] = ["a"]
+    over = threading.Event()
+
+    async def append() -> None:
+        async with Process(emulator, kind(path)) as process:
+            session = process.session(conversation)
+            for number in range(400):
+                await session.add_items(users(str(number)))
+                returned.append(str(number))
+            over.set()
+            await session.aclose(timeout=60)
+
+    async def read() -> tuple[int, int]:
+        stale = reads = 0
+        async with Process(emulator, kind(path)) as process:
+            session = process.session(conversation)
+            while not over.is_set() or not reads:
+                before = list(returned)
+                shown = words(await session.get_items())
+                reads += 1
+                stale += shown[: len(before)] != before or len(shown) != len(set(shown))
+            await session.aclose(timeout=60)
+        return stale, reads
+
+    appending = threading.Thread(target=lambda: asyncio.run(append()))
+    appending.start()
+    stale, reads = asyncio.run(read())
+    appending.join()
+    assert stale == 0
+    assert reads > 20
+    assert texts(emulator.items(conversation)) == returned
+
+
+async def test_no_request_for_what_the_file_tells(path: Path, emulator: Emulator) -> None:
+    """What another process has appended, sent and popped is read without a request."""
+    async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        await a.add_items(users("b"))
+        assert words(await b.get_items()) == ["a", "b"]
+        await a.flush()
+        assert await b.get_items() == emulator.items(conversation)
+        await a.pop_item()
+        await a.add_items(users("c", "d"))
+        await a.flush()
+        sent(emulator)
+        assert await b.get_items() == emulator.items(conversation)
+        assert words(await b.get_items(2)) == ["c", "d"]
+        assert sent(emulator) == []
+        await a.aclose()
+        await b.aclose()
+
+
+async def test_a_first_read_asks(path: Path, emulator: Emulator) -> None:
+    """A new session's first read asks the server once, whatever the file tells."""
+    async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        await a.add_items(users("b"))
+        await a.flush()
+        Elsewhere(emulator).append(conversation, "c")
+        another = both[1].session(conversation)
+        sent(emulator)
+        assert words(await another.get_items()) == ["a", "b", "c"]
+        assert sent(emulator) == ["GET items"]
+        for session in (another, b):
+            assert words(await session.get_items()) == ["a", "b", "c"]
+        assert sent(emulator) == []
+        for session in (a, b, another):
+            await session.aclose()
+
+
+async def test_what_another_one_was_told_stays(path: Path, emulator: Emulator) -> None:
+    """An item of a writer elsewhere that a read has shown does not vanish when others append."""
+    async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        Elsewhere(emulator).append(conversation, "x")
+        another = both[1].session(conversation)
+        assert words(await another.get_items()) == ["a", "x"]
+        for number in range(3):
+            await a.add_items(users(str(number)))
+            await a.flush()
+            assert words(await b.get_items()) == texts(emulator.items(conversation))
+        for session in (a, b, another):
+            await session.aclose()
+
+
+async def test_a_conversation_that_was_cleared(path: Path, emulator: Emulator) -> None:
+    """Once another process has deleted the conversation, a read shows nothing of it."""
+    async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+        a, b, _ = await opened(emulator, both, "a")
+        await a.add_items(users("b"))
+        await a.flush()
+        assert words(await b.get_items()) == ["a", "b"]
+        await a.clear_session()
+        with pytest.raises(NotFoundError):
+            await b.get_items()
+        await a.aclose()
+        await b.aclose()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_without_windows(waits: bool, path: Path, emulator: Emulator) -> None:
+    """Where the file keeps no windows, a read asks the server, and is as true."""
+
+    def outbox(path: Path) -> SQLiteOutbox:
+        return SQLiteOutbox(path, max_window_bytes=0)
+
+    async with processes(emulator, path, outbox, outbox) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        expected = ["a"]
+        for number in range(50):
+            await a.add_items(users(str(number)))
+            expected.append(str(number))
+            if not waits:
+                await a.flush()
+            assert words(await b.get_items()) == expected
+            if number % 5 == 4:
+                assert words([await a.pop_item()]) == [expected.pop()]
+                assert words(await b.get_items()) == expected
+        await a.flush()
+        assert texts(emulator.items(conversation)) == expected
+        await a.aclose()
+        await b.aclose()
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_beside_one_that_sends(first: bool, path: Path) -> None:
+    """While another process's batch is on its way a read shows all of it, and does not wait."""
+    with held() as (emulator, gate):
+        async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+            a, b, conversation = await opened(emulator, both, "a", "b")
+            gate.hold()
+            await a.add_items(users("c", "d"))
+            await gate.arrived()
+            await a.add_items(users("e"))
+            reader = both[1].session(conversation) if first else b
+            async with asyncio.timeout(5):
+                for _ in range(3):
+                    assert words(await reader.get_items()) == ["a", "b", "c", "d", "e"]
+                    assert words(await reader.get_items(2)) == ["d", "e"]
+            assert reader.stats.waiting == 3
+            gate.open()
+            await a.flush()
+            for session in {reader, b, a}:
+                assert await session.get_items() == emulator.items(conversation)
+                await session.aclose()
+
+
+async def test_landed_and_not_noted(path: Path, emulator: Emulator) -> None:
+    """What has landed, and its process does not know, is shown once, also when that has ended."""
+    async with Process(emulator, SQLiteOutbox(path)) as two:
+        one = Process(emulator, SQLiteOutbox(path))
+        a, b, conversation = await opened(emulator, [one, two], "a")
+        emulator.faults = lambda request: (
+            Fault(FaultKind.RESET_AFTER_COMMIT) if is_append(request) else None
+        )
+        await a.add_items(users("b"))
+        await until(lambda: texts(emulator.items(conversation)) == ["a", "b"])
+        assert words(await b.get_items()) == ["a", "b"]
+        await one.outbox.let_go()
+        assert words(await b.get_items()) == ["a", "b"]
+        emulator.faults = None
+        await b.add_items(users("c"))
+        assert words(await b.get_items()) == ["a", "b", "c"]
+        await b.flush()
+        assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+        assert await b.get_items() == emulator.items(conversation)
+        await b.aclose()
+        await one.outbox.aclose()
+        await one.client.close()
+
+
+@pytest.mark.parametrize(("staleness", "asked"), [(None, 20), (5, 0), (math.inf, 0)])
+async def test_how_often_the_log_is_asked(
+    staleness: float | None, asked: int, path: Path, emulator: Emulator
+) -> None:
+    """Each read asks the log in one round trip that writes nothing; with seconds, none does."""
+    async with processes(emulator, path, Blind, SQLiteOutbox) as both:
+        outbox: Any = both[0].outbox
+        a, b, _ = await opened(emulator, both, "a", max_staleness=staleness)
+        outbox.verbs.clear()
+        for _ in range(20):
+            assert words(await a.get_items()) == ["a"]
+        assert outbox.asked == (asked, 0)
+        assert sent(emulator) == []
+        await a.aclose()
+        await b.aclose()
+
+
+async def test_a_file_that_nobody_writes(path: Path, emulator: Emulator) -> None:
+    """While nobody has written to the file, a read does not even ask its thread."""
+    async with processes(emulator, path, Counting, SQLiteOutbox) as both:
+        outbox: Any = both[0].outbox
+        a, b, _ = await opened(emulator, both, "a")
+        await a.get_items()
+        outbox.verbs.clear()
+        for _ in range(20):
+            assert words(await a.get_items()) == ["a"]
+        assert outbox.asked == (0, 0)
+        await b.add_items(users("b"))
+        assert words(await a.get_items()) == ["a", "b"]
+        assert outbox.asked == (1, 0)
+        await a.aclose()
+        await b.aclose(timeout=60)
+
+
+async def test_readers_keep_nobody_from_writing(path: Path, emulator: Emulator) -> None:
+    """A read validates while another program has the file locked for writing."""
+    async with processes(emulator, path, Blind, SQLiteOutbox) as both:
+        a, b, _ = await opened(emulator, both, "a")
+        locked, go_on = threading.Event(), threading.Event()
+
+        def hold(log: Log) -> None:
+            locked.set()
+            go_on.wait(20)
+
+        holding = asyncio.create_task(both[1].outbox.transact(hold))
+        await asyncio.to_thread(locked.wait)
+        async with asyncio.timeout(5):
+            assert words(await a.get_items()) == ["a"]
+        go_on.set()
+        await holding
+        await a.aclose()
+        await b.aclose()
+
+
+async def test_a_log_that_vouches(path: Path, emulator: Emulator) -> None:
+    """Where the log stands in the server's place, a new process reads without any request."""
+    async with processes(emulator, path, Vouching, Vouching) as both:
+        conversation = Elsewhere(emulator).conversation(*map(str, range(150)))
+        a = both[0].session(conversation)
+        await a.get_items()
+        await a.add_items(users("b"))
+        await a.flush()
+        emulator.faults = lambda request: (
+            Fault(FaultKind.RATE_LIMITED) if is_append(request) else None
+        )
+        await a.add_items(users("c"))
+        sent(emulator)
+        for _ in range(3):
+            b = both[1].session(conversation)
+            assert words(await b.get_items()) == [*map(str, range(150)), "b", "c"]
+            assert b.stats.requests == 0
+            await b.aclose()
+        emulator.faults = None
+        await a.flush()
+        sent(emulator)
+        b = both[1].session(conversation)
+        assert await b.get_items() == emulator.items(conversation)
+        assert b.stats.requests == 0
+        await a.pop_item()
+        sent(emulator)
+        assert await b.get_items() == emulator.items(conversation)
+        assert sent(emulator) == []
+        await b.refresh()
+        assert await b.get_items() == emulator.items(conversation)
+        assert "GET items" in sent(emulator)
+        await a.aclose()
+        await b.aclose()
+
+
+async def test_one_that_looks_on_sends_nothing(path: Path, emulator: Emulator) -> None:
+    """What another process has recorded is left to that one by those who only read it."""
+    async with processes(emulator, path, SQLiteOutbox, SQLiteOutbox) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        for number in range(20):
+            await a.add_items(users(str(number)))
+            await b.get_items()
+        await a.flush()
+        assert a.stats.requests > 1
+        assert b.stats.requests == 1
+        assert words(await b.get_items()) == texts(emulator.items(conversation))
+        await a.aclose()
+        await b.aclose()
