@@ -850,10 +850,7 @@ BEGIN
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
-<<<<<<< HEAD
         -- There may be nobody left, if the caller's own place was passed by before it asked again.
-=======
->>>>>>> main
         EXIT WHEN front.ticket IS NULL OR front.owner = me
             OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
