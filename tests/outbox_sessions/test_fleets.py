@@ -32,11 +32,10 @@ PROGRAM = """
 import asyncio, os, signal, sys
 from openai import AsyncOpenAI
 from cached_session import CachedSession, PostgresOutbox, RetryPolicy
-from cached_session.outbox.holdings import Holdings
 from cached_session.conversation.record import Record
-from cached_session.server import remote, sockets
+from cached_session.server import remote
 
-address, base_url, conversation, point, guarded = sys.argv[1:]
+address, base_url, conversation, point = sys.argv[1:]
 
 def stop():
     print("stopped", flush=True)
@@ -59,9 +58,6 @@ async def main():
         retry=RetryPolicy(initial_delay=0.01, max_delay=0.05, attempt_timeout=1, deadline=2),
         outbox=PostgresOutbox(address, lease=3),
     )
-    if guarded == "no":
-        Holdings.left = lambda *_: float("inf")
-        sockets.check_may_be_written = lambda: None
     sending = []
     append = remote.Remote.append
     async def appending(self, *arguments, **more):
@@ -90,10 +86,10 @@ asyncio.run(main())
 
 @contextmanager
 def worker(
-    address: str, emulator: Emulator, conversation: str, point: str, *, guarded: bool = True
+    address: str, emulator: Emulator, conversation: str, point: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A worker that appends two items when it is told to, and stops itself at a point."""
-    arguments = [address, emulator.base_url, conversation, point, "yes" if guarded else "no"]
+    arguments = [address, emulator.base_url, conversation, point]
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
         stdin=subprocess.PIPE,
@@ -114,10 +110,10 @@ def go(child: subprocess.Popen[str]) -> None:
     child.stdin.flush()
 
 
-async def stopped(address: str, emulator: Emulator, point: str, *, guarded: bool) -> list[str]:
+async def stopped(address: str, emulator: Emulator, point: str) -> list[str]:
     """What is on the server after a worker stood still for long, and another one took over."""
     conversation = Elsewhere(emulator).conversation("before")
-    with worker(address, emulator, conversation, point, guarded=guarded) as child:
+    with worker(address, emulator, conversation, point) as child:
         go(child)
         assert line(child) == "stopped"
         async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as process:
@@ -139,14 +135,8 @@ async def stopped(address: str, emulator: Emulator, point: str, *, guarded: bool
 @pytest.mark.parametrize("point", ["sealed", "before the write", "landed"])
 async def test_stopped(point: str, postgres: Server, emulator: Emulator) -> None:
     """A worker that stood still for longer than its lease sends nothing that others have sent."""
-    shown = await stopped(postgres.with_tables(), emulator, point, guarded=True)
+    shown = await stopped(postgres.with_tables(), emulator, point)
     assert shown == ["before", "a", "b", "c"]
-
-
-async def test_stopped_without_the_guard(postgres: Server, emulator: Emulator) -> None:
-    """With the guard switched off, it does."""
-    shown = await stopped(postgres.with_tables(), emulator, "before the write", guarded=False)
-    assert sorted(shown) == ["a", "a", "b", "b", "before", "c"]
 
 
 async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str], None]) -> None:
