@@ -168,6 +168,8 @@ async def _watch(
                 await session.get_items()
                 await session.add_items([{"role": "user", "content": "a"}])
                 await session.flush()
+                # What is held is held from a read on that has looked what others have done.
+                await session.get_items()
                 # What comes before does not count.
                 found.clear()
                 await work(session, emulator)

@@ -223,10 +223,9 @@ def failures(count: int, message: str, cause: BaseException) -> list[Outcome]:
 
 
 def failure(message: str, cause: BaseException) -> OutboxError:
-    """An error for one caller."""
-    # Whoever sends waits for an engine that is away, and for nothing else.
-    away = isinstance(cause, OutboxUnavailable)
-    error = OutboxUnavailable(message) if away else OutboxError(message)
+    """An error for one caller; whether what failed comes back by itself is told by its class."""
+    kind = OutboxUnavailable if isinstance(cause, OutboxUnavailable) else OutboxError
+    error = kind(message)
     error.__cause__ = cause
     return error
 

@@ -120,6 +120,14 @@ class Round(Plan):
             last=(Run((flush,), away=False), Run((check,), away=False)),
         )
 
+    def later(self, times: float) -> Round:
+        """The same, with the processes killed so many times later: they take longer to begin."""
+        runs = tuple(
+            replace(run, works=tuple(_later(work, times) for work in run.works))
+            for run in self.runs
+        )
+        return replace(self, runs=runs)
+
     @classmethod
     def amid_removals(cls, seed: int) -> Round:
         """Processes that are killed when they have deleted the first item of a late copy."""
@@ -143,6 +151,11 @@ class Round(Plan):
             history=3,
             runs=tuple(Run((work,), away=False) for work in works),
         )
+
+
+def _later(work: Work, times: float) -> Work:
+    after = work.kill_after
+    return replace(work, kill_after=None if after is None else after * times)
 
 
 def _work(rng: random.Random, name: str) -> Work:

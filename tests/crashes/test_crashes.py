@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -14,11 +15,15 @@ from tests.crashes.account import Told, explained
 from tests.crashes.campaign import kill, play
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
+from tests.postgres import Server
 
 CAMPAIGN = pytest.mark.campaign
 
 KILLS = 75
 """About ten seconds. `python -m tests.crashes.campaign --kills 2000` is the long one."""
+
+FLEET_KILLS = int(os.environ.get("FLEET_KILLS", "8"))
+"""Each takeover takes a lease. More by `FLEET_KILLS=500`."""
 
 PATIENCE = 200
 """Rounds in which a safeguard that is switched off has to be missed."""
@@ -30,6 +35,17 @@ def test_killed(nursery: Nursery, tell: Callable[[str], None]) -> None:
     tally = kill(KILLS, fresh("crashes", tell), nursery)
     told = f"{tally['kills']} kills, {tally['items accepted']} items"
     tell(f"crashes: {summary(tally)}, {told}")
+    assert tally["items accepted"] > 0
+    assert (tally["lost"], tally["doubled"]) == (0, 0)
+
+
+@CAMPAIGN
+def test_killed_in_a_fleet(nursery: Nursery, postgres: Server, tell: Callable[[str], None]) -> None:
+    """So it is where they share a database, whose leases of the killed ones run out."""
+    start = fresh("crashes in a fleet", tell)
+    tally = kill(FLEET_KILLS, start, nursery, postgres.with_tables)
+    told = f"{tally['kills']} kills, {tally['items accepted']} items"
+    tell(f"crashes in a fleet: {summary(tally)}, {told}")
     assert tally["items accepted"] > 0
     assert (tally["lost"], tally["doubled"]) == (0, 0)
 

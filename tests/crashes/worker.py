@@ -18,12 +18,14 @@ from cached_session import (
     ConversationCache,
     Event,
     LateCopyRemoved,
+    PostgresOutbox,
     Reconciled,
     RequestFinished,
     RetryBudget,
     RetryPolicy,
 )
 from cached_session.outbox import Log, SQLiteOutbox
+from cached_session.outbox.writer import Threaded
 from tests.campaigns.account import Account, Call, Item, text_of
 from tests.campaigns.menu import Menu, Worker, name_of
 from tests.crashes.plan import ATTEMPT, DEADLINE, Work
@@ -57,8 +59,8 @@ def policy(rng: random.Random) -> RetryPolicy:
     )
 
 
-class SlowDisk(SQLiteOutbox):
-    """An outbox on a disk that at times takes its time, so that more comes between two steps."""
+class Slow(Threaded):
+    """An outbox that at times takes its time, so that more comes between two steps."""
 
     rng = random.Random()
 
@@ -74,6 +76,21 @@ class SlowDisk(SQLiteOutbox):
     async def _wait(self) -> None:
         if self.rng.random() < 0.3:
             await asyncio.sleep(self.rng.expovariate(50))
+
+
+class SlowDisk(Slow, SQLiteOutbox):
+    """One in a file."""
+
+
+class SlowEngine(Slow, PostgresOutbox):
+    """One in a database."""
+
+
+def outbox_at(place: str, *, slow: bool) -> SQLiteOutbox | PostgresOutbox:
+    """An outbox in a database, if `place` is the address of one, or in a file."""
+    if place.startswith("postgresql://"):
+        return (SlowEngine if slow else PostgresOutbox)(place, lease=3)
+    return (SlowDisk if slow else SQLiteOutbox)(place)
 
 
 class Saying(Account):
@@ -121,8 +138,8 @@ class Life(Menu):
     async def run(self) -> None:
         """Lives."""
         say, work = self._say, self._job
-        SlowDisk.rng = self._rng
-        self._outbox = outbox = (SlowDisk if work.slow_disk else SQLiteOutbox)(self._path)
+        Slow.rng = self._rng
+        self._outbox = outbox = outbox_at(self._path, slow=work.slow_disk)
         say("opened", time.monotonic())
         async with AsyncOpenAI(base_url=self._base_url, api_key="key", max_retries=0) as client:
             self._client = client

@@ -25,8 +25,16 @@ class World:
         emulator: The server with its log of requests.
     """
 
-    def __init__(self, plan: Round, nursery: Nursery, ablation: str | None = None) -> None:
+    def __init__(
+        self,
+        plan: Round,
+        nursery: Nursery,
+        ablation: str | None = None,
+        database: str | None = None,
+    ) -> None:
+        """`database`: the address of an empty one that is used in place of a file."""
         self.plan = plan
+        self._database = database
         self.tally: Counter[str] = Counter()
         self.account = Told()
         self.service = Witness(Service(ConversationStore(new_id=random_ids())))
@@ -82,7 +90,7 @@ class World:
     def _run(self, run: Run) -> list[Process]:
         self._serve(not run.away)
         setting = {
-            "path": str(self._path),
+            "path": self._database or str(self._path),
             "base_url": self.emulator.base_url,
             "conversation": self._conversation,
             "ablation": self._ablation,

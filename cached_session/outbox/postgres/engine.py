@@ -40,13 +40,17 @@ _DEFAULTS = {
     "fallback_application_name": "cached-session",
 }
 
+_SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+
 _TURN_IS_OVER, _LEASE_HAS_ENDED = "CS001", "CS002"
 # The engine chose this call to end a deadlock, or a conflict with another one: it did nothing.
 _AGAIN = {"40001", "40P01"}
-# It is being shut down, was cut off by an administrator, or does not take connections yet.
-_GOING = {"57P01", "57P02", "57P03", "57P05"}
 _NO_TABLES = {"42P01", "3F000", "42883"}
 _NOT_ALLOWED, _READ_ONLY = "42501", "25006"
+# It could not do this call, and may do the next one: it is a standby, a lock did not come in time,
+# somebody has cancelled it, and the classes: no room or memory, and a disk that fails.
+_FOR_NOW = {_READ_ONLY, "55P03", "57014"}
+_FOR_NOW_CLASSES = {"53", "58"}
 
 
 class OutcomeLost(OutboxUnavailable):
@@ -134,17 +138,35 @@ class Engine:
         answer was lost: it is done then, or what came of it is said again. One that is still on
         its way then is not done when it arrives.
         """
-        self._number += 1
-        row = self.call(function, self.token, self._number, *arguments, numbered=True)
-        return row
+        number: int | None = None
 
-    def call(self, function: str, *arguments: Any, numbered: bool = False) -> Any:
-        """Calls a function for one row.
+        def attempt() -> Any:
+            nonlocal number
+            if number is None:
+                # Only now: connecting may have taken one.
+                number = self._number = self._number + 1
+            return self._ask(function, (self.token, number, *arguments))[0]
+
+        return self._try(attempt)
+
+    def in_time(self, function: str, *arguments: Any) -> Any:
+        """Calls a function that may be done twice, but not late, for one row; see `call`.
+
+        It bears the number of the last call that must not be done twice. Where its answer is lost,
+        that one is followed by another before it is repeated: when it arrives then, it is not done.
+        """
+
+        def attempt() -> Any:
+            return self._ask(function, (self.token, self._number, *arguments))[0]
+
+        return self._try(attempt, in_time=True)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Calls a function that may be done whenever and as often as it likes, for one row.
 
         Args:
             function: Its name.
             arguments: In its order.
-            numbered: Whether it must not be done twice.
 
         Returns:
             The row, as a named tuple.
@@ -155,11 +177,11 @@ class Engine:
             OutboxError: The engine refused; nothing was done.
             TurnIsOver: So it is; nothing was done.
         """
-        return self._try(lambda: self._ask(function, arguments, numbered)[0])
+        return self._try(lambda: self._ask(function, arguments)[0])
 
     def rows(self, function: str, *arguments: Any) -> list[Any]:
         """Calls a function that changes nothing, for all of its rows; errors as in `call`."""
-        return self._try(lambda: self._ask(function, arguments, numbered=False))
+        return self._try(lambda: self._ask(function, arguments))
 
     def renew(self) -> None:
         """Extends the lease, at most once a second. It does not matter whether it can."""
@@ -186,9 +208,10 @@ class Engine:
     def close(self) -> None:
         """Lets others have what this owner had, and ends the connection."""
         self._lease.ended()
-        if self._connection is not None:
+        if self._connection is not None or self._open_question:
             try:
-                self._ask("end_lease", (self.token,), numbered=False)
+                self._connected()
+                self._ask("end_lease", (self.token,))
             except psycopg.Error as error:
                 # Its lease runs out by itself.
                 logger.debug("%s: closed without a word to the engine: %s", self._name, error)
@@ -208,12 +231,13 @@ class Engine:
                 "schema cached_session, and SELECT, INSERT, UPDATE and DELETE on its tables."
             )
         if state == _READ_ONLY:
-            return OutboxError(
+            return OutboxUnavailable(
                 f"{self._name} is read-only, a standby perhaps; nothing was recorded. Name the "
                 "primary, or add target_session_attrs=read-write to the address."
             )
         # Not the engine's words: they may quote what was to be recorded.
-        return OutboxError(
+        for_now = state in _FOR_NOW or (state or "")[:2] in _FOR_NOW_CLASSES
+        return (OutboxUnavailable if for_now else OutboxError)(
             f"{self._name} refused a call ({type(error).__name__}, SQLSTATE {state}); nothing was "
             "recorded by it. The engine's log says more."
         )
@@ -221,55 +245,81 @@ class Engine:
     def _said(self, error: psycopg.Error) -> str:
         """Why there is no connection, in libpq's words, on one line and without the password."""
         said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        password = conninfo_to_dict(self._conninfo).get("password")
-        return said.replace(str(password), "...") if password else said
+        found = conninfo_to_dict(self._conninfo)
+        for secret in filter(None, map(found.get, _SECRET)):
+            said = said.replace(str(secret), "...")
+        return said
 
     # How
 
-    def _try(self, attempt: Callable[[], T]) -> T:
-        sent, end = False, time.monotonic() + self._patience
-        pause = 0.01
+    def _try(self, attempt: Callable[[], T], *, in_time: bool = False) -> T:
+        sent, end, pause = False, time.monotonic() + self._patience, 0.0
+        lease_ended = False
         while True:
             try:
                 self._connected()
             except psycopg.Error as error:
+                self._drop()
                 if not sent:
                     raise OutboxUnavailable(
                         f"{self._name} cannot be reached ({self._said(error)}); nothing was "
                         "recorded. It is tried again at the next use."
                     ) from None
-                if time.monotonic() > end:
-                    self._open_question = True
-                    raise OutcomeLost(
-                        f"{self._name} went away while it was recording ({self._said(error)}); "
-                        "whether it has recorded that is not known. The next read shows it."
-                    ) from None
-                time.sleep(pause)
-                pause = min(0.5, 2 * pause)
-                continue
-            try:
-                return attempt()
-            except psycopg.Error as error:
-                if error.sqlstate in _AGAIN:
-                    continue
-                if error.sqlstate == _TURN_IS_OVER:
-                    raise TurnIsOver from None
-                if error.sqlstate == _LEASE_HAS_ENDED:
-                    self._begin_lease()
-                elif error.sqlstate is None or error.sqlstate in _GOING:
-                    # The answer was lost. The same call asks for it, over another connection.
-                    sent = True
-                    self._drop()
-                else:
-                    raise self.explain(error) from None
+                said = self._said(error)
+            else:
+                try:
+                    if lease_ended:
+                        self._begin_lease()
+                        lease_ended = False
+                    return attempt()
+                except psycopg.Error as error:
+                    if error.sqlstate in _AGAIN:
+                        continue
+                    if error.sqlstate == _TURN_IS_OVER:
+                        raise TurnIsOver from None
+                    if error.sqlstate == _LEASE_HAS_ENDED:
+                        lease_ended = True
+                        continue
+                    if self._told(error):
+                        explained = self.explain(error)
+                        if isinstance(explained, OutboxUnavailable):
+                            # The next call may come to another engine.
+                            self._drop()
+                        if not sent:
+                            raise explained from None
+                        # Of the attempt before this tells nothing.
+                        said = f"SQLSTATE {error.sqlstate}"
+                    else:
+                        # The answer was lost. The same call asks for it, over another connection.
+                        said = "its answer was lost"
+                        self._drop()
+                        if not sent:
+                            sent, end = True, time.monotonic() + self._patience
+                        self._open_question |= in_time
+            if time.monotonic() > end:
+                self._open_question = True
+                raise OutcomeLost(
+                    f"{self._name} went away while it was recording ({said}); whether it has "
+                    "recorded that is not known. The next read shows it."
+                ) from None
+            time.sleep(pause)
+            pause = min(0.5, 2 * pause or 0.01)
+
+    def _told(self, error: psycopg.Error) -> bool:
+        """Whether the engine has said that it did nothing; or else it is not known."""
+        # Where the connection ended with it, it came of that. A pooler that has lost the engine
+        # says so in words of its own (class 08).
+        assert self._connection is not None  # something was asked over it
+        ended = self._connection.closed
+        return error.sqlstate is not None and error.sqlstate[:2] != "08" and not ended
 
     def _begin_lease(self) -> None:
         # In a transaction of its own: it writes the rows of several conversations.
         asked = self._lease.now()
-        self._ask("begin_lease", (self.token, self._lease.seconds), numbered=False)
+        self._ask("begin_lease", (self.token, self._lease.seconds))
         self.leased(asked, lapsed=True)
 
-    def _ask(self, function: str, arguments: Sequence[Any], numbered: bool) -> list[Any]:
+    def _ask(self, function: str, arguments: Sequence[Any]) -> list[Any]:
         connection = self._connection
         assert connection is not None  # `_connected` has seen to it
         connection.deadline = time.monotonic() + self._patience
@@ -305,7 +355,7 @@ class Engine:
         if self._open_question:
             # Whatever may still be on its way comes too late from now on.
             self._number += 1
-            self._ask("done", (self.token, self._number, []), numbered=True)
+            self._ask("done", (self.token, self._number, []))
             self._open_question = False
 
     def _drop(self) -> None:
@@ -319,8 +369,9 @@ class Engine:
         if version is None and make:
             version = self._try(self._migrate)
         if version is None:
+            why = ", and this role may not make the tables" if make else ""
             raise OutboxError(
-                f"{self._name} has no tables of an outbox. Run `cached-session outbox migrate "
+                f"{self._name} has no tables of an outbox{why}. Run `cached-session outbox migrate "
                 f"{shlex.quote(self._name)}` as a role that may make them."
             )
         if version != VERSION:
@@ -358,7 +409,12 @@ def schema() -> str:
 def _version(engine: Engine) -> int | None:
     connection = engine._connection
     assert connection is not None  # it was connected before
-    there = connection.execute("SELECT to_regclass('cached_session.schema_version')").fetchone()
+    # Not by `to_regclass`: it answers out of what this session remembers, and does not see what
+    # somebody has made while it waited for the lock.
+    there = connection.execute(
+        "SELECT max(tablename) FROM pg_catalog.pg_tables "
+        "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
+    ).fetchone()
     if there is None or there[0] is None:
         return None
     found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()

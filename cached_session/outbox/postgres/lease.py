@@ -35,8 +35,9 @@ class Lease:
             asked: When it was asked for.
             anew: Whether it had run out: what was held under it before may be another's.
         """
-        term, _ = self._granted
-        self._granted = (term + anew, asked + self.seconds)
+        term, until = self._granted
+        # The answer that said so may have been lost, and the repeat found it extended.
+        self._granted = (term + (anew or asked >= until), asked + self.seconds)
 
     def ended(self) -> None:
         """Notes that it was given back."""

@@ -61,10 +61,8 @@ class PostgresLog(Log):
     ) -> Found:
         claims = self._claims(epoch)
         asked = self._lease.now()
-        found = self._engine.call(
-            "open", self.token, [*address], *claims, seen, claim, self._lease.seconds
-        )
-        if found.held:
+        found = self._engine.in_time("open", [*address], *claims, seen, claim, self._lease.seconds)
+        if found.held or found.lapsed:
             self._engine.leased(asked, lapsed=found.lapsed)
         address = address._replace(conversation=found.conversation)
         mark = Mark(found.before_number, found.before_owner, found.before_claims)
@@ -184,9 +182,8 @@ class PostgresLog(Log):
     ) -> Sealed | Found | None:
         self._check(epoch)
         asked = self._lease.now()
-        found = self._engine.call(
+        found = self._engine.in_time(
             "seal",
-            self.token,
             [*address],
             *self._claims(epoch),
             seen,
@@ -222,9 +219,8 @@ class PostgresLog(Log):
         release: bool,
     ) -> Noted:
         self._check(epoch)
-        found = self._engine.call(
+        found = self._engine.in_time(
             "note",
-            self.token,
             [*address],
             *self._claims(epoch),
             seen,
@@ -263,7 +259,7 @@ class PostgresLog(Log):
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
         self._check(epoch)
-        self._engine.call("pause", [*address], reason)
+        self._engine.in_time("pause", [*address], reason)
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
         self._check(epoch)
@@ -278,7 +274,7 @@ class PostgresLog(Log):
         return Look(bool(found.elsewhere), bool(found.waits), found.paused, bool(found.doubted))
 
     def release(self, address: Address) -> None:
-        self._engine.call("release", self.token, [*address])
+        self._engine.in_time("release", [*address])
 
     def line_up(self, address: Address, ticket: Ticket | None) -> Ticket:
         taken = None if ticket is None or ticket.opened != self.token else ticket.number

@@ -188,13 +188,21 @@ def named(conninfo: object) -> tuple[str, tuple[object, ...]]:
     try:
         found = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
+        found = None
+    if found is None:
         # Without libpq's text, which quotes what it could not read.
         raise ValueError(
             "conninfo must be an address as libpq takes it, such as postgresql://app@db/agents"
         ) from None
+    ports = str(found.get("port") or "")
+    address = conninfo.partition("://")[2].partition("?")[0]
+    before, _, after = address.partition("@") if "@" in address else ("", "", address)
     in_url = re.match(r"postgres(ql)?://", conninfo) is not None
-    if in_url and ("@" in str(found.get("host", ""))[1:] or "@" in str(found.get("dbname", ""))):
-        # libpq would take a part of the password for the host or the database, and tell it.
+    odd = "@" in after or "/" in before or bool(ports.strip("0123456789,"))
+    odd = odd or "@" in str(found.get("host", ""))[1:] or "@" in str(found.get("dbname", ""))
+    if in_url and odd:
+        # libpq would take a part of the password for the host, the port or the database, and
+        # tell it.
         raise ValueError(
             "conninfo must have %40 in the place of an @ in a user's name or a password, and %2F "
             "in the place of a /"

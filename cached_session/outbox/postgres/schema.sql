@@ -122,16 +122,18 @@ CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean LANGUAGE sql
     )
 $$;
 
--- Whether an owner lives, for one who is about to take what it has. Its row is kept from changing:
--- a renewal that came in between would let both believe that they have it. One whose row is just
--- being written lives. Nobody waits here, so nobody can wait in a circle.
+-- Whether an owner lives, for one who is about to take what it has. Where it does not, its row is
+-- written: a renewal that has looked at it before waits, looks again, and finds it run out. One
+-- whose row is just being written lives. Nobody waits here, so nobody can wait in a circle.
 CREATE FUNCTION cached_session.lives_on(token_of text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    alive boolean;
 BEGIN
-    SELECT until > clock_timestamp() INTO alive FROM cached_session.owners
-    WHERE token = token_of FOR SHARE SKIP LOCKED;
-    RETURN coalesce(alive, EXISTS (SELECT FROM cached_session.owners WHERE token = token_of));
+    PERFORM FROM cached_session.owners
+    WHERE token = token_of AND until <= clock_timestamp() FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN EXISTS (SELECT FROM cached_session.owners WHERE token = token_of);
+    END IF;
+    UPDATE cached_session.owners SET until = until WHERE token = token_of;
+    RETURN false;
 END $$;
 
 -- Whether a living owner other than `me` has a conversation.
@@ -172,11 +174,15 @@ BEGIN
     RETURN true;
 END $$;
 
--- Ends an owner: what it held is anybody's, and its places in the lines are gone.
+-- Ends an owner: what it held is anybody's, and its places in the lines are gone. Its row stays
+-- for a while: a call of it that is still on its way comes too late.
 CREATE FUNCTION cached_session.end_lease(me text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM cached_session.turns WHERE owner = me;
-    DELETE FROM cached_session.owners WHERE token = me;
+    INSERT INTO cached_session.owners AS o (token, until, call)
+    VALUES (me, clock_timestamp(), 9223372036854775807)
+    ON CONFLICT (token) DO UPDATE SET until = excluded.until, call = excluded.call,
+        places = NULL, item = NULL;
 END $$;
 
 -- Claims a conversation for `me`, whose lease is extended; false: a living owner has it.
@@ -210,14 +216,30 @@ BEGIN
     RETURN done IS DISTINCT FROM number_of;
 END $$;
 
+-- Notes what came of a call; CS003 as in `is_new`, of one that was done meanwhile.
 CREATE FUNCTION cached_session.done(me text, number_of bigint, places_of bigint[],
     item_of bytea DEFAULT NULL, at_of double precision DEFAULT NULL) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO cached_session.owners AS o (token, until, call, places, item, at)
     VALUES (me, clock_timestamp(), number_of, places_of, item_of, at_of)
     ON CONFLICT (token) DO UPDATE SET call = excluded.call, places = excluded.places,
         item = excluded.item, at = excluded.at
-$$;
+    WHERE o.call < excluded.call;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'call % comes too late', number_of USING ERRCODE = 'CS003';
+    END IF;
+END $$;
+
+-- CS003: a newer call of the same owner was done than the one that this call comes behind.
+CREATE FUNCTION cached_session.check_in_time(me text, number_of bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM cached_session.owners WHERE token = me AND call > number_of;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a call behind % comes too late', number_of USING ERRCODE = 'CS003';
+    END IF;
+END $$;
 
 -- CS001: a turn is over.
 CREATE FUNCTION cached_session.check_turn(me text, ticket_of bigint) RETURNS void
@@ -389,8 +411,8 @@ $$;
 
 -- The verbs.
 
-CREATE FUNCTION cached_session.open(me text, a text[], epoch_number bigint, epoch_claims bigint,
-    seen bigint, wants boolean, lease double precision,
+CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_number bigint,
+    epoch_claims bigint, seen bigint, wants boolean, lease double precision,
     OUT conversation text, OUT before_number bigint, OUT before_owner text, OUT before_claims bigint,
     OUT now_number bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean,
     OUT anew boolean, OUT lapsed boolean, OUT doubt bytea, OUT paused text,
@@ -404,6 +426,7 @@ DECLARE
     c cached_session.conversations;
     nothing boolean;
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     SELECT * INTO c FROM cached_session.conversations WHERE number = n;
     conversation := coalesce(c.conversation, a[5]);
     before_number := coalesce(n, 0);
@@ -562,7 +585,7 @@ BEGIN
 END $$;
 
 -- state: 'sealed'; 'changed': somebody else has had it since; 'elsewhere': a living owner has it.
-CREATE FUNCTION cached_session.seal(me text, a text[], epoch_number bigint, epoch_claims bigint,
+CREATE FUNCTION cached_session.seal(me text, number_of bigint, a text[], epoch_number bigint, epoch_claims bigint,
     seen bigint, through bigint, landed bigint, doubt_of bytea, lease double precision,
     how text, ids text[], window_of bytea[], complete boolean, unverified integer,
     seq_of bigint, id_of text, listed boolean, max_bytes bigint,
@@ -576,6 +599,7 @@ DECLARE
     n bigint := cached_session.enter(a);
     mine boolean;
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
     FROM cached_session.conversations WHERE number = n;
     IF (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims) THEN
@@ -600,7 +624,7 @@ BEGIN
     FROM cached_session.rows_after(n, seen, false);
 END $$;
 
-CREATE FUNCTION cached_session.note(me text, a text[], epoch_number bigint, epoch_claims bigint,
+CREATE FUNCTION cached_session.note(me text, number_of bigint, a text[], epoch_number bigint, epoch_claims bigint,
     seen bigint, landed bigint, doubt_of bytea, undoubted boolean, release boolean,
     how text, ids text[], window_of bytea[], complete boolean, unverified integer,
     seq_of bigint, id_of text, listed boolean, max_bytes bigint,
@@ -612,6 +636,7 @@ DECLARE
     n bigint := cached_session.find(a);
     c cached_session.conversations;
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     IF n IS NULL AND (how IS NOT NULL OR doubt_of IS NOT NULL) THEN
         n := cached_session.enter(a);
     END IF;
@@ -665,6 +690,7 @@ BEGIN
     SELECT * INTO newest FROM cached_session.items i WHERE i.conversation = n
     ORDER BY i.seq DESC LIMIT 1;
     IF newest.seq IS NULL OR newest.sealed THEN
+        PERFORM cached_session.done(me, number_of, NULL);
         RETURN;
     END IF;
     DELETE FROM cached_session.items i WHERE i.seq = newest.seq;
@@ -702,10 +728,12 @@ BEGIN
     PERFORM cached_session.forget_window(cached_session.find(a));
 END $$;
 
-CREATE FUNCTION cached_session.pause(a text[], reason text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION cached_session.pause(me text, number_of bigint, a text[], reason text)
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.enter(a);
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     UPDATE cached_session.conversations SET paused = reason, touched = clock_timestamp()
     WHERE number = n;
 END $$;
@@ -718,10 +746,12 @@ BEGIN
     WHERE number = n;
 END $$;
 
-CREATE FUNCTION cached_session.release(me text, a text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION cached_session.release(me text, number_of bigint, a text[]) RETURNS void
+LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     UPDATE cached_session.conversations SET released = true, touched = clock_timestamp()
     WHERE number = n AND owner = me;
 END $$;
@@ -807,20 +837,20 @@ DECLARE
 BEGIN
     lapsed := cached_session.renew(me, lease);
     IF NOT cached_session.is_new(me, number_of) THEN
-        SELECT o.places[1] INTO taken FROM cached_session.owners o WHERE o.token = me;
-    END IF;
-    SELECT t.ticket INTO ticket_of FROM cached_session.turns t
-    WHERE t.ticket = taken AND t.owner = me;
-    IF ticket_of IS NULL THEN
-        -- Or it was passed by, while the lease had ended.
-        INSERT INTO cached_session.turns (conversation, owner) VALUES (n, me)
-        RETURNING ticket INTO ticket_of;
+        SELECT o.places[1] INTO ticket_of FROM cached_session.owners o WHERE o.token = me;
+    ELSE
+        SELECT t.ticket INTO ticket_of FROM cached_session.turns t
+        WHERE t.ticket = taken AND t.owner = me;
+        IF ticket_of IS NULL THEN
+            INSERT INTO cached_session.turns (conversation, owner) VALUES (n, me)
+            RETURNING ticket INTO ticket_of;
+        END IF;
         PERFORM cached_session.done(me, number_of, ARRAY[ticket_of]);
     END IF;
-    -- It ends at this ticket at the latest.
     LOOP
         SELECT t.ticket, t.owner INTO front FROM cached_session.turns t
         WHERE t.conversation = n ORDER BY t.ticket LIMIT 1;
+        -- There may be nobody left, if the caller's own place was passed by before it asked again.
         EXIT WHEN front.ticket IS NULL OR front.owner = me
             OR cached_session.lives_on(front.owner);
         DELETE FROM cached_session.turns t WHERE t.ticket = front.ticket;
@@ -880,6 +910,7 @@ BEGIN
     SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
     FROM cached_session.claim(me, n, lease) AS claimed;
     IF NOT mine THEN
+        PERFORM cached_session.done(me, number_of, NULL);
         RETURN;
     END IF;
     WITH gone AS (
@@ -952,6 +983,9 @@ END $$;
 -- which nothing waits; at most so many of them.
 CREATE FUNCTION cached_session.expire(seconds double precision, at_most integer)
 RETURNS bigint LANGUAGE sql AS $$
+    -- What an owner has called a day ago is on its way no more.
+    DELETE FROM cached_session.owners
+    WHERE until < clock_timestamp() - make_interval(secs => greatest(seconds, 86400));
     WITH old AS (
         SELECT number FROM cached_session.conversations c
         WHERE c.touched < clock_timestamp() - make_interval(secs => seconds)
