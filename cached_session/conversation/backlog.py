@@ -461,6 +461,8 @@ class Backlog:
             return f"the server could not be reached: {type(sender.trouble).__name__}"
         if sender.state is Sending.ELSEWHERE:
             return "another process sends it"
+        if not ledger.waits or self.record.only_looks_on:
+            return "another process has recorded it"
         return "there was no time to send it"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cached_session.core.items import hold
 from cached_session.errors import Reopened
 from cached_session.outbox import (
     Address,
@@ -18,7 +19,7 @@ from cached_session.outbox import (
     SQLiteOutbox,
     Summary,
 )
-from cached_session.outbox.log import Look, Noted, Sealed
+from cached_session.outbox.log import Kept, Look, Noted, Sealed
 from tests.outbox.support import ADDRESS, OFFLINE, OTHER, accept, opened, waiting
 
 
@@ -340,3 +341,26 @@ async def test_memory_keeps_its_items() -> None:
     await outbox.transact(accept(b"1"))
     await outbox.let_go()
     assert await outbox.transact(waiting) == [b"1"]
+
+
+@pytest.mark.parametrize("kind", ["file", "postgres"])
+async def test_a_window_that_somebody_else_has_kept_since(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """What is new does not go behind another one's window: all that was listed takes its place."""
+    on_file, in_postgres = "on_disk", "in_postgres"
+    outbox: Outbox = request.getfixturevalue(on_file if kind == "file" else in_postgres)
+    held = [hold({"id": name, "type": "message", "role": "user"}) for name in "abc"]
+
+    def work(log: Log) -> list[str]:
+        log.open(ADDRESS, None, 0, claim=True, first=True)
+        whole = Kept(held[:2], complete=True)
+        assert note(log, kept=whole).written is not None
+        # As one writes who had kept another window before, and has listed just now.
+        more = Kept(held, complete=True, new=2, newest=(10**6, "z"), listed=True)
+        assert note(log, kept=more).written is not None
+        window = log.open(ADDRESS, None, 0, claim=False, first=False).window
+        assert window is not None
+        return [item.id for item in window.items]
+
+    assert await outbox.transact(work) == ["a", "b", "c"]

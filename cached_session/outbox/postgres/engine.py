@@ -45,7 +45,7 @@ _SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "o
 _TURN_IS_OVER, _LEASE_HAS_ENDED = "CS001", "CS002"
 # The engine chose this call to end a deadlock, or a conflict with another one: it did nothing.
 _AGAIN = {"40001", "40P01"}
-_NO_TABLES = {"42P01", "3F000", "42883"}
+_NO_TABLES = {"42P01", "3F000"}
 _NOT_ALLOWED, _READ_ONLY = "42501", "25006"
 # It could not do this call, and may do the next one: it is a standby, a lock did not come in time,
 # somebody has cancelled it, and the classes: no room or memory, and a disk that fails.

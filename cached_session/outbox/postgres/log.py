@@ -407,7 +407,9 @@ class PostgresLog(Log):
             return None
         if found.kept == "all":
             # Somebody else has kept it since: what is new is no more than a part of it.
-            found = self._engine.call("keep_all", self.token, [*address], *self._window(kept, None))
+            found = self._engine.in_time(
+                "keep_all", [*address], *self._claims(epoch), *self._window(kept, None)
+            )
         if found.kept != "kept":
             return None
         return Written(_newest(found))

@@ -659,14 +659,16 @@ BEGIN
 END $$;
 
 -- Keeps a window that had to be sent whole.
-CREATE FUNCTION cached_session.keep_all(me text, a text[], epoch_number bigint,
-    epoch_claims bigint, ids text[], items bytea[], complete boolean, unverified integer,
-    seq_of bigint, id_of text, listed boolean, max_bytes bigint, OUT kept text, OUT newest_seq bigint, OUT newest_id text)
+CREATE FUNCTION cached_session.keep_all(me text, number_of bigint, a text[],
+    epoch_number bigint, epoch_claims bigint, ids text[], items bytea[], complete boolean,
+    unverified integer, seq_of bigint, id_of text, listed boolean, max_bytes bigint,
+    OUT kept text, OUT newest_seq bigint, OUT newest_id text)
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
     same boolean;
 BEGIN
+    PERFORM cached_session.check_in_time(me, number_of);
     SELECT (epoch_number, epoch_claims) IS NOT DISTINCT FROM
         (CASE WHEN c.claims > 0 THEN n ELSE 0 END, c.claims) INTO same
     FROM cached_session.conversations c WHERE c.number = n;
