@@ -29,13 +29,17 @@ LEASE = 3.0
 HURRIED = RetryPolicy(initial_delay=0.01, max_delay=0.05, attempt_timeout=1, deadline=1.5)
 
 PROGRAM = """
-import asyncio, os, signal, sys
+import asyncio, math, os, signal, sys
 from openai import AsyncOpenAI
 from cached_session import CachedSession, PostgresOutbox, RetryPolicy
 from cached_session.conversation.record import Record
-from cached_session.server import remote
+from cached_session.server import connections, remote
 
-address, base_url, conversation, point = sys.argv[1:]
+address, base_url, conversation, point, guard = sys.argv[1:]
+
+if guard == "unguarded":
+    connections.check_may_be_written = lambda: None
+    Record.left = property(lambda self: math.inf)
 
 def stop():
     print("stopped", flush=True)
@@ -64,9 +68,14 @@ async def main():
         if point == "sealed":
             stop()
         sending.append(1)
-        return await append(self, *arguments, **more)
+        done = await append(self, *arguments, **more)
+        if point == "last write":
+            # It cannot look any more what it has done.
+            print("flushed", flush=True)
+            os._exit(0)
+        return done
     remote.Remote.append = appending
-    if point == "before the write":
+    if point in ("before the write", "last write"):
         # Between the look before the write and the request that httpx makes.
         before(remote.Remote, "_request", when=lambda: bool(sending))
     if point == "landed":
@@ -86,10 +95,10 @@ asyncio.run(main())
 
 @contextmanager
 def worker(
-    address: str, emulator: Emulator, conversation: str, point: str
+    address: str, emulator: Emulator, conversation: str, point: str, guard: str = "guarded"
 ) -> Iterator[subprocess.Popen[str]]:
     """A worker that appends two items when it is told to, and stops itself at a point."""
-    arguments = [address, emulator.base_url, conversation, point]
+    arguments = [address, emulator.base_url, conversation, point, guard]
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
         stdin=subprocess.PIPE,
@@ -110,19 +119,23 @@ def go(child: subprocess.Popen[str]) -> None:
     child.stdin.flush()
 
 
-async def stopped(address: str, emulator: Emulator, point: str) -> list[str]:
+async def stopped(
+    address: str, emulator: Emulator, point: str, guard: str = "guarded"
+) -> list[str]:
     """What is on the server after a worker stood still for long, and another one took over."""
     conversation = Elsewhere(emulator).conversation("before")
-    with worker(address, emulator, conversation, point) as child:
+    with worker(address, emulator, conversation, point, guard) as child:
         go(child)
         assert line(child) == "stopped"
         async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as process:
             session = process.session(conversation, retry=HURRIED)
             await session.add_items(users("c"))
             await session.flush(timeout=20)
-            # Nobody looks for late copies from then on: the worker must not make any.
             over = time.monotonic() + HURRIED.deadline + 1
             await until(lambda: time.monotonic() > over)
+            # The last look for late copies: nobody removes what the worker makes from then on.
+            await session.refresh()
+            await session.get_items()
             os.kill(child.pid, signal.SIGCONT)
             assert line(child) == "flushed"
             child.wait(30)
@@ -137,6 +150,18 @@ async def test_stopped(point: str, postgres: Server, emulator: Emulator) -> None
     """A worker that stood still for longer than its lease sends nothing that others have sent."""
     shown = await stopped(postgres.with_tables(), emulator, point)
     assert shown == ["before", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("guard", "expected"),
+    [("guarded", ["before", "a", "b", "c"]), ("unguarded", ["before", "a", "b", "c", "a", "b"])],
+)
+async def test_the_guard(
+    guard: str, expected: list[str], postgres: Server, emulator: Emulator
+) -> None:
+    """One that ends with that write has doubled it, if it did not look at its lease before it."""
+    shown = await stopped(postgres.with_tables(), emulator, "last write", guard)
+    assert shown == expected
 
 
 async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str], None]) -> None:
