@@ -146,9 +146,11 @@ def test_in_threads(kind: Make, path: Path, emulator: Emulator) -> None:
     """While one process appends without a pause, each read of another shows what had returned."""
     conversation = Elsewhere(emulator).conversation("a")
     returned: list[str] = ["a"]
-    over = threading.Event()
+    # The reader's first read comes before: nothing is kept yet, and it would wait for the sender.
+    begun, over = threading.Event(), threading.Event()
 
     async def append() -> None:
+        await asyncio.to_thread(begun.wait)
         async with Process(emulator, kind(path)) as process:
             session = process.session(conversation)
             for number in range(400):
@@ -164,6 +166,7 @@ def test_in_threads(kind: Make, path: Path, emulator: Emulator) -> None:
             while not over.is_set() or not reads:
                 before = list(returned)
                 shown = words(await session.get_items())
+                begun.set()
                 reads += 1
                 stale += shown[: len(before)] != before or len(shown) != len(set(shown))
             await session.aclose(timeout=60)
