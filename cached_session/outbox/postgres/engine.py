@@ -200,11 +200,6 @@ class Engine:
         """Notes that the engine has extended the lease, on the way."""
         self._lease.granted(asked, anew=lapsed)
 
-    def expire(self, seconds: float) -> None:
-        """Removes what is kept of conversations that nobody has touched for so long."""
-        while self.call("expire", seconds, 1000)[0] == 1000:
-            continue
-
     def close(self) -> None:
         """Lets others have what this owner had, and ends the connection."""
         self._lease.ended()
@@ -391,7 +386,13 @@ class Engine:
             with connection.transaction():
                 # One at a time. The lock ends with the transaction.
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                found = _version(self)
+                # Not by `to_regclass`: it answers out of what this session remembers, and does not
+                # see what somebody has made while it waited for the lock.
+                there = connection.execute(
+                    "SELECT FROM pg_catalog.pg_tables "
+                    "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
+                ).fetchone()
+                found = None if there is None else _version(self)
                 made = found is None
                 if made:
                     connection.execute(schema())
@@ -407,17 +408,15 @@ def schema() -> str:
 
 
 def _version(engine: Engine) -> int | None:
+    """The version of the tables, in one round trip; None: there are none."""
     connection = engine._connection
     assert connection is not None  # it was connected before
-    # Not by `to_regclass`: it answers out of what this session remembers, and does not see what
-    # somebody has made while it waited for the lock.
-    there = connection.execute(
-        "SELECT max(tablename) FROM pg_catalog.pg_tables "
-        "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
-    ).fetchone()
-    if there is None or there[0] is None:
-        return None
-    found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()
+    try:
+        found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()
+    except psycopg.Error as error:
+        if error.sqlstate in _NO_TABLES:
+            return None
+        raise
     return None if found is None else int(found[0])
 
 
