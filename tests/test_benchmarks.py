@@ -120,9 +120,9 @@ def test_memory_is_given_back_by_eviction(bench: Callable[..., list[Any]]) -> No
     assert bounded.values["memory KB"] < everything.values["memory KB"]
 
 
-def test_fleet_counts_turns(bench: Callable[..., list[Any]]) -> None:
+def test_crowd_counts_turns(bench: Callable[..., list[Any]]) -> None:
     """Each session makes its conversation, and appends once a turn; hits cost nothing."""
-    figures = bench("fleet", "--sessions-at-once", "4", "--turns", "3", "--sessions", "sdk,cached")
+    figures = bench("crowd", "--sessions-at-once", "4", "--turns", "3", "--sessions", "sdk,cached")
     assert by_session(figures, "requests") == {SDK: 4 * (1 + 3 * 2), OURS: 4 * (1 + 3)}
 
 
