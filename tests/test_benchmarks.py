@@ -33,6 +33,7 @@ from benchmarks.work.memory import hold_conversations
 from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Emulator
 from tests.pages import ROOT, links
+from tests.postgres import Server
 from tests.servers import accepts, eventually
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -404,6 +405,20 @@ async def test_imports_are_measured_in_new_processes() -> None:
     [bar] = await imports(times=1)
     assert 0 < bar.measured < 5000
     assert "`import agents` itself" in bar.workload
+
+
+@pytest.mark.processes
+async def test_bars_of_a_fleet(site: Site, postgres: Server) -> None:
+    """What is counted is as it has to be, and what is timed is timed, on an engine."""
+    from benchmarks import fleet
+
+    bars = [
+        *await fleet.steady(site, postgres, rounds=3),
+        *await fleet.appends(site, postgres, rounds=3),
+        *await fleet.cold(site, postgres, size=40, times=1),
+    ]
+    assert all(bar.met for bar in bars if bar.unit), bars
+    assert [bar.measured > 0 for bar in bars if not bar.unit] == [True, True]
 
 
 def test_bars_say_whether_they_are_met() -> None:
