@@ -21,6 +21,8 @@ from tests.postgres import Server
 from tests.proxy import Fate, Proxy, before
 from tests.session.support import Elsewhere, texts, users
 
+pytestmark = pytest.mark.processes
+
 # What a worker does by itself, behind its calls: the look for what others have left, every five
 # seconds while it is used, and that for what is old, once an hour.
 _BY_ITSELF = ("waiting", "expire")
