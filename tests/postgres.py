@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -105,6 +106,20 @@ class Server:
         """Has one statement done."""
         with psycopg.connect(self.address(database), autocommit=True) as connection:
             connection.execute(statement)
+
+    def ask(self, question: str, database: str = "postgres") -> Any:
+        """The answer to a question of one row and one column."""
+        with psycopg.connect(self.address(database), autocommit=True) as connection:
+            row = connection.execute(question).fetchone()
+            assert row is not None  # it is no question then
+            return row[0]
+
+    @contextlib.contextmanager
+    def locked(self, table: str, database: str) -> Iterator[None]:
+        """Nobody reads or writes a table in here."""
+        with psycopg.connect(self.address(database)) as connection:
+            connection.execute(f"LOCK TABLE {table}")
+            yield
 
     def with_tables(self) -> str:
         """A new database with the tables of an outbox; its address."""
