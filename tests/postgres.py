@@ -85,15 +85,25 @@ class Server:
 
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""
+        self._process = self._begun()
+
+        def answers() -> bool:
+            if self._process is not None and self._process.poll() is not None:
+                # What was killed may have left processes, which end when they notice.
+                self._process = self._begun()
+            return accepts(self.port) and self._answers()
+
+        eventually(answers)
+
+    def _begun(self) -> subprocess.Popen[bytes]:
         with open(self._directory / "log", "ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [_program("postgres"), "-D", self._data],
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
                 **self._as,  # type: ignore[call-overload]
             )
-        eventually(lambda: accepts(self.port) and self._answers())
 
     def stop(self, how: int) -> None:
         """Ends it by a signal: SIGINT at once, SIGQUIT as in a crash."""

@@ -27,7 +27,7 @@ from tests.session.support import Elsewhere, sent, texts, users
 T = TypeVar("T")
 
 MANY_PAIRS = int(os.environ.get("FLEET_PAIRS", "300"))
-"""How many calls and reads the campaign does. In a fleet, one of 20,000 has been run."""
+"""How many calls and reads the campaign does."""
 
 LONGEST = 300
 """How many of them one conversation sees: reads of all of it get longer with each."""
