@@ -49,8 +49,10 @@ class Server:
         port: Its TCP port.
     """
 
-    def __init__(self, directory: Path, settings: Sequence[str] = ()) -> None:
-        """Makes its files; `settings` are lines of its configuration."""
+    def __init__(
+        self, directory: Path, settings: Sequence[str] = (), *, of: Server | None = None
+    ) -> None:
+        """Makes its files; `settings` are lines of its configuration; `of`: it is its standby."""
         self.port = free_port()
         self._directory = directory
         self._numbers = itertools.count()
@@ -61,7 +63,14 @@ class Server:
             nobody = pwd.getpwnam("nobody")
             os.chown(directory, nobody.pw_uid, nobody.pw_gid)
             self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        self._run("initdb", "--username", "owner", "--auth", "trust", "--no-sync", "-D", self._data)
+        if of is None:
+            who = ("--username", "owner", "--auth", "trust")
+            self._run("initdb", *who, "--no-sync", "-D", self._data)
+        else:
+            # Its name for the primary is where it comes from: `fallback_application_name` is kept.
+            primary = f"{of.address()}?application_name=standby"
+            how = ("--write-recovery-conf", "--checkpoint", "fast", "--no-sync")
+            self._run("pg_basebackup", "-d", primary, *how, "-D", self._data)
         with open(self._data / "postgresql.conf", "a") as file:
             file.writelines(
                 f"{line}\n"
@@ -111,6 +120,11 @@ class Server:
         if process is not None:
             process.send_signal(how)
             process.wait(60)
+
+    def promote(self) -> None:
+        """Makes a standby one that writes, and waits until it does."""
+        self.ask("SELECT pg_promote()")
+        eventually(lambda: self.ask("SELECT NOT pg_is_in_recovery()"))
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Has one statement done."""
@@ -181,6 +195,22 @@ def server(settings: Sequence[str] = ("fsync = off", "full_page_writes = off")) 
             yield made
         finally:
             # At once: nothing of it is looked at again.
+            made.stop(signal.SIGQUIT)
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def standby(of: Server) -> Iterator[Server]:
+    """A second server, which repeats what another one writes until it is promoted."""
+    directory = Path(tempfile.mkdtemp(prefix="cached-session-postgres-"))
+    directory.chmod(0o755)
+    try:
+        made = Server(directory, of=of)
+        made.start()
+        try:
+            yield made
+        finally:
             made.stop(signal.SIGQUIT)
     finally:
         shutil.rmtree(directory)

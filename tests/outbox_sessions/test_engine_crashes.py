@@ -15,7 +15,7 @@ import pytest
 from cached_session import AppendOutcomeUnknown, CachedSession, OutboxUnavailable, PostgresOutbox
 from cached_session.emulator import Emulator
 from tests.campaigns.plan import fresh
-from tests.outbox_sessions.support import Process
+from tests.outbox_sessions.support import Process, raised
 from tests.postgres import Server, missing, server
 from tests.session.support import Elsewhere, texts, users
 
@@ -49,15 +49,16 @@ class Writer:
         await self.session.get_items()
         while not over.is_set():
             text = f"{self._name}.{len(self.told)}"
-            try:
-                await self.session.add_items(users(text))
+            error = await raised(self.session.add_items(users(text)))
+            if error is None:
                 self.told[text] = "accepted"
-            except OutboxUnavailable as error:
+            elif isinstance(error, AppendOutcomeUnknown):
+                self.told[text] = "unknown"
+            else:
+                assert isinstance(error, OutboxUnavailable), error
                 assert "nothing was recorded" in str(error)
                 self.told[text] = "refused"
                 await asyncio.sleep(0.02)
-            except AppendOutcomeUnknown:
-                self.told[text] = "unknown"
 
     def untrue(self, there: list[str]) -> list[str]:
         """What is otherwise than it was told, given what is on the server in the end."""

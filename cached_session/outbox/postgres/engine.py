@@ -44,6 +44,9 @@ _DEFAULTS = {
 
 _SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
 
+# Seconds for which the engine keeps what it knows of an owner, at the least; see `expire`.
+_ROWS_STAY = 86_400.0 / 2
+
 _TURN_IS_OVER, _LEASE_HAS_ENDED, _TOO_ISOLATED = "CS001", "CS002", "CS004"
 # The engine chose this call to end a deadlock, or a conflict with another one: it did nothing.
 _AGAIN = {"40001", "40P01"}
@@ -128,6 +131,8 @@ class Engine:
         # The number of the last call that must not be done twice, and whether it is not known
         # what became of it.
         self._number = 0
+        # The number of the last one that the engine has confirmed, and when.
+        self._confirmed, self._confirmed_at = 0, 0.0
         self._open_question = False
         # Whether each call says how its transaction is isolated, in round trips of their own:
         # this engine, or this role, has another level by default.
@@ -154,7 +159,9 @@ class Engine:
             if number is None:
                 # Only now: connecting may have taken one.
                 number = self._number = self._number + 1
-            return self._ask(function, (self.token, number, *arguments))[0]
+            row = self._ask(function, (self.token, number, *arguments))[0]
+            self._confirmed, self._confirmed_at = number, self._lease.now()
+            return row
 
         return self._try(attempt)
 
@@ -381,11 +388,39 @@ class Engine:
             # For transactions that are begun by a statement of their own.
             self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             hold_any_text(self._connection)
+            self._look_for_loss(self._connection)
         if self._open_question:
             # Whatever may still be on its way comes too late from now on.
             self._number += 1
             self._ask("done", (self.token, self._number, []))
             self._open_question = False
+
+    def _look_for_loss(self, connection: _Connection) -> None:
+        """Tells of it where this engine does not know what was confirmed to this owner.
+
+        It says what the engine before this one had not yet passed on to it, or lost in a crash.
+        """
+        if not self._confirmed:
+            return
+        connection.deadline = time.monotonic() + self._patience
+        row = connection.execute(
+            "SELECT call FROM cached_session.owners WHERE token = %s", (self.token,)
+        ).fetchone()
+        if row is None and self._lease.now() - self._confirmed_at > _ROWS_STAY:
+            return
+        known = 0 if row is None else row[0]
+        if known < self._confirmed:
+            logger.warning(
+                "%s has lost calls that it had confirmed to this process: the last one known to it "
+                "is number %d of %d. A standby was promoted that had not got them, or an older "
+                "state was restored. What was recorded by them is gone unless it was sent, and "
+                "what was being sent may be sent again.",
+                self._name,
+                known,
+                self._confirmed,
+            )
+            # Said once.
+            self._confirmed = known
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
