@@ -64,8 +64,8 @@ def in_pgbouncer(postgres: Server, request: pytest.FixtureRequest) -> Iterator[P
     params=[
         "memory",
         "file",
-        "postgres",
-        pytest.param("pgbouncer", marks=pytest.mark.processes),
+        pytest.param("postgres", marks=pytest.mark.processes),
+        pytest.param("pgbouncer", marks=pytest.mark.campaign),
     ]
 )
 def outbox(request: pytest.FixtureRequest) -> Outbox:

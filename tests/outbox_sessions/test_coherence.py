@@ -35,7 +35,9 @@ LONGEST = 300
 Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
 
 
-@pytest.fixture(params=["file", "vouching", "postgres"])
+@pytest.fixture(
+    params=["file", "vouching", pytest.param("postgres", marks=pytest.mark.processes)],
+)
 def kind(request: pytest.FixtureRequest) -> Make:
     """Makes an outbox on the log that the processes of a test share."""
     if request.param == "postgres":

@@ -27,6 +27,9 @@ from tests.session.support import Elsewhere, texts, users
 
 LOST_ANSWERS = int(os.environ.get("FLEET_LOST_ANSWERS", "400"))
 
+# They start a PostgreSQL server.
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def address(postgres: Server) -> str:

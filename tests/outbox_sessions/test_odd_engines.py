@@ -18,6 +18,8 @@ from tests.outbox_sessions.support import Process, raised, words
 from tests.postgres import Server
 from tests.session.support import Elsewhere, texts, users
 
+pytestmark = pytest.mark.processes
+
 LEVELS = ["repeatable read", "serializable"]
 
 
