@@ -82,11 +82,20 @@ CREATE INDEX turns_by_owner ON cached_session.turns (owner);
 
 -- An address is an array: base URL, organization, project, credentials, conversation.
 
+-- CS004: who waits for a row in this transaction does not see what was written meanwhile.
+CREATE FUNCTION cached_session.check_isolation() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        RAISE EXCEPTION 'this transaction is isolated too much' USING ERRCODE = 'CS004';
+    END IF;
+END $$;
+
 -- The number of a conversation's record, or null; its row is locked from now on.
 CREATE FUNCTION cached_session.find(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     found_number bigint;
 BEGIN
+    PERFORM cached_session.check_isolation();
     SELECT number INTO found_number FROM cached_session.conversations
     WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
         AND conversation = a[5] AND credentials = a[4]
@@ -838,6 +847,7 @@ END $$;
 CREATE FUNCTION cached_session.lock_both(a text[], b text[], OUT one bigint, OUT other bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM cached_session.check_isolation();
     PERFORM number FROM cached_session.conversations c
     WHERE (c.base_url, c.organization, c.project, c.credentials)
             IN ((a[1], a[2], a[3], a[4]), (b[1], b[2], b[3], b[4]))
