@@ -97,6 +97,7 @@ def test_python_blocks_run(
 
 SHOWN = {
     "agent_with_tools": "6 items, 6 requests, none of them to read",
+    "observing": 'cached_session_reconciliations_total{cached_session_reconciliation_result="all"',
     "lost_answers": "an answer was lost; of 1 items the server had 1",
     "two_workers": "refresh() forgets the copy: one, two, three (1 requests)",
 }

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
 from cached_session.forks import Lock
@@ -164,7 +164,7 @@ class Retrier:
 
     async def run(
         self,
-        attempt: Callable[[float], Awaitable[Outcome[T]]],
+        attempt: Callable[[Attempt], Awaitable[Outcome[T]]],
         *,
         deadline: float | None,
         conversation_id: str | None,
@@ -173,7 +173,7 @@ class Retrier:
         """Repeats an attempt until it is applied, or repeating cannot help any more.
 
         Args:
-            attempt: Makes one attempt; is given the seconds it may take.
+            attempt: Makes one attempt; is given the seconds it may take, and its number.
             deadline: When the operation ends, on the running loop's clock; None: never, and
                 attempts are not counted.
             conversation_id: Named in events and notes.
@@ -184,13 +184,16 @@ class Retrier:
             carries a note that says how often.
         """
         clock = asyncio.get_running_loop().time
-        policy = self.policy
+        policy, number = self.policy, 0
 
         async def once() -> Outcome[T]:
+            nonlocal number
+            number += 1
             left = math.inf if deadline is None else deadline - clock()
             if left <= 0:
                 return Refused(too_late(conversation_id), retryable=False)
-            outcome = await attempt(min(policy.attempt_timeout + transfer, left))
+            seconds = min(policy.attempt_timeout + transfer, left)
+            outcome = await attempt(Attempt(seconds, number))
             if isinstance(outcome, Applied):
                 policy.budget.give_back()
             return outcome
