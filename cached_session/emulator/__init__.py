@@ -56,6 +56,7 @@ def __getattr__(name: str) -> object:
         if (error.name or "").partition(".")[0] not in ("h11", "starlette"):
             raise
         raise ImportError(
-            f'{name} needs Starlette and h11: from a checkout, pip install ".[emulator]"'
+            f"{name} needs Starlette and h11, the extra emulator: "
+            'pip install "cached-session[emulator]"; from a checkout, pip install ".[emulator]"'
         ) from error
     return getattr(module, name)
