@@ -14,6 +14,7 @@ from .habits import Habits
 from .log import LoggedRequest
 from .outcomes import Outcome, Sight, carry_out
 from .service import Service
+from .snapshot import SnapshotError
 from .store import ConversationStore, random_ids, seeded_ids
 from .wire import Request, Response
 
@@ -35,6 +36,7 @@ __all__ = [
     "Response",
     "Service",
     "Sight",
+    "SnapshotError",
     "carry_out",
     "create_app",
     "random_ids",

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from agents import set_tracing_disabled
 
 from cached_session import RetryPolicy
 from cached_session.testing import Requests, set_testing
@@ -55,7 +56,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the plugins that a test names, and no proxy on the way to this machine."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
@@ -248,7 +248,12 @@ def test_the_page(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) ->
     pytester.makeini(AUTO)
     tests = [block for block in blocks(PAGE, "python") if "def test_" in block.text]
     pytester.makepyfile(**{f"test_line_{block.line}": block.text for block in tests})
-    result = pytester.runpytest_inprocess(*ASYNCIO, *OURS, *STRICT)
+    # The variable is read when the SDK is imported, which it has been.
+    set_tracing_disabled(True)
+    try:
+        result = pytester.runpytest_inprocess(*ASYNCIO, *OURS, *STRICT)
+    finally:
+        set_tracing_disabled(False)
     written = [line for block in tests for line in block.text.splitlines() if "def test_" in line]
     result.assert_outcomes(passed=len(written))
 
