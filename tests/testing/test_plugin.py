@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import tomllib
 from pathlib import Path
 
@@ -201,6 +202,12 @@ def installed(directory: Path) -> None:
 
 HEAVY = r"^(openai|agents|httpx2?|starlette|h11|pytest_asyncio|anyio|cached_session\..+)(\.|$)"
 
+OTHERS_OFF = tuple(
+    part
+    for name in ("asyncio", "anyio", "xdist", "xdist.looponfail", "hypothesispytest")
+    for part in ("-p", f"no:{name}")
+)
+
 STRANGER = f"""
 import re, sys
 
@@ -221,15 +228,27 @@ def test_who_does_not_use_it_is_left_alone(
     paths = [str(pytester.path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    others = [part for name in ("asyncio", "anyio", "xdist", "hypothesispytest", "xdist.looponfail")
-              for part in ("-p", f"no:{name}")]  # fmt: skip
     pytester.makeconftest(STRANGER)
     pytester.makepyfile("def test_stranger():\n    pass\n")
-    result = pytester.runpytest_subprocess(*STRICT, *others, *options, "-s")
+    result = pytester.runpytest_subprocess(*STRICT, *OTHERS_OFF, *options, "-s")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines([f"ours: {not options}"])
     ours = "" if options else " cached_session.testing cached_session.testing.plugin"
     result.stdout.fnmatch_lines([f"loaded:{ours}"])
+
+
+def test_a_program_that_has_imported_the_package(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that starts pytest itself, and has imported the package before, is not warned."""
+    installed(pytester.path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path), str(ROOT)]))
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    test = pytester.makepyfile("def test_stranger():\n    pass\n")
+    arguments = ["-W", "error", *OTHERS_OFF, str(test)]
+    program = f"import cached_session, pytest, sys; sys.exit(pytest.main({arguments!r}))"
+    result = pytester.run(sys.executable, "-W", "error", "-c", program)
+    assert result.ret == 0
 
 
 def test_markers_are_listed(pytester: pytest.Pytester) -> None:
