@@ -4,6 +4,11 @@ It reads like memory and writes like a ledger: repeated reads cost no request,
 and an append happens exactly once even when the network loses the answer.
 """
 
+# pytest rewrites the assertions of packages that bring a plugin, and warns where one was imported
+# before it. Nothing in this module is to be rewritten, and pytest looks for the word in here.
+__doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
+
+
 import importlib
 from typing import TYPE_CHECKING
 

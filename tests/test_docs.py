@@ -33,6 +33,7 @@ from cached_session import (
 )
 from cached_session.commands.cli import COMMANDS, main
 from cached_session.emulator import Emulator, FaultKind, Habits
+from cached_session.emulator.app import RESET_PATH
 from cached_session.outbox.sqlite import schema
 from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
@@ -144,6 +145,13 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert_known(options, help_of([command], capsys))
         case [("python" | "python3.12"), "-m", "cached_session.emulator", *options]:
             assert_known(options, help_of(["serve"], capsys))
+        case ["curl", "-X", "POST", url]:
+            assert url.endswith(RESET_PATH)
+        case ["docker", "build", "-f", file, *_]:
+            assert (ROOT / file).exists()
+        case ["docker", "run", *options]:
+            image = options.index("conversations-emulator")
+            assert_known(options[image + 1 :], help_of(["serve"], capsys))
         case [("python" | "python3.12"), "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
         case ["export", *assignments]:

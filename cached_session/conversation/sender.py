@@ -260,7 +260,7 @@ class Sender:
                 self._trouble = error
                 self._change(Sending.OFFLINE, error)
                 away += 1
-                await asyncio.sleep(operation.policy.delay(away))
+                await asyncio.sleep(retrier.delay(away))
                 continue
             except TurnLost:
                 return  # somebody else went on in its place

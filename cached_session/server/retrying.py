@@ -151,12 +151,45 @@ class RetryPolicy:
         return longest * (0.5 + 0.5 * self.random())
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What bounds every policy of the process: nothing, unless a test must not wait.
+
+    Attributes:
+        longest_wait: Seconds between two attempts at most, whoever asks for more.
+        max_attempts: Attempts at one step at most, where attempts are counted.
+        attempt_timeout: Seconds for one attempt at most.
+    """
+
+    longest_wait: float = math.inf
+    max_attempts: float = math.inf
+    attempt_timeout: float = math.inf
+
+
+_pace = Pace()
+
+
+def pace() -> Pace:
+    """What bounds every policy of the process now."""
+    return _pace
+
+
+def set_pace(value: Pace) -> None:
+    """Bounds every policy of the process, from the next attempt and the next wait on."""
+    global _pace
+    _pace = value
+
+
 class Retrier:
     """Runs attempts under one policy, counted by one session."""
 
     def __init__(self, policy: RetryPolicy, meter: Meter) -> None:
         self.policy = policy
         self._meter = meter
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the `attempt`-th attempt (from 1) failed, whatever is asked for."""
+        return min(self.policy.delay(attempt), _pace.longest_wait)
 
     def deadline(self) -> float:
         """The deadline of an operation that begins now, on the running loop's clock."""
@@ -192,7 +225,7 @@ class Retrier:
             left = math.inf if deadline is None else deadline - clock()
             if left <= 0:
                 return Refused(too_late(conversation_id), retryable=False)
-            seconds = min(policy.attempt_timeout + transfer, left)
+            seconds = min(policy.attempt_timeout + transfer, left, _pace.attempt_timeout)
             outcome = await attempt(Attempt(seconds, number))
             if isinstance(outcome, Applied):
                 policy.budget.give_back()
@@ -218,7 +251,12 @@ class Retrier:
         # random state. These read the loop's clock and the policy's.
         def wait(state: RetryCallState) -> float:
             asked = getattr(_failure(state), "delay", None) or 0.0
-            return max(asked, policy.delay(state.attempt_number), policy.budget.take(clock()))
+            wanted = max(asked, policy.budget.take(clock()))
+            if wanted > _pace.longest_wait:
+                # Who is not made to wait uses up nothing that makes others wait.
+                policy.budget.give_back()
+                wanted = _pace.longest_wait
+            return max(wanted, self.delay(state.attempt_number))
 
         nobody = 0
 
@@ -227,7 +265,7 @@ class Retrier:
             failure = _failure(state)
             nobody += failure is not None and found_nobody(failure.error)
             over = deadline is not None and (
-                state.attempt_number >= policy.max_attempts
+                state.attempt_number >= min(policy.max_attempts, _pace.max_attempts)
                 or nobody >= policy.connect_attempts
                 or clock() + state.upcoming_sleep >= deadline
             )
