@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from cached_session import PostgresOutbox, RetryPolicy
@@ -134,6 +136,52 @@ async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str]
     tell(f"takeover after a kill: {took:.1f} s")
     assert texts(emulator.items(its.conversation)) == ["before", "a", "b"]
     assert took < LEASE + 1
+
+
+SET_BACK = """
+UPDATE cached_session.owners SET until = until - interval '25 hours';
+UPDATE cached_session.conversations SET touched = touched - interval '25 hours'
+"""
+
+
+def rows(address: str) -> dict[str, int]:
+    """How many there are of what workers leave behind."""
+    with psycopg.connect(address) as connection:
+        found = {
+            table: connection.execute(
+                psycopg.sql.SQL("SELECT count(*) FROM cached_session.{}").format(
+                    psycopg.sql.Identifier(table)
+                )
+            ).fetchone()
+            for table in ("owners", "turns", "conversations")
+        }
+    return {table: row[0] for table, row in found.items() if row}
+
+
+async def test_what_killed_workers_leave(postgres: Server, emulator: Emulator) -> None:
+    """A day after a worker was killed in its turn, nothing of it and of its place is left.
+
+    Its conversation goes with what is kept of it, when its time has come.
+    """
+    address = postgres.with_tables()
+    its = setting(address, emulator)
+    async with worker(its) as child:
+        await child.call("add_items", users("a"))
+        await child.call("flush")
+        child.begin("run", "b", 1, at=0, ends_by=signal.SIGKILL)
+        await child.says("ends")
+        child.join()
+    assert rows(address) == {"owners": 1, "turns": 1, "conversations": 1}
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(SET_BACK)
+    for keep_for, conversations in ((30 * 86_400, 1), (86_400, 0)):
+        outbox = PostgresOutbox(address, keep_for=keep_for)
+        await outbox.transact(lambda log: log.summaries())
+        # It has claimed nothing, so it has no row.
+        assert rows(address) == {"owners": 0, "turns": 0, "conversations": conversations}
+        await outbox.let_go()
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute("DELETE FROM cached_session.owners")
 
 
 async def test_cut_off(postgres: Server, emulator: Emulator) -> None:
