@@ -16,11 +16,13 @@ import pytest
 from cached_session import PostgresOutbox, RetryPolicy
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
+from cached_session.session.adoption import AGAIN_AFTER, SURE_AFTER
 from tests.outbox_sessions.support import Process, batches, until, words
 from tests.outbox_sessions.workers import POINTS, Setting, Worker, worker
 from tests.postgres import Server
 from tests.proxy import Proxy, before
 from tests.session.support import Elsewhere, texts, users
+from tests.takeovers import Takeovers, named
 
 pytestmark = pytest.mark.processes
 
@@ -35,6 +37,9 @@ HURRIED = {
     "attempt_timeout": 1,
     "deadline": DEADLINE,
 }
+
+SOON = 1.0
+"""Seconds after the end of a lease in which somebody goes on who waits for it."""
 
 STOPS = (LEASE / 2, LEASE + 1, LEASE + DEADLINE + 1)
 """Seconds: it has its lease yet; others look for late copies; nobody does any more."""
@@ -119,23 +124,62 @@ async def test_the_guard(guarded: bool, postgres: Server, emulator: Emulator) ->
     assert await all_stopped(cells, address, emulator) == [expected, expected]
 
 
+KILLED = 6
+"""Workers whose conversation somebody opens again, and as many whose nobody does."""
+
+
 async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str], None]) -> None:
-    """What a killed worker had begun is sent by another one a lease later, and a second at most."""
+    """What killed workers had is sent a lease later where it is opened, and all else a sweep later.
+
+    Whoever opens it sees it at once.
+    """
     address = postgres.with_tables()
-    its = setting(address, emulator, point="sealed")
-    async with worker(its) as child:
-        child.begin("add_items", users("a", "b"))
-        await child.says("stopped")
-        child.kill()
-    killed = time.monotonic()
-    async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as process:
-        session = process.session(its.conversation)
-        assert words(await session.get_items()) == ["before", "a", "b"]
-        await session.flush()
-    took = time.monotonic() - killed
-    tell(f"takeover after a kill: {took:.1f} s")
-    assert texts(emulator.items(its.conversation)) == ["before", "a", "b"]
-    assert took < LEASE + 1
+    takeovers = Takeovers(address)
+    async with AsyncExitStack() as stack:
+        settings = [setting(address, emulator, point="sealed") for _ in range(2 * KILLED)]
+        workers = [await stack.enter_async_context(worker(its)) for its in settings]
+        for child in workers:
+            child.begin("add_items", users("a", "b"))
+            await child.says("stopped")
+        for child in workers:
+            child.kill()
+        killed = time.monotonic()
+        conversations = [its.conversation for its in settings]
+        opened = set(conversations[:KILLED])
+        process = await stack.enter_async_context(
+            Process(emulator, PostgresOutbox(named(address, "here"), lease=LEASE))
+        )
+        # What brings it to the others is any use of the outbox.
+        sessions = [process.session(Elsewhere(emulator).conversation("before"))]
+        sessions += [process.session(conversation) for conversation in opened]
+        for session in sessions:
+            had = ["before", "a", "b"] if session.session_id in opened else ["before"]
+            assert words(await session.get_items()) == had
+            await session.add_items(users("c"))
+        asked = time.time()
+        for session in sessions:
+            await session.flush(timeout=20)
+        sent = time.monotonic() - killed
+        await until(
+            lambda: all(
+                texts(emulator.items(its.conversation))[:3] == ["before", "a", "b"]
+                for its in settings
+            )
+        )
+        swept = time.monotonic() - killed
+    for conversation in conversations:
+        more = ["c"] if conversation in opened else []
+        assert texts(emulator.items(conversation)) == ["before", "a", "b", *more]
+    # A machine that is short of time begins to wait when some leases are over.
+    found = {one.conversation: one.taken - max(one.ran_out, asked) for one in takeovers.news()}
+    assert {*found} == {*conversations}
+    late = [max(found[one] for one in some) for some in (opened, {*conversations} - opened)]
+    tell(
+        f"takeovers after kills: sent after {sent:.1f} s, {late[0]:.2f} s after the lease at most; "
+        f"what nobody opens after {swept:.1f} s, {late[1]:.2f} s after the lease at most"
+    )
+    assert late[0] <= SOON
+    assert late[1] <= AGAIN_AFTER + SURE_AFTER
 
 
 SET_BACK = """

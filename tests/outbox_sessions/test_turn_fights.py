@@ -54,6 +54,8 @@ class Fight:
         # Half of each, in any order.
         self._ends = [(signal.SIGSTOP, signal.SIGKILL)[number % 2] for number in range(ends)]
         self._rng.shuffle(self._ends)
+        # How many of them there are to come, or somebody has to go on after.
+        self._open = ends
         self._begun = 0
         self._names = 0
         self.runs: list[Run] = []
@@ -69,7 +71,7 @@ class Fight:
     async def _one_after_the_other(self) -> None:
         worker, left = Worker(self._its), RUNS
         try:
-            while left > 0 or self._ends:
+            while left > 0 or self._open:
                 left -= 1
                 if self._ends and self._rng.random() < 0.2:
                     how = self._ends.pop()
@@ -102,6 +104,7 @@ class Fight:
         begun, ended = self._begun, time.monotonic()
         await until(lambda: self._begun > begun)
         self.waited.append(time.monotonic() - ended)
+        self._open -= 1
         if how == signal.SIGSTOP:
             worker.go_on()
             run = await worker.result()
