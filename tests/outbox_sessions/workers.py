@@ -77,6 +77,8 @@ class Worker:
     """One such process, as its test sees it."""
 
     def __init__(self, setting: Setting) -> None:
+        if not hasattr(os, "fork"):
+            pytest.skip("processes are forked here")
         self._pipe, theirs = _CONTEXT.Pipe()
         self._printed, printing = _CONTEXT.Pipe(duplex=False)
         self._heard: list[tuple[Any, ...]] = []
