@@ -12,6 +12,8 @@ PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 NOT_SIMULATED = --ignore=tests/simulation
 # What no other version of a package can change: pure code, the emulator, the benchmarks.
 PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figures.py test_benchmarks.py)
+# Where the driver of PostgreSQL does all that it does for the product.
+ENGINE = tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
 
 .PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard bench-web clean
@@ -22,7 +24,7 @@ help:
 	@echo "make test             the tests, without those of the next three"
 	@echo "make lint             ruff, mypy, import-linter"
 	@echo "make format           let ruff put the code in order"
-	@echo "make test-processes   commands and workers, each in a process of its own"
+	@echo "make test-processes   commands, workers and PostgreSQL servers, each in a process of its own"
 	@echo "make test-campaigns   random operations, killed processes, measured tables"
 	@echo "make test-simulation  the fault campaign; needs Python 3.12 or later"
 	@echo "make test-oldest      what other versions may change, on the oldest supported ones"
@@ -59,8 +61,8 @@ format: $(VENV)/.lint
 # it beside ours in these points are left out here.
 test-oldest: $(OLDEST)/.test
 	@cat $(OLDEST)/lowest.txt
-	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) $(PARALLEL) -m "not campaign" @.ci/oldest-deselect.txt $(ARGS)
-	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) -m campaign @.ci/oldest-deselect.txt $(ARGS) || [ $$? -eq 5 ]
+	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) $(PARALLEL) -m "not campaign and not processes" @.ci/oldest-deselect.txt $(ARGS)
+	$(OLDEST)/$(PYTEST) $(ENGINE) $(PARALLEL) -m "processes and not campaign" $(ARGS) || [ $$? -eq 5 ]
 
 # simloop, the deterministic event loop, needs Python 3.12.
 test-simulation:

@@ -127,9 +127,7 @@ appends = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
-@given(appends=appends, data=st.data())
-def test_appends_of_the_same_words(appends: list[Any], data: st.DataObject) -> None:
+def what_was_shown_stays(appends: list[Any], data: st.DataObject) -> None:
     """Of appends that are given up on, what a listing has shown stays, however alike they are.
 
     Nobody else writes. So each item is one of theirs, and whichever request it is taken for, the
@@ -163,6 +161,21 @@ def test_appends_of_the_same_words(appends: list[Any], data: st.DataObject) -> N
         arrive()
         settle(unsettled, server, now=2.0)
         assert server.shown() == told
+
+
+@settings(max_examples=200, deadline=None)
+@given(appends=appends, data=st.data())
+def test_appends_of_the_same_words(appends: list[Any], data: st.DataObject) -> None:
+    """What a listing has shown stays."""
+    what_was_shown_stays(appends, data)
+
+
+@pytest.mark.campaign
+@settings(max_examples=2000, deadline=None)
+@given(appends=appends, data=st.data())
+def test_many_appends_of_the_same_words(appends: list[Any], data: st.DataObject) -> None:
+    """What a listing has shown stays, in many more cases."""
+    what_was_shown_stays(appends, data)
 
 
 @given(st.lists(st.sampled_from("xy"), min_size=1, max_size=3), st.integers(0, 3))

@@ -32,7 +32,9 @@ def in_postgres(postgres: Server) -> Iterator[PostgresOutbox]:
     asyncio.run(outbox.let_go())
 
 
-@pytest.fixture(params=["file", "memory", "postgres"])
+@pytest.fixture(
+    params=["file", "memory", pytest.param("postgres", marks=pytest.mark.processes)],
+)
 def outbox(request: pytest.FixtureRequest) -> Outbox:
     if request.param == "memory":
         return MemoryOutbox()

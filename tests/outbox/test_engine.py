@@ -16,6 +16,9 @@ from cached_session import OutboxError, OutboxUnavailable, PostgresOutbox
 from tests.outbox.support import ADDRESS, accept, waiting
 from tests.postgres import Server
 
+# They start a PostgreSQL server.
+pytestmark = pytest.mark.processes
+
 SECRET = "s3cret/w0w@qq"
 
 

@@ -343,7 +343,7 @@ async def test_memory_keeps_its_items() -> None:
     assert await outbox.transact(waiting) == [b"1"]
 
 
-@pytest.mark.parametrize("kind", ["file", "postgres"])
+@pytest.mark.parametrize("kind", ["file", pytest.param("postgres", marks=pytest.mark.processes)])
 async def test_a_window_that_somebody_else_has_kept_since(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

@@ -15,6 +15,9 @@ from tests.pages import ROOT, blocks
 from tests.postgres import Server
 from tests.session.support import texts, users
 
+# They start a PostgreSQL server.
+pytestmark = pytest.mark.processes
+
 FLEET = ROOT / "docs" / "fleet.md"
 
 

@@ -27,6 +27,9 @@ from tests.postgres import Server, missing, server
 from tests.servers import eventually, free_port
 from tests.session.support import Elsewhere, new_client, texts, users
 
+# They start a PostgreSQL server.
+pytestmark = pytest.mark.processes
+
 PASSWORD = "correct-horse"
 
 

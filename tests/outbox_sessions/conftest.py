@@ -50,7 +50,9 @@ def in_postgres(postgres: Server) -> Iterator[PostgresOutbox]:
     asyncio.run(outbox.let_go())
 
 
-@pytest.fixture(params=["memory", "file", "postgres"])
+@pytest.fixture(
+    params=["memory", "file", pytest.param("postgres", marks=pytest.mark.processes)],
+)
 def outbox(request: pytest.FixtureRequest) -> Outbox:
     """Each kind of outbox."""
     if request.param == "memory":

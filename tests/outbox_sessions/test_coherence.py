@@ -29,7 +29,9 @@ T = TypeVar("T")
 Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
 
 
-@pytest.fixture(params=["file", "vouching", "postgres"])
+@pytest.fixture(
+    params=["file", "vouching", pytest.param("postgres", marks=pytest.mark.processes)],
+)
 def kind(request: pytest.FixtureRequest) -> Make:
     """Makes an outbox on the log that the processes of a test share."""
     if request.param == "postgres":

@@ -24,6 +24,9 @@ from tests.postgres import Server
 from tests.proxy import Fate, Proxy, before, once
 from tests.session.support import Elsewhere, texts, users
 
+# They start a PostgreSQL server.
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def address(postgres: Server) -> str:
