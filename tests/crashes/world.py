@@ -158,8 +158,11 @@ class World:
 
     def _check(self, last: Process) -> None:
         """Checks what there is in the end."""
-        conversation, items = last.notes["conversation"], last.notes["items"]
-        held: list[dict[str, Any]] = self.service.items(conversation)
+        conversation, items = last.notes.get("conversation"), last.notes["items"]
+        # Where all were killed before anything was recorded there is none.
+        held: list[dict[str, Any]] = (
+            [] if conversation is None else self.service.items(conversation)
+        )
         listing = [text_of(item) for item in held]
         self.tally.update(self.account.count(listing))
         self.account.check_end(listing, {item["id"] for item in held})
