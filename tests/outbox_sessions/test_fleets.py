@@ -13,7 +13,7 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from cached_session import PostgresOutbox, RetryPolicy
+from cached_session import CachedSession, PostgresOutbox, RetryPolicy
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.session.adoption import AGAIN_AFTER, SURE_AFTER
@@ -149,18 +149,23 @@ async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str]
             child.kill()
         killed = time.monotonic()
         conversations = [its.conversation for its in settings]
-        opened = set(conversations[:KILLED])
+        # Those whose leases last longest.
+        opened = set(conversations[KILLED:])
         process = await stack.enter_async_context(
             Process(emulator, PostgresOutbox(named(address, "here"), lease=LEASE))
         )
         # What brings it to the others is any use of the outbox.
         sessions = [process.session(Elsewhere(emulator).conversation("before"))]
         sessions += [process.session(conversation) for conversation in opened]
-        for session in sessions:
+        asked = dict.fromkeys(conversations, time.time())
+
+        async def use(session: CachedSession) -> None:
             had = ["before", "a", "b"] if session.session_id in opened else ["before"]
             assert words(await session.get_items()) == had
             await session.add_items(users("c"))
-        asked = time.time()
+            asked[session.session_id] = time.time()
+
+        await asyncio.gather(*map(use, sessions))
         for session in sessions:
             await session.flush(timeout=PATIENCE)
         sent = time.monotonic() - killed
@@ -175,7 +180,10 @@ async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str]
         more = ["c"] if conversation in opened else []
         assert texts(emulator.items(conversation)) == ["before", "a", "b", *more]
     # A machine that is short of time begins to wait when some leases are over.
-    found = {one.conversation: one.taken - max(one.ran_out, asked) for one in takeovers.news()}
+    found = {
+        one.conversation: one.taken - max(one.ran_out, asked[one.conversation])
+        for one in takeovers.news()
+    }
     assert {*found} == {*conversations}
     late = [max(found[one] for one in some) for some in (opened, {*conversations} - opened)]
     tell(
