@@ -16,7 +16,7 @@ PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figu
 ENGINE = tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
 
-.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-guard bench-web clean
+.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-fleet bench-guard bench-web clean
 .NOTPARALLEL:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test-oldest      what other versions may change, on the oldest supported ones"
 	@echo "make bench            all benchmarks, into benchmarks/results"
 	@echo "make bench-bars       the table of what has to be reached"
+	@echo "make bench-fleet      what a fleet on PostgreSQL has to reach, on servers of its own"
 	@echo "make bench-guard      ratios that a change must not make worse"
 	@echo "make bench-web        what a web request costs, side by side, for docs/web.md"
 	@echo "make clean            remove what the others made"
@@ -78,6 +79,9 @@ bench: $(VENV)/.bench
 
 bench-bars: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks bars --output benchmarks/results $(ARGS)
+
+bench-fleet: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks fleet --output benchmarks/results $(ARGS)
 
 bench-guard: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks guard

@@ -66,6 +66,8 @@ async def _measure(display: Display, sites: Sites, options: argparse.Namespace) 
     match options.work:
         case "bars":
             await _bars(display, sites, options)
+        case "fleet":
+            await _fleet(display, sites, options)
         case "guard":
             return await _guard(display, sites)
         case "page":
@@ -119,10 +121,23 @@ async def _bars(display: Display, sites: Sites, options: argparse.Namespace) -> 
         gc.collect()
         with display.measuring(f"bars: {name}", 1):
             bars += await BARS[name](sites)
+    _report_bars(display, "bars", bars, options.output)
+
+
+async def _fleet(display: Display, sites: Sites, options: argparse.Namespace) -> None:
+    """Measures the bars of a fleet, on PostgreSQL servers of their own."""
+    # Only now: what it needs, the other benchmarks do not.
+    from benchmarks import fleet
+
+    bars = await fleet.measure(sites, lambda name: display.measuring(f"fleet: {name}", 1))
+    _report_bars(display, "fleet", bars, options.output)
+
+
+def _report_bars(display: Display, name: str, bars: list[Bar], output: Path | None) -> None:
     display.console.print(bars_table(bars))
-    if options.output is not None:
-        write_json(options.output / "bars.json", "bars", bars)
-        (options.output / "bars.md").write_text(bars_markdown(bars) + "\n", encoding="utf-8")
+    if output is not None:
+        write_json(output / f"{name}.json", "bars", bars)
+        (output / f"{name}.md").write_text(bars_markdown(bars) + "\n", encoding="utf-8")
 
 
 async def _guard(display: Display, sites: Sites) -> int:
@@ -170,13 +185,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="work", required=True, metavar="WORK")
     own = ", ".join(name for name, work in WORKS.items() if work.own)
     commands.add_parser(
-        "all", parents=[server, sessions, output], help=f"all of them but bars, guard, {own}"
+        "all", parents=[server, sessions, output], help=f"all of them but bars, fleet, guard, {own}"
     )
     table = commands.add_parser(
         "bars", parents=[server, output], help="the table of what has to be reached"
     )
     table.add_argument(
         "--only", choices=BARS, action="append", help="these lines only; may be given again"
+    )
+    commands.add_parser(
+        "fleet", parents=[output], help="the table of a fleet, on PostgreSQL servers of its own"
     )
     commands.add_parser("guard", help="ratios that a change must not make much worse")
     commands.add_parser("page", help="put what was found into the pages of docs")

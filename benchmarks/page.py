@@ -1,4 +1,4 @@
-"""`page`: puts what was found into docs/benchmarks.md and docs/web.md.
+"""`page`: puts what was found into docs/benchmarks.md, docs/web.md and docs/fleet.md.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; what is between them
 is replaced. Plots are copied.
@@ -18,7 +18,7 @@ from benchmarks.results import Bar, Figure, read_figures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "web.md"]
+PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "web.md", "fleet.md")]
 PLOTS = ROOT / "docs" / "plots"
 
 # The whole grid of loops is too long for a page.
@@ -42,10 +42,11 @@ def write() -> None:
     tables = {}
     for path in sorted(RESULTS.glob("*.json")):
         name = path.stem
-        if name == "bars":
+        if name in ("bars", "fleet"):
             found = json.loads(path.read_text(encoding="utf-8"))
             tables[name] = bars_markdown([Bar(**entry) for entry in found["bars"]])
-            tables["environment"] = _described(found["environment"])
+            place = "environment" if name == "bars" else f"{name} environment"
+            tables[place] = _described(found["environment"])
         else:
             figures = [figure for figure in read_figures(path) if SHOWN.get(name, bool)(figure)]
             tables[name] = figures_markdown(figures)

@@ -126,5 +126,5 @@ _PLOTS: dict[str, dict[str, Callable[[Axes, Sequence[Figure]], bool]]] = {
         "flaky-time": _lines("faults %", "total s", log=False),
     },
     "memory": {},
-    "fleet": {},
+    "crowd": {},
 }

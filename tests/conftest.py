@@ -11,6 +11,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from cached_session.emulator import Emulator
+from tests import pgbouncer as poolers
+from tests.pgbouncer import Pooler
 from tests.postgres import Server, missing, server
 from tests.servers import agentic_binary, agentic_server
 from tests.session.support import new_client
@@ -32,6 +34,16 @@ def postgres() -> Iterator[Server]:
     if why is not None:
         pytest.skip(why)
     with server() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Server) -> Iterator[Pooler]:
+    """A pgbouncer before that server, in transaction mode."""
+    why = poolers.missing()
+    if why is not None:
+        pytest.skip(why)
+    with poolers.pooler(postgres) as found:
         yield found
 
 

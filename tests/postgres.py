@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -48,8 +49,10 @@ class Server:
         port: Its TCP port.
     """
 
-    def __init__(self, directory: Path, settings: Sequence[str] = ()) -> None:
-        """Makes its files; `settings` are lines of its configuration."""
+    def __init__(
+        self, directory: Path, settings: Sequence[str] = (), *, of: Server | None = None
+    ) -> None:
+        """Makes its files; `settings` are lines of its configuration; `of`: it is its standby."""
         self.port = free_port()
         self._directory = directory
         self._numbers = itertools.count()
@@ -60,7 +63,14 @@ class Server:
             nobody = pwd.getpwnam("nobody")
             os.chown(directory, nobody.pw_uid, nobody.pw_gid)
             self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        self._run("initdb", "--username", "owner", "--auth", "trust", "--no-sync", "-D", self._data)
+        if of is None:
+            who = ("--username", "owner", "--auth", "trust")
+            self._run("initdb", *who, "--no-sync", "-D", self._data)
+        else:
+            # Its name for the primary is where it comes from: `fallback_application_name` is kept.
+            primary = f"{of.address()}?application_name=standby"
+            how = ("--write-recovery-conf", "--checkpoint", "fast", "--no-sync")
+            self._run("pg_basebackup", "-d", primary, *how, "-D", self._data)
         with open(self._data / "postgresql.conf", "a") as file:
             file.writelines(
                 f"{line}\n"
@@ -84,15 +94,25 @@ class Server:
 
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""
+        self._process = self._begun()
+
+        def answers() -> bool:
+            if self._process is not None and self._process.poll() is not None:
+                # What was killed may have left processes, which end when they notice.
+                self._process = self._begun()
+            return accepts(self.port) and self._answers()
+
+        eventually(answers)
+
+    def _begun(self) -> subprocess.Popen[bytes]:
         with open(self._directory / "log", "ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [_program("postgres"), "-D", self._data],
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
                 **self._as,  # type: ignore[call-overload]
             )
-        eventually(lambda: accepts(self.port) and self._answers())
 
     def stop(self, how: int) -> None:
         """Ends it by a signal: SIGINT at once, SIGQUIT as in a crash."""
@@ -101,10 +121,29 @@ class Server:
             process.send_signal(how)
             process.wait(60)
 
+    def promote(self) -> None:
+        """Makes a standby one that writes, and waits until it does."""
+        self.ask("SELECT pg_promote()")
+        eventually(lambda: self.ask("SELECT NOT pg_is_in_recovery()"))
+
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Has one statement done."""
         with psycopg.connect(self.address(database), autocommit=True) as connection:
             connection.execute(statement)
+
+    def ask(self, question: str, database: str = "postgres") -> Any:
+        """The answer to a question of one row and one column."""
+        with psycopg.connect(self.address(database), autocommit=True) as connection:
+            row = connection.execute(question).fetchone()
+            assert row is not None  # it is no question then
+            return row[0]
+
+    @contextlib.contextmanager
+    def locked(self, table: str, database: str) -> Iterator[None]:
+        """Nobody reads or writes a table in here."""
+        with psycopg.connect(self.address(database)) as connection:
+            connection.execute(f"LOCK TABLE {table}")
+            yield
 
     def with_tables(self) -> str:
         """A new database with the tables of an outbox; its address."""
@@ -156,6 +195,22 @@ def server(settings: Sequence[str] = ("fsync = off", "full_page_writes = off")) 
             yield made
         finally:
             # At once: nothing of it is looked at again.
+            made.stop(signal.SIGQUIT)
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def standby(of: Server) -> Iterator[Server]:
+    """A second server, which repeats what another one writes until it is promoted."""
+    directory = Path(tempfile.mkdtemp(prefix="cached-session-postgres-"))
+    directory.chmod(0o755)
+    try:
+        made = Server(directory, of=of)
+        made.start()
+        try:
+            yield made
+        finally:
             made.stop(signal.SIGQUIT)
     finally:
         shutil.rmtree(directory)

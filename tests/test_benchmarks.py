@@ -33,6 +33,7 @@ from benchmarks.work.memory import hold_conversations
 from cached_session import CachedSession, ConversationCache
 from cached_session.emulator import Emulator
 from tests.pages import ROOT, links
+from tests.postgres import Server
 from tests.servers import accepts, eventually
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -120,9 +121,9 @@ def test_memory_is_given_back_by_eviction(bench: Callable[..., list[Any]]) -> No
     assert bounded.values["memory KB"] < everything.values["memory KB"]
 
 
-def test_fleet_counts_turns(bench: Callable[..., list[Any]]) -> None:
+def test_crowd_counts_turns(bench: Callable[..., list[Any]]) -> None:
     """Each session makes its conversation, and appends once a turn; hits cost nothing."""
-    figures = bench("fleet", "--sessions-at-once", "4", "--turns", "3", "--sessions", "sdk,cached")
+    figures = bench("crowd", "--sessions-at-once", "4", "--turns", "3", "--sessions", "sdk,cached")
     assert by_session(figures, "requests") == {SDK: 4 * (1 + 3 * 2), OURS: 4 * (1 + 3)}
 
 
@@ -404,6 +405,20 @@ async def test_imports_are_measured_in_new_processes() -> None:
     [bar] = await imports(times=1)
     assert 0 < bar.measured < 5000
     assert "`import agents` itself" in bar.workload
+
+
+@pytest.mark.processes
+async def test_bars_of_a_fleet(site: Site, postgres: Server) -> None:
+    """What is counted is as it has to be, and what is timed is timed, on an engine."""
+    from benchmarks import fleet
+
+    bars = [
+        *await fleet.steady(site, postgres, rounds=3),
+        *await fleet.appends(site, postgres, rounds=3),
+        *await fleet.cold(site, postgres, size=40, times=1),
+    ]
+    assert all(bar.met for bar in bars if bar.unit), bars
+    assert [bar.measured > 0 for bar in bars if not bar.unit] == [True, True]
 
 
 def test_bars_say_whether_they_are_met() -> None:

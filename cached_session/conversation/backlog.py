@@ -213,9 +213,13 @@ class Backlog:
 
     # Waiting for it
 
-    async def let_go(self) -> None:
-        """Lets others send, where nothing waits here that would be sent. In the turn."""
-        if self.open:
+    async def let_go(self, *, heard: bool = False) -> None:
+        """Lets others send, where nothing waits here that would be sent. In the turn.
+
+        Args:
+            heard: Whether what others have recorded need not be heard with the answer.
+        """
+        if self.open and not (heard and self.record.settled):
             await self.record.note(release=True)
 
     async def drained(self, operation: Operation) -> None:

@@ -200,7 +200,9 @@ class Conversation:
             OutboxError: The outbox could not be read.
         """
         backlog = self.backlog
-        if backlog is not None and not backlog.record.valid(since, operation.now()):
+        if backlog is None or backlog.record.valid(since, operation.now()):
+            return
+        if not backlog.record.read_by(operation):
             await backlog.record.validate(operation, self.order.turn)
 
     @property
@@ -693,8 +695,11 @@ class Conversation:
         await backlog.room.used(operation)
         through = None
         while True:
+            # Then the sender lets others send at its end, and hears what they have recorded.
+            waited = bool(ledger.queue)
             await backlog.drained(operation)
-            async with self.order.turn(operation), Afterwards(backlog.let_go):
+            let_go = functools.partial(backlog.let_go, heard=waited)
+            async with self.order.turn(operation), Afterwards(let_go):
                 if await backlog.record.alone(operation):
                     # Of what was accepted meanwhile a batch may be in doubt: the
                     # listing that decides about it decides only once.

@@ -110,15 +110,26 @@ class Record:
         # had shown before.
         self._version: Hashable = None
         self._as_of: Moment | None = None
+        # Who has asked then; it may be done, and forgotten.
+        self._asked_by: weakref.ref[Operation] | None = None
         self._glanced: Hashable = None
         # The place up to which rows are seen to here: of what was recorded behind it by others
         # this process only reads.
         self._minds = 0
+        # The place up to which the log was told that items have landed.
+        self._put_down = 0
 
     @property
     def held(self) -> bool:
         """Whether others are kept from sending."""
         return self in self.outbox.holdings
+
+    @property
+    def settled(self) -> bool:
+        """Whether the log has all that is known here, and others may send."""
+        ledger = self._ledger
+        owes = self.held or ledger.watch.active or ledger.queue.landed != self._put_down
+        return not owes and self._kept()[0] is None
 
     @property
     def left(self) -> float:
@@ -200,6 +211,13 @@ class Record:
         glance = self.outbox.glance()
         return glance is not None and glance == self._glanced
 
+    def read_by(self, operation: Operation) -> bool:
+        """Whether an operation was the last one that has read or validated it.
+
+        What it knows then is what the log said after it had begun.
+        """
+        return self._asked_by is not None and self._asked_by() is operation
+
     async def validate(self, operation: Operation, in_turn: Callable[[Operation], Any]) -> None:
         """Has known here what the log says now, in one round trip if nothing has changed.
 
@@ -241,7 +259,7 @@ class Record:
                 # Nobody gets the turn in between: what is known would not be as it was read here.
                 take_in(found, alone=alone)
             if alone or not changed:
-                self._looked(begun, version if found is None else found.version)
+                self._looked(begun, version if found is None else found.version, operation)
 
         await self._run(
             lambda log: log.validate(self.address, epoch, version, ledger.queue.seen, newest),
@@ -271,8 +289,11 @@ class Record:
         # Before the log is asked: what is written meanwhile is seen by the next glance.
         return self.outbox.glance(), self._moment()
 
-    def _looked(self, begun: tuple[Hashable, Moment], version: Hashable) -> None:
+    def _looked(
+        self, begun: tuple[Hashable, Moment], version: Hashable, operation: Operation
+    ) -> None:
         self._glanced, self._as_of = begun
+        self._asked_by = weakref.ref(operation)
         self._version = version
 
     def come(self) -> None:
@@ -359,7 +380,7 @@ class Record:
             # One with nothing in it is not made by looking at it.
             if not (first and unknown and not found.exists):
                 self._apply(found, first=first, expires=expires)
-                self._looked(begun, found.version)
+                self._looked(begun, found.version, operation)
                 self._minds = ledger.queue.seen
 
         found = await self._run(
@@ -563,6 +584,7 @@ class Record:
                 self._apply(sealed, first=False, expires=expires)
             elif sealed is not None:
                 self._hold(True)
+                self._put_down = landed
                 ledger.sealed(sealed.rows, through, sealed.newer)
                 self._epoch = sealed.epoch
                 written(sealed.written)
@@ -611,6 +633,7 @@ class Record:
 
         def apply(noted: Noted) -> None:
             written(noted.written)
+            self._put_down = landed
             if release:
                 self._hold(False)
             ledger.noted(noted.newer, unsent=noted.doubt and bool(batch))

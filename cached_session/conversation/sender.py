@@ -288,6 +288,8 @@ class Sender:
             await self._record.read(operation)
 
     async def _let_go(self) -> None:
+        if self._record.settled:
+            return  # somebody who waited for it was quicker
         self._letting_go = True
         try:
             await self._record.note(release=True)

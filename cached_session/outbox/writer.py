@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import math
 import os
 import queue
 import threading
@@ -30,6 +31,9 @@ from cached_session.outbox.shared import Shared
 T = TypeVar("T")
 
 Work = Callable[[Log], Any]
+
+# Seconds after which what can wait is done, whatever else there is to do.
+_TIDY_BY = 60.0
 
 
 class Outcome(NamedTuple):
@@ -74,6 +78,9 @@ class Opened(Protocol):
     def tend(self) -> None:
         """Does what has to be done each second while something is held."""
 
+    def tidy(self) -> None:
+        """Does what can wait for a second without work, and is not to wait for ever."""
+
     def close(self) -> None:
         """Lets go of it."""
 
@@ -101,6 +108,8 @@ class Writer:
         self._pid = os.getpid()
         self._holdings = holdings
         self._look_at = 0.0
+        # When what can wait is done: after a second without work, and after a minute in any case.
+        self._tidy_at = self._tidy_by = math.inf
         self.ended: Future[None] = Future()
         """Done when everything is closed."""
         # Nobody who waits for it may cancel it for the others.
@@ -166,12 +175,23 @@ class Writer:
         return going_on
 
     def _next(self, opened: list[Opened]) -> Job | None:
-        while self._holdings:
-            left = self._look_at - time.monotonic()
+        while True:
+            held = bool(self._holdings)
+            due = min(self._look_at if held else math.inf, self._tidy_at)
+            if due == math.inf:
+                break
+            left = due - time.monotonic()
             if left > 0:
                 with contextlib.suppress(queue.Empty):
-                    return self._jobs.get(timeout=left)
-            self._look_at = time.monotonic() + LOOK_AFTER
+                    return self._came(self._jobs.get(timeout=left), held=held)
+            now = time.monotonic()
+            if self._tidy_at <= now:
+                self._tidy_at = self._tidy_by = math.inf
+                for log in opened:
+                    log.tidy()
+            if not held or now < self._look_at:
+                continue
+            self._look_at = now + LOOK_AFTER
             for log in opened:
                 log.tend()
             if self._holdings.abandoned:
@@ -179,8 +199,14 @@ class Writer:
                 # may be what claims.
                 self.put(Job(self._holdings.release, self._released))
                 break
-        job = self._jobs.get()
-        self._look_at = time.monotonic() + LOOK_AFTER
+        return self._came(self._jobs.get(), held=False)
+
+    def _came(self, job: Job | None, *, held: bool) -> Job | None:
+        now = time.monotonic()
+        if not held:
+            self._look_at = now + LOOK_AFTER
+        self._tidy_by = min(self._tidy_by, now + _TIDY_BY)
+        self._tidy_at = min(now + LOOK_AFTER, self._tidy_by)
         return job
 
     def _released(self, outcome: Outcome) -> None:

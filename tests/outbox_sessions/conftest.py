@@ -10,6 +10,7 @@ import pytest
 from agents import set_tracing_disabled
 
 from cached_session import MemoryOutbox, Outbox, PostgresOutbox, SQLiteOutbox
+from tests.pgbouncer import Pooler
 from tests.postgres import Server
 from tests.session.support import clean_environment
 
@@ -50,15 +51,29 @@ def in_postgres(postgres: Server) -> Iterator[PostgresOutbox]:
     asyncio.run(outbox.let_go())
 
 
+@pytest.fixture
+def in_pgbouncer(postgres: Server, request: pytest.FixtureRequest) -> Iterator[PostgresOutbox]:
+    """The same, through pgbouncer in transaction mode."""
+    pgbouncer: Pooler = request.getfixturevalue("pgbouncer")
+    outbox = PostgresOutbox(pgbouncer.address(postgres.with_tables()))
+    yield outbox
+    asyncio.run(outbox.let_go())
+
+
 @pytest.fixture(
-    params=["memory", "file", pytest.param("postgres", marks=pytest.mark.processes)],
+    params=[
+        "memory",
+        "file",
+        pytest.param("postgres", marks=pytest.mark.processes),
+        pytest.param("pgbouncer", marks=pytest.mark.campaign),
+    ]
 )
 def outbox(request: pytest.FixtureRequest) -> Outbox:
     """Each kind of outbox."""
     if request.param == "memory":
         return MemoryOutbox()
-    if request.param == "postgres":
-        shared: PostgresOutbox = request.getfixturevalue("in_postgres")
+    if request.param in ("postgres", "pgbouncer"):
+        shared: PostgresOutbox = request.getfixturevalue(f"in_{request.param}")
         return shared
     found: SQLiteOutbox = request.getfixturevalue("new_outbox")()
     return found

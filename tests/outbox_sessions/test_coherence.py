@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import threading
 from collections import Counter
@@ -25,6 +26,11 @@ from tests.session.support import Elsewhere, sent, texts, users
 
 T = TypeVar("T")
 
+MANY_PAIRS = int(os.environ.get("FLEET_PAIRS", "300"))
+"""How many calls and reads the campaign does."""
+
+LONGEST = 300
+"""How many of them one conversation sees: reads of all of it get longer with each."""
 
 Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
 
@@ -112,35 +118,46 @@ async def opened(
     return a, b, conversation
 
 
-@pytest.mark.parametrize("pairs", [80, pytest.param(300, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("pairs", [80, pytest.param(MANY_PAIRS, marks=pytest.mark.campaign)])
 async def test_what_another_one_has_done(
-    pairs: int, kind: Make, path: Path, emulator: Emulator
+    pairs: int, kind: Make, path: Path, emulator: Emulator, tell: Callable[[str], None]
 ) -> None:
     """Of many appends and pops in one process, each is seen by a read in the other one."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
+    stale = 0
     async with processes(emulator, path, kind, kind) as both:
-        a, b, conversation = await opened(emulator, both, "a", "b", "c")
-        expected, stale = ["a", "b", "c"], 0
-        for number in range(pairs):
-            writer, reader = rng.choice(((a, b), (b, a)))
-            if len(expected) > 3 and rng.random() < 0.2:
-                popped = await writer.pop_item()
-                assert words([popped]) == [expected.pop()]
-            else:
-                new = [f"{number}.{part}" for part in range(rng.choice((1, 1, 2)))]
-                await writer.add_items(users(*new))
-                expected += new
-            if rng.random() < 0.1:
-                await writer.flush()
-            limit = rng.choice((None, 3))
-            stale += words(await reader.get_items(limit)) != expected[-limit if limit else 0 :]
-        assert stale == 0, f"seed {seed}"
-        await asyncio.gather(a.flush(), b.flush())
-        assert texts(emulator.items(conversation)) == expected
-        for session in (a, b):
-            assert await session.get_items() == emulator.items(conversation)
-            await session.aclose()
+        for done in range(0, pairs, LONGEST):
+            stale += await pairs_of_calls(emulator, both, rng, min(LONGEST, pairs - done))
+    tell(f"{pairs} pairs of calls, {stale} stale, seed {seed}")
+    assert stale == 0, f"seed {seed}"
+
+
+async def pairs_of_calls(
+    emulator: Emulator, both: list[Process], rng: random.Random, pairs: int
+) -> int:
+    """Has so many calls done on a new conversation, each followed by a read; how many are stale."""
+    a, b, conversation = await opened(emulator, both, "a", "b", "c")
+    expected, stale = ["a", "b", "c"], 0
+    for number in range(pairs):
+        writer, reader = rng.choice(((a, b), (b, a)))
+        if len(expected) > 3 and rng.random() < 0.2:
+            popped = await writer.pop_item()
+            assert words([popped]) == [expected.pop()]
+        else:
+            new = [f"{number}.{part}" for part in range(rng.choice((1, 1, 2)))]
+            await writer.add_items(users(*new))
+            expected += new
+        if rng.random() < 0.1:
+            await writer.flush()
+        limit = rng.choice((None, 3))
+        stale += words(await reader.get_items(limit)) != expected[-limit if limit else 0 :]
+    await asyncio.gather(a.flush(), b.flush())
+    assert texts(emulator.items(conversation)) == expected
+    for session in (a, b):
+        assert await session.get_items() == emulator.items(conversation)
+        await session.aclose()
+    return stale
 
 
 @pytest.mark.processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from tests.outbox_sessions.support import Process, raised, until, words
 from tests.postgres import Server
 from tests.proxy import Fate, Proxy, before, once
 from tests.session.support import Elsewhere, texts, users
+
+LOST_ANSWERS = int(os.environ.get("FLEET_LOST_ANSWERS", "400"))
 
 # They start a PostgreSQL server.
 pytestmark = pytest.mark.processes
@@ -129,9 +132,9 @@ async def test_answers_are_lost(
 async def test_many_answers_are_lost(
     address: str, proxy: Proxy, emulator: Emulator, tell: Callable[[str], None]
 ) -> None:
-    """Several hundred of them."""
+    """Several hundred of them, or as many as `FLEET_LOST_ANSWERS` says."""
     rng = random.Random(fresh("many lost answers", tell))
-    await losing(proxy, address, emulator, Fate.SWALLOW, rng, 400)
+    await losing(proxy, address, emulator, Fate.SWALLOW, rng, LOST_ANSWERS)
 
 
 async def test_without_numbers(address: str, proxy: Proxy, emulator: Emulator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.resources
 import os
@@ -18,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from cached_session.errors import OutboxError, OutboxUnavailable
 from cached_session.events import logger
 from cached_session.outbox.postgres.lease import Lease
+from cached_session.outbox.postgres.texts import hold_any_text
 
 T = TypeVar("T")
 
@@ -42,7 +44,10 @@ _DEFAULTS = {
 
 _SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
 
-_TURN_IS_OVER, _LEASE_HAS_ENDED = "CS001", "CS002"
+# Seconds for which the engine keeps what it knows of an owner, at the least; see `expire`.
+_ROWS_STAY = 86_400.0 / 2
+
+_TURN_IS_OVER, _LEASE_HAS_ENDED, _TOO_ISOLATED = "CS001", "CS002", "CS004"
 # The engine chose this call to end a deadlock, or a conflict with another one: it did nothing.
 _AGAIN = {"40001", "40P01"}
 _NO_TABLES = {"42P01", "3F000"}
@@ -61,6 +66,10 @@ class TurnIsOver(Exception):
     """The turn that a call belongs to is over. It has done nothing."""
 
 
+class _Unsent(Exception):
+    """What a call was given cannot be sent. It has not been, and the connection is as before."""
+
+
 class _Silent(psycopg.OperationalError):
     """The engine has not answered in time."""
 
@@ -76,15 +85,15 @@ class _Connection(psycopg.Connection[Any]):
 
 def _until(steps: Any, deadline: float) -> Generator[Any, Any, Any]:
     """The steps of a call, as long as there is time."""
-    wanted = next(steps)
-    while True:
-        ready = yield wanted
-        if not ready and time.monotonic() > deadline:
-            raise _Silent("it did not answer in time")
-        try:
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise _Silent("it did not answer in time")
             wanted = steps.send(ready)
-        except StopIteration as end:
-            return end.value
+    except StopIteration as end:
+        return end.value
 
 
 class Engine:
@@ -122,7 +131,12 @@ class Engine:
         # The number of the last call that must not be done twice, and whether it is not known
         # what became of it.
         self._number = 0
+        # The number of the last one that the engine has confirmed, and when.
+        self._confirmed, self._confirmed_at = 0, 0.0
         self._open_question = False
+        # Whether each call says how its transaction is isolated, in round trips of their own:
+        # this engine, or this role, has another level by default.
+        self._says_isolation = False
         self._renewed = -float("inf")
         try:
             self._prepare(make=make)
@@ -145,7 +159,9 @@ class Engine:
             if number is None:
                 # Only now: connecting may have taken one.
                 number = self._number = self._number + 1
-            return self._ask(function, (self.token, number, *arguments))[0]
+            row = self._ask(function, (self.token, number, *arguments))[0]
+            self._confirmed, self._confirmed_at = number, self._lease.now()
+            return row
 
         return self._try(attempt)
 
@@ -199,11 +215,6 @@ class Engine:
     def leased(self, asked: float, *, lapsed: bool) -> None:
         """Notes that the engine has extended the lease, on the way."""
         self._lease.granted(asked, anew=lapsed)
-
-    def expire(self, seconds: float) -> None:
-        """Removes what is kept of conversations that nobody has touched for so long."""
-        while self.call("expire", seconds, 1000)[0] == 1000:
-            continue
 
     def close(self) -> None:
         """Lets others have what this owner had, and ends the connection."""
@@ -272,8 +283,17 @@ class Engine:
                         self._begin_lease()
                         lease_ended = False
                     return attempt()
+                except _Unsent as error:
+                    # Nor has it been before: it was given the same.
+                    raise OutboxError(
+                        f"{self._name}: a call was given what cannot be sent ({error}); nothing "
+                        "was recorded by it."
+                    ) from None
                 except psycopg.Error as error:
                     if error.sqlstate in _AGAIN:
+                        continue
+                    if error.sqlstate == _TOO_ISOLATED:
+                        self._says_isolation = True
                         continue
                     if error.sqlstate == _TURN_IS_OVER:
                         raise TurnIsOver from None
@@ -324,12 +344,20 @@ class Engine:
         assert connection is not None  # `_connected` has seen to it
         connection.deadline = time.monotonic() + self._patience
         places = ", ".join(["%s"] * len(arguments))
-        cursor = connection.execute(
-            f"SELECT * FROM cached_session.{function}({places})",
-            arguments,
-            binary=True,
-        )
-        return cursor.fetchall()
+        explicitly = connection.transaction() if self._says_isolation else contextlib.nullcontext()
+        with explicitly:
+            # What was sent leaves the connection busy until it is answered, or lost.
+            before = connection.info.transaction_status
+            try:
+                cursor = connection.execute(
+                    f"SELECT * FROM cached_session.{function}({places})", arguments, binary=True
+                )
+            except (psycopg.Error, ValueError) as error:
+                said = isinstance(error, psycopg.Error) and error.sqlstate is not None
+                if said or connection.info.transaction_status != before:
+                    raise
+                raise _Unsent(type(error).__name__) from None
+            return cursor.fetchall()
 
     def _connected(self) -> None:
         """Sees to it that there is a connection.
@@ -352,11 +380,42 @@ class Engine:
                 prepare_threshold=None,
                 row_factory=psycopg.rows.namedtuple_row,
             )
+            # For transactions that are begun by a statement of their own.
+            self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            hold_any_text(self._connection)
+            self._look_for_loss(self._connection)
         if self._open_question:
             # Whatever may still be on its way comes too late from now on.
             self._number += 1
             self._ask("done", (self.token, self._number, []))
             self._open_question = False
+
+    def _look_for_loss(self, connection: _Connection) -> None:
+        """Tells of it where this engine does not know what was confirmed to this owner.
+
+        It says what the engine before this one had not yet passed on to it, or lost in a crash.
+        """
+        if not self._confirmed:
+            return
+        connection.deadline = time.monotonic() + self._patience
+        row = connection.execute(
+            "SELECT call FROM cached_session.owners WHERE token = %s", (self.token,)
+        ).fetchone()
+        if row is None and self._lease.now() - self._confirmed_at > _ROWS_STAY:
+            return
+        known = 0 if row is None else row[0]
+        if known < self._confirmed:
+            logger.warning(
+                "%s has lost calls that it had confirmed to this process: the last one known to it "
+                "is number %d of %d. A standby was promoted that had not got them, or an older "
+                "state was restored. What was recorded by them is gone unless it was sent, and "
+                "what was being sent may be sent again.",
+                self._name,
+                known,
+                self._confirmed,
+            )
+            # Said once.
+            self._confirmed = known
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -391,7 +450,13 @@ class Engine:
             with connection.transaction():
                 # One at a time. The lock ends with the transaction.
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                found = _version(self)
+                # Not by `to_regclass`: it answers out of what this session remembers, and does not
+                # see what somebody has made while it waited for the lock.
+                there = connection.execute(
+                    "SELECT FROM pg_catalog.pg_tables "
+                    "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
+                ).fetchone()
+                found = None if there is None else _version(self)
                 made = found is None
                 if made:
                     connection.execute(schema())
@@ -407,17 +472,15 @@ def schema() -> str:
 
 
 def _version(engine: Engine) -> int | None:
+    """The version of the tables, in one round trip; None: there are none."""
     connection = engine._connection
     assert connection is not None  # it was connected before
-    # Not by `to_regclass`: it answers out of what this session remembers, and does not see what
-    # somebody has made while it waited for the lock.
-    there = connection.execute(
-        "SELECT max(tablename) FROM pg_catalog.pg_tables "
-        "WHERE schemaname = 'cached_session' AND tablename = 'schema_version'"
-    ).fetchone()
-    if there is None or there[0] is None:
-        return None
-    found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()
+    try:
+        found = connection.execute("SELECT version FROM cached_session.schema_version").fetchone()
+    except psycopg.Error as error:
+        if error.sqlstate in _NO_TABLES:
+            return None
+        raise
     return None if found is None else int(found[0])
 
 

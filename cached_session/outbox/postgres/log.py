@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Hashable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from cached_session.core.items import Held, unhold
@@ -61,7 +63,9 @@ class PostgresLog(Log):
     ) -> Found:
         claims = self._claims(epoch)
         asked = self._lease.now()
-        found = self._engine.in_time("open", [*address], *claims, seen, claim, self._lease.seconds)
+        found = self._engine.in_time(
+            "open", _array(address), *claims, seen, claim, self._lease.seconds, first
+        )
         if found.held or found.lapsed:
             self._engine.leased(asked, lapsed=found.lapsed)
         address = address._replace(conversation=found.conversation)
@@ -95,7 +99,7 @@ class PostgresLog(Log):
             _newest(found),
             bool(found.before_number),
             # Only those who come to it anew are told.
-            self._namesakes(address) if first else (),
+            _namesakes(found, address),
             found.version,
         )
 
@@ -108,17 +112,23 @@ class PostgresLog(Log):
         newest: tuple[int, str] | None,
     ) -> Found | None:
         self._check(epoch)
-        found = self._engine.call(
+        changes = self._engine.call(
             "validate",
             self.token,
-            [*address],
+            _array(address),
             *self._claims(epoch),
             version,
             seen,
             newest and newest[0],
         )
-        if not found.changed:
+        if changes[0] is None:
             return None
+        found = SimpleNamespace(**changes[0])
+        found.doubt, found.items, found.window_items = (
+            _from_hex(found.doubt),
+            [*map(_from_hex, found.items or ())],
+            [*map(_from_hex, found.window_items or ())],
+        )
         mark = Mark(found.now_number, found.now_owner, found.now_claims)
         claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
         return Found(
@@ -141,7 +151,7 @@ class PostgresLog(Log):
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         self._check(epoch)
-        found = self._engine.call("mailbox", [*address], seen)
+        found = self._engine.call("mailbox", _array(address), seen)
         return _rows(found.seqs, found.items, found.sealed, found.ats)
 
     def accept(
@@ -156,7 +166,7 @@ class PostgresLog(Log):
         self._check(epoch)
         number = self._turn(address, ticket)
         try:
-            found = self._engine.once("accept", [*address], seen, [*items], now, number)
+            found = self._engine.once("accept", _array(address), seen, [*items], now, number)
         except TurnIsOver:
             raise run_is_over(address.conversation) from None
         except OutcomeLost as error:
@@ -184,7 +194,7 @@ class PostgresLog(Log):
         asked = self._lease.now()
         found = self._engine.in_time(
             "seal",
-            [*address],
+            _array(address),
             *self._claims(epoch),
             seen,
             through,
@@ -221,7 +231,7 @@ class PostgresLog(Log):
         self._check(epoch)
         found = self._engine.in_time(
             "note",
-            [*address],
+            _array(address),
             *self._claims(epoch),
             seen,
             landed,
@@ -244,42 +254,42 @@ class PostgresLog(Log):
         self._check(epoch)
         number = self._turn(address, ticket)
         try:
-            found = self._engine.once("withdraw", [*address], number)
+            found = self._engine.once("withdraw", _array(address), number)
         except TurnIsOver:
             raise run_is_over(address.conversation) from None
         return None if found.seq is None else Row(found.seq, found.item, False, found.at)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         self._check(epoch)
-        return tuple(self._engine.once("drop", [*address], sealed, landed)[0])
+        return tuple(self._engine.once("drop", _array(address), sealed, landed)[0])
 
     def forget(self, address: Address, epoch: Epoch) -> None:
         self._check(epoch)
-        self._engine.call("forget", [*address])
+        self._engine.call("forget", _array(address))
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
         self._check(epoch)
-        self._engine.in_time("pause", [*address], reason)
+        self._engine.in_time("pause", _array(address), reason)
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
         self._check(epoch)
         if not address.conversation.startswith(LOCAL):
             raise ValueError("address: its conversation exists on the server already")
-        found = self._engine.call("name", [*address], conversation)
+        found = self._engine.call("name", _array(address), conversation)
         return address._replace(conversation=found[0])
 
     def look(self, address: Address, epoch: Epoch) -> Look:
         self._check(epoch)
-        found = self._engine.call("look", self.token, [*address])
+        found = self._engine.call("look", self.token, _array(address))
         return Look(bool(found.elsewhere), bool(found.waits), found.paused, bool(found.doubted))
 
     def release(self, address: Address) -> None:
-        self._engine.in_time("release", [*address])
+        self._engine.in_time("release", _array(address))
 
     def line_up(self, address: Address, ticket: Ticket | None) -> Ticket:
         taken = None if ticket is None or ticket.opened != self.token else ticket.number
         asked = self._lease.now()
-        found = self._engine.once("line_up", [*address], taken, self._lease.seconds)
+        found = self._engine.once("line_up", _array(address), taken, self._lease.seconds)
         self._engine.leased(asked, lapsed=found.lapsed)
         return Ticket(found.ticket_of, self.token, found.first)
 
@@ -296,7 +306,7 @@ class PostgresLog(Log):
     def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
         found: list[Orphan] = []
         others = False
-        for row in self._engine.rows("waiting", self.token, [*account]):
+        for row in self._engine.rows("waiting", self.token, _array(account)):
             address = account._replace(conversation=row.conversation)
             if row.free and address not in beside and len(found) < limit:
                 found.append(Orphan(address, row.claims, row.oldest))
@@ -323,20 +333,22 @@ class PostgresLog(Log):
         ]
 
     def mailbox(self, address: Address) -> Mailbox:
-        found = self._engine.call("mailbox", [*address], 0)
+        found = self._engine.call("mailbox", _array(address), 0)
         rows = _rows(found.seqs, found.items, found.sealed, found.ats)
         return Mailbox(rows, found.doubt, found.paused)
 
     def resume(self, address: Address) -> None:
-        self._engine.call("resume", [*address])
+        self._engine.call("resume", _array(address))
 
     def discard(self, address: Address) -> int | None:
-        found = self._engine.once("discard", [*address], self._lease.seconds)
+        found = self._engine.once("discard", _array(address), self._lease.seconds)
         removed: int | None = found.removed
         return removed
 
     def move(self, address: Address, to: Address) -> Address:
-        found = self._engine.call("move", self.token, [*address], [*to], self._lease.seconds)
+        found = self._engine.call(
+            "move", self.token, _array(address), _array(to), self._lease.seconds
+        )
         if found.state == "owned":
             raise OutboxError(
                 f"The backlog of {to.conversation} cannot be moved to another account: a living "
@@ -347,7 +359,7 @@ class PostgresLog(Log):
                 f"The other account has a backlog of {to.conversation}, too, with number "
                 f"{found.there}. Send or discard that one first."
             )
-        return to._replace(conversation=self._engine.call("known_as", [*to])[0])
+        return to._replace(conversation=self._engine.call("known_as", _array(to))[0])
 
     def _check(self, epoch: Epoch) -> None:
         # What was read under another token may have been changed by anybody since.
@@ -365,16 +377,6 @@ class PostgresLog(Log):
         if ticket.opened != self.token:
             raise run_is_over(address.conversation)
         return ticket.number
-
-    def _namesakes(self, address: Address) -> tuple[Namesake, ...]:
-        return tuple(
-            Namesake(
-                row.number,
-                address._replace(credentials=row.credentials, conversation=row.conversation),
-                row.items,
-            )
-            for row in self._engine.rows("namesakes", [*address])
-        )
 
     def _keeping(self, kept: Kept | None) -> Sequence[Any]:
         """What `keep` takes: no more than what is new, where that is all that has changed."""
@@ -408,7 +410,7 @@ class PostgresLog(Log):
         if found.kept == "all":
             # Somebody else has kept it since: what is new is no more than a part of it.
             found = self._engine.in_time(
-                "keep_all", [*address], *self._claims(epoch), *self._window(kept, None)
+                "keep_all", _array(address), *self._claims(epoch), *self._window(kept, None)
             )
         if found.kept != "kept":
             return None
@@ -426,6 +428,30 @@ def _rows(
     return tuple(Row(seq, data, n < (sealed or 0), at) for n, (seq, data, at) in enumerate(found))
 
 
+def _namesakes(found: Any, address: Address) -> tuple[Namesake, ...]:
+    others = zip(
+        found.other_numbers or (),
+        found.other_credentials or (),
+        found.other_conversations or (),
+        found.other_counts or (),
+        strict=True,
+    )
+    return tuple(
+        Namesake(number, address._replace(credentials=credentials, conversation=name), items)
+        for number, credentials, name, items in others
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _array(address: Address) -> str:
+    """An address as the functions take it, which is an array in its text form.
+
+    Made once for each: psycopg would make one at each call, in more time than the engine needs.
+    """
+    parts = (part.replace("\\", "\\\\").replace('"', '\\"') for part in address)
+    return "{" + ",".join(f'"{part}"' for part in parts) + "}"
+
+
 def _window(found: Any, *, continued: bool) -> StoredWindow | None:
     if not found.window_kept:
         return None
@@ -433,6 +459,11 @@ def _window(found: Any, *, continued: bool) -> StoredWindow | None:
     # The oldest ones, which went for the bound, may have been unverified, too.
     unverified = found.window_unverified if continued else min(found.window_unverified, len(items))
     return StoredWindow(items, found.window_complete, unverified)
+
+
+def _from_hex(data: str | None) -> bytes | None:
+    """Bytes as the engine writes them into JSON: `\\x` and two digits each."""
+    return None if data is None else bytes.fromhex(data[2:])
 
 
 def _newest(found: Any) -> tuple[int, str] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from urllib.parse import quote, urlencode
 
@@ -16,6 +18,8 @@ except ImportError as error:
         'an outbox in a database needs psycopg: pip install "cached-session[postgres]"'
     ) from error
 
+from cached_session.errors import OutboxError
+from cached_session.events import logger
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.postgres.engine import Engine
 from cached_session.outbox.postgres.engine import schema as schema  # for those who look after it
@@ -32,6 +36,11 @@ _TOLD = ("hostaddr", "service", "sslmode", "sslrootcert", "target_session_attrs"
 
 # How long a call may take, and then again for finding out what became of it.
 _PATIENCE = 10.0
+
+# Seconds between two looks for what nobody has used for long, and of how many conversations what
+# is kept goes at a time: whoever comes meanwhile waits for it.
+_EXPIRE_AFTER = 3600.0
+_AT_A_TIME = 200
 
 
 class PostgresOutbox(Threaded):
@@ -140,7 +149,9 @@ class _Database:
         self, conninfo: str, name: str, lease: Lease, *, max_window_bytes: int, keep_for: float
     ) -> None:
         self._engine = Engine(conninfo, name, lease, _PATIENCE)
-        self._engine.expire(keep_for)
+        self._name = name
+        self._keep_for = keep_for
+        self._expire_at = -math.inf
         self._log = PostgresLog(self._engine, lease, max_window_bytes)
 
     def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
@@ -156,6 +167,19 @@ class _Database:
     def tend(self) -> None:
         """Extends the lease."""
         self._engine.renew()
+
+    def tidy(self) -> None:
+        """Removes what nobody has used for long, a part of it at a time, and once an hour."""
+        if time.monotonic() < self._expire_at:
+            return
+        self._expire_at = time.monotonic() + _EXPIRE_AFTER
+        try:
+            if self._engine.call("expire", self._keep_for, _AT_A_TIME)[0] == _AT_A_TIME:
+                # There is more of it, for when there is time again.
+                self._expire_at = -math.inf
+        except OutboxError as error:
+            # The calls of those who use the outbox say so, too.
+            logger.debug("%s: nothing old was removed: %s", self._name, error)
 
     def close(self) -> None:
         """Lets others have what is held, and ends the connection."""

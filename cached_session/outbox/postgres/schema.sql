@@ -7,6 +7,9 @@
 --
 -- Whether an owner lives is told by the engine's clock alone: the clocks of the workers need not
 -- agree.
+--
+-- What is called often is in plpgsql, which keeps its plans as long as a session of the engine
+-- lasts: a function in SQL is planned anew at each call.
 
 CREATE SCHEMA IF NOT EXISTS cached_session;
 
@@ -79,11 +82,20 @@ CREATE INDEX turns_by_owner ON cached_session.turns (owner);
 
 -- An address is an array: base URL, organization, project, credentials, conversation.
 
+-- CS004: who waits for a row in this transaction does not see what was written meanwhile.
+CREATE FUNCTION cached_session.check_isolation() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        RAISE EXCEPTION 'this transaction is isolated too much' USING ERRCODE = 'CS004';
+    END IF;
+END $$;
+
 -- The number of a conversation's record, or null; its row is locked from now on.
 CREATE FUNCTION cached_session.find(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     found_number bigint;
 BEGIN
+    PERFORM cached_session.check_isolation();
     SELECT number INTO found_number FROM cached_session.conversations
     WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
         AND conversation = a[5] AND credentials = a[4]
@@ -98,7 +110,23 @@ BEGIN
     RETURN found_number;
 END $$;
 
--- The same, of a record that is made where there is none.
+-- The same, and nothing is locked.
+CREATE FUNCTION cached_session.look_up(a text[]) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    found_number bigint;
+BEGIN
+    SELECT number INTO found_number FROM cached_session.conversations
+    WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
+        AND conversation = a[5] AND credentials = a[4];
+    IF found_number IS NULL THEN
+        SELECT number INTO found_number FROM cached_session.conversations
+        WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
+            AND local = a[5] AND credentials = a[4];
+    END IF;
+    RETURN found_number;
+END $$;
+
+-- Of a record that is made where there is none; as `find`.
 CREATE FUNCTION cached_session.enter(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     found_number bigint := cached_session.find(a);
@@ -115,12 +143,14 @@ BEGIN
     RETURN found_number;
 END $$;
 
-CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (
+CREATE FUNCTION cached_session.lives(token_of text) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (
         SELECT FROM cached_session.owners
         WHERE token = token_of AND until > clock_timestamp()
-    )
-$$;
+    );
+END $$;
 
 -- Whether an owner lives, for one who is about to take what it has. Where it does not, its row is
 -- written: a renewal that has looked at it before waits, looks again, and finds it run out. One
@@ -137,12 +167,14 @@ BEGIN
 END $$;
 
 -- Whether a living owner other than `me` has a conversation.
-CREATE FUNCTION cached_session.elsewhere(me text, n bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT coalesce((
+CREATE FUNCTION cached_session.elsewhere(me text, n bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN coalesce((
         SELECT owner IS NOT NULL AND owner <> me AND NOT released AND cached_session.lives(owner)
         FROM cached_session.conversations WHERE number = n
-    ), false)
-$$;
+    ), false);
+END $$;
 
 -- Extends a lease. True: it had run out, or never begun, and nothing was held under it.
 -- CS002: it had run out, and something was held: see `begin_lease`.
@@ -221,6 +253,12 @@ CREATE FUNCTION cached_session.done(me text, number_of bigint, places_of bigint[
     item_of bytea DEFAULT NULL, at_of double precision DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
+    UPDATE cached_session.owners
+    SET call = number_of, places = places_of, item = item_of, at = at_of
+    WHERE token = me AND call < number_of;
+    IF FOUND THEN
+        RETURN;
+    END IF;
     INSERT INTO cached_session.owners AS o (token, until, call, places, item, at)
     VALUES (me, clock_timestamp(), number_of, places_of, item_of, at_of)
     ON CONFLICT (token) DO UPDATE SET call = excluded.call, places = excluded.places,
@@ -245,9 +283,10 @@ END $$;
 CREATE FUNCTION cached_session.check_turn(me text, ticket_of bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF ticket_of IS NOT NULL AND NOT EXISTS (
-        SELECT FROM cached_session.turns WHERE ticket = ticket_of AND owner = me
-    ) THEN
+    IF ticket_of IS NULL THEN
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM cached_session.turns WHERE ticket = ticket_of AND owner = me) THEN
         RAISE EXCEPTION 'the turn is over' USING ERRCODE = 'CS001';
     END IF;
 END $$;
@@ -255,27 +294,31 @@ END $$;
 -- Rows of items, as four arrays, oldest first.
 CREATE FUNCTION cached_session.rows_after(n bigint, after bigint, only_sealed boolean,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
-LANGUAGE sql STABLE AS $$
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
     SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq),
         count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
+    INTO seqs, items, sealed, ats
     FROM cached_session.items i
-    WHERE i.conversation = n AND i.seq > after AND (i.sealed OR NOT only_sealed)
-$$;
+    WHERE i.conversation = n AND i.seq > after AND (i.sealed OR NOT only_sealed);
+END $$;
 
 -- The newest item of what is kept of a conversation.
 CREATE FUNCTION cached_session.window_newest(n bigint, OUT newest_seq bigint, OUT newest_id text)
-LANGUAGE sql STABLE AS $$
-    SELECT seq, id FROM cached_session.window_items
-    WHERE conversation = n ORDER BY seq DESC LIMIT 1
-$$;
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    SELECT seq, id INTO newest_seq, newest_id FROM cached_session.window_items
+    WHERE conversation = n ORDER BY seq DESC LIMIT 1;
+END $$;
 
-CREATE FUNCTION cached_session.forget_window(n bigint) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION cached_session.forget_window(n bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     DELETE FROM cached_session.window_items WHERE conversation = n;
     UPDATE cached_session.conversations
     SET window_kept = false, window_complete = false, window_unverified = 0, window_size = 0,
         touched = clock_timestamp()
-    WHERE number = n
-$$;
+    WHERE number = n;
+END $$;
 
 -- Keeps the newest part of a conversation, unless another process may have kept a newer one.
 --
@@ -399,27 +442,34 @@ END $$;
 -- What differs from an earlier one if rows, the window or the owner have changed since. Rows come
 -- behind all others and go in front or at the end, and no place is given out again: with the same
 -- newest one and as many of them they are the same. The newest one of a window tells it.
-CREATE FUNCTION cached_session.version(n bigint) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT coalesce((
-        SELECT jsonb_build_array(number, conversation, owner, released, claims,
-            (SELECT count(*) FROM cached_session.items i WHERE i.conversation = n),
-            (SELECT max(i.seq) FROM cached_session.items i WHERE i.conversation = n),
-            (SELECT max(w.seq) FROM cached_session.window_items w WHERE w.conversation = n))::text
-        FROM cached_session.conversations WHERE number = n
-    ), '')
-$$;
+CREATE FUNCTION cached_session.version(n bigint) RETURNS text LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    found text;
+BEGIN
+    SELECT ROW(c.number, c.conversation, c.owner, c.released, c.claims, i.many, i.newest,
+        (SELECT max(w.seq) FROM cached_session.window_items w WHERE w.conversation = n))::text
+    INTO found
+    FROM cached_session.conversations c, (
+        SELECT count(*) AS many, max(x.seq) AS newest
+        FROM cached_session.items x WHERE x.conversation = n
+    ) AS i
+    WHERE c.number = n;
+    RETURN coalesce(found, '');
+END $$;
 
 -- The verbs.
 
+-- first: it was never read there, and what other accounts have of it is told, in four arrays.
 CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_number bigint,
-    epoch_claims bigint, seen bigint, wants boolean, lease double precision,
+    epoch_claims bigint, seen bigint, wants boolean, lease double precision, first boolean,
     OUT conversation text, OUT before_number bigint, OUT before_owner text, OUT before_claims bigint,
     OUT now_number bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean,
     OUT anew boolean, OUT lapsed boolean, OUT doubt bytea, OUT paused text,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[],
     OUT window_kept boolean, OUT window_complete boolean, OUT window_unverified integer,
     OUT window_ids text[], OUT window_items bytea[], OUT newest_seq bigint, OUT newest_id text,
-    OUT version text, OUT places bigint[])
+    OUT version text, OUT places bigint[], OUT other_numbers bigint[],
+    OUT other_credentials text[], OUT other_conversations text[], OUT other_counts bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
@@ -479,13 +529,25 @@ BEGIN
         INTO window_ids, window_items FROM cached_session.window_items w WHERE w.conversation = n;
         SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
     END IF;
+    IF first THEN
+        SELECT array_agg(o.number ORDER BY o.number), array_agg(o.credentials ORDER BY o.number),
+            array_agg(o.name ORDER BY o.number), array_agg(o.many ORDER BY o.number)
+        INTO other_numbers, other_credentials, other_conversations, other_counts
+        FROM (
+            SELECT x.number, x.credentials, x.conversation AS name, count(*) AS many
+            FROM cached_session.conversations x
+            JOIN cached_session.items i ON i.conversation = x.number
+            WHERE x.base_url = a[1] AND x.organization = a[2] AND x.project = a[3]
+                AND x.credentials <> a[4] AND (x.conversation = a[5] OR x.local = a[5])
+            GROUP BY x.number
+        ) AS o;
+    END IF;
 END $$;
 
--- What has changed since a version: nothing is locked, claimed or written, and all of it is of one
--- moment. changed: false, and all else null, where nothing has.
-CREATE FUNCTION cached_session.validate(me text, a text[], epoch_number bigint,
-    epoch_claims bigint, known text, seen bigint, known_newest bigint,
-    OUT changed boolean, OUT conversation text, OUT now_number bigint, OUT now_owner text,
+-- What there is, and is not known yet; nothing is locked, claimed or written.
+CREATE FUNCTION cached_session.changes(me text, a text[], epoch_number bigint,
+    epoch_claims bigint, seen bigint, known_newest bigint,
+    OUT conversation text, OUT now_number bigint, OUT now_owner text,
     OUT now_claims bigint, OUT held boolean, OUT mine boolean, OUT anew boolean, OUT doubt bytea,
     OUT paused text, OUT seqs bigint[], OUT items bytea[], OUT sealed bigint,
     OUT ats double precision[], OUT window_kept boolean, OUT window_complete boolean,
@@ -495,18 +557,10 @@ CREATE FUNCTION cached_session.validate(me text, a text[], epoch_number bigint,
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     c cached_session.conversations;
-    n bigint;
+    n bigint := cached_session.look_up(a);
 BEGIN
-    SELECT * INTO c FROM cached_session.conversations x
-    WHERE x.base_url = a[1] AND x.organization = a[2] AND x.project = a[3]
-        AND x.credentials = a[4] AND (x.conversation = a[5] OR x.local = a[5])
-    ORDER BY x.conversation = a[5] DESC LIMIT 1;
-    n := c.number;
+    SELECT * INTO c FROM cached_session.conversations x WHERE x.number = n;
     version := cached_session.version(n);
-    changed := version IS DISTINCT FROM known;
-    IF NOT changed THEN
-        RETURN;
-    END IF;
     conversation := coalesce(c.conversation, a[5]);
     mine := NOT cached_session.elsewhere(me, n);
     held := coalesce(c.owner = me AND NOT c.released, false);
@@ -534,15 +588,25 @@ BEGIN
     SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
-CREATE FUNCTION cached_session.namesakes(a text[])
-RETURNS TABLE (number bigint, credentials text, conversation text, items bigint)
-LANGUAGE sql STABLE AS $$
-    SELECT c.number, c.credentials, c.conversation, count(i.seq)
-    FROM cached_session.conversations c JOIN cached_session.items i ON i.conversation = c.number
-    WHERE c.base_url = a[1] AND c.organization = a[2] AND c.project = a[3]
-        AND c.credentials <> a[4] AND (c.conversation = a[5] OR c.local = a[5])
-    GROUP BY c.number ORDER BY c.number
+-- The same as one value, of which bytes and fractions can be read, however the engine is set.
+CREATE FUNCTION cached_session.changes_as_json(me text, a text[], epoch_number bigint,
+    epoch_claims bigint, seen bigint, known_newest bigint) RETURNS json
+LANGUAGE sql STABLE SET bytea_output = 'hex' SET extra_float_digits = 1 AS $$
+    SELECT row_to_json(c)
+    FROM cached_session.changes(me, a, epoch_number, epoch_claims, seen, known_newest) AS c
 $$;
+
+-- What has changed since a version, all of it of one moment; null, where nothing has. That comes
+-- at every read: one value is had in less time than the many columns of nothing.
+CREATE FUNCTION cached_session.validate(me text, a text[], epoch_number bigint,
+    epoch_claims bigint, known text, seen bigint, known_newest bigint) RETURNS json
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF cached_session.version(cached_session.look_up(a)) = known THEN
+        RETURN NULL;
+    END IF;
+    RETURN cached_session.changes_as_json(me, a, epoch_number, epoch_claims, seen, known_newest);
+END $$;
 
 CREATE FUNCTION cached_session.mailbox(a text[], after bigint,
     OUT doubt bytea, OUT paused text,
@@ -577,11 +641,16 @@ BEGIN
     ELSE
         SELECT o.places INTO places FROM cached_session.owners o WHERE o.token = me;
     END IF;
-    SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq),
-        count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
-    INTO seqs, items, sealed, ats
-    FROM cached_session.items i
-    WHERE i.conversation = n AND i.seq > seen AND i.seq < places[1];
+    -- Mostly there are none, which is had in less time than four arrays of nothing.
+    PERFORM FROM cached_session.items i
+    WHERE i.conversation = n AND i.seq > seen AND i.seq < places[1] LIMIT 1;
+    IF FOUND THEN
+        SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq),
+            count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
+        INTO seqs, items, sealed, ats
+        FROM cached_session.items i
+        WHERE i.conversation = n AND i.seq > seen AND i.seq < places[1];
+    END IF;
 END $$;
 
 -- state: 'sealed'; 'changed': somebody else has had it since; 'elsewhere': a living owner has it.
@@ -778,6 +847,7 @@ END $$;
 CREATE FUNCTION cached_session.lock_both(a text[], b text[], OUT one bigint, OUT other bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM cached_session.check_isolation();
     PERFORM number FROM cached_session.conversations c
     WHERE (c.base_url, c.organization, c.project, c.credentials)
             IN ((a[1], a[2], a[3], a[4]), (b[1], b[2], b[3], b[4]))
@@ -984,7 +1054,11 @@ END $$;
 -- Removes what is kept of conversations that nobody has touched for so many seconds, and of
 -- which nothing waits; at most so many of them. So it does what is left of owners, after a day.
 CREATE FUNCTION cached_session.expire(seconds double precision, at_most integer)
-RETURNS bigint LANGUAGE sql AS $$
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    old bigint[];
+    gone bigint;
+BEGIN
     -- What an owner has called a day ago is on its way no more.
     DELETE FROM cached_session.owners
     WHERE token IN (
@@ -998,19 +1072,23 @@ RETURNS bigint LANGUAGE sql AS $$
         WHERE NOT EXISTS (SELECT FROM cached_session.owners o WHERE o.token = t.owner)
         FOR UPDATE SKIP LOCKED
     );
-    WITH old AS (
-        SELECT number FROM cached_session.conversations c
+    SELECT array_agg(o.number) INTO old FROM (
+        SELECT c.number FROM cached_session.conversations c
         WHERE c.touched < clock_timestamp() - make_interval(secs => seconds)
             AND c.doubt IS NULL AND c.paused IS NULL
             AND (c.owner IS NULL OR c.released OR NOT cached_session.lives(c.owner))
             AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = c.number)
             AND NOT EXISTS (SELECT FROM cached_session.turns t WHERE t.conversation = c.number)
         ORDER BY c.touched LIMIT at_most FOR UPDATE SKIP LOCKED
-    ), gone AS (
-        DELETE FROM cached_session.conversations c USING old WHERE c.number = old.number
-        RETURNING 1
-    )
-    SELECT count(*) FROM gone
-$$;
+    ) AS o;
+    -- Looked at again, now that nobody else comes to them: what was accepted until then would go
+    -- with its conversation.
+    DELETE FROM cached_session.conversations c
+    WHERE c.number = ANY (old)
+        AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = c.number)
+        AND NOT EXISTS (SELECT FROM cached_session.turns t WHERE t.conversation = c.number);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END $$;
 
 INSERT INTO cached_session.schema_version VALUES (1);

@@ -124,6 +124,9 @@ class OpenFile:
     def tend(self) -> None:
         """Does nothing: a lock says that its owner lives."""
 
+    def tidy(self) -> None:
+        """Does nothing: what is kept is kept within its bound when it is written."""
+
     def explain(self, error: BaseException) -> OutboxError:
         """The error to tell callers of, with the path, what is so, and what to do."""
         return _explain(self._path, error, self._busy_timeout)

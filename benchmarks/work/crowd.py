@@ -1,4 +1,4 @@
-"""`fleet`: many sessions at once in one process."""
+"""`crowd`: many sessions at once in one process."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
                 # connections that most systems refuse them.
                 if kind.name == FILE:
                     continue
-                yield await _fleet(bench, kind, many, latency, options.turns)
+                yield await _crowd(bench, kind, many, latency, options.turns)
 
 
-async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int) -> Figure:
+async def _crowd(bench: Bench, kind: Kind, many: int, latency: float, turns: int) -> Figure:
     workload = (
         f"{many:,} sessions at once in one process, {turns} turns each of get_items() and "
         f"add_items() of 2 items, {bench.at(latency)}"
     )
     counter = Counter()
     lags: list[float] = []
-    with bench.measuring(f"fleet: {kind.name}, {workload}", many * turns) as step:
+    with bench.measuring(f"crowd: {kind.name}, {workload}", many * turns) as step:
         async with kind.shelf(bench.sites.at(latency), counter) as make:
             sessions = [make() for _ in range(many)]
 
@@ -57,7 +57,7 @@ async def _fleet(bench: Bench, kind: Kind, many: int, latency: float, turns: int
             lag.cancel()
             requests = counter.requests
     return Figure(
-        "fleet",
+        "crowd",
         workload,
         kind.name,
         {"sessions": many, **bench.where(latency)},
@@ -80,4 +80,4 @@ async def _watch_lag(lags: list[float]) -> None:
         lags.append(max(0.0, time.perf_counter() - before - _TICK))
 
 
-WORK = Work("fleet", "many sessions at once in one process", _options, _run)
+WORK = Work("crowd", "many sessions at once in one process", _options, _run)
