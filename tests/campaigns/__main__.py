@@ -29,6 +29,7 @@ from tests.clients import HTTP_KINDS
 from tests.crashes.campaign import play as play_processes
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
+from tests.postgres import server
 from tests.servers import agentic_server
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.world import Setting as Virtual
@@ -46,6 +47,7 @@ PLANS: Final[dict[str, Callable[[int], Any]]] = {
     "agentic": partial(Sockets.draw, name="agentic"),
     **{f"compared-{kind}": partial(Sockets.compared, kind=kind) for kind in get_args(Kind)},
     "processes": Round.draw,
+    "fleet": Round.in_a_fleet,
     "removals": Round.amid_removals,
 }
 """What plans are like: the world, and what is special in it."""
@@ -64,11 +66,15 @@ def _sockets(plans: list[Any]) -> Counter[str]:
     return campaign.total(asyncio.run(campaign.play(plans)))
 
 
-def _player(world: str, ablation: str | None, stack: ExitStack) -> tuple[Play, int]:
-    """What makes runs in a world, and how many at the same time."""
+def _player(plan: Any, ablation: str | None, stack: ExitStack) -> tuple[Play, int]:
+    """What makes runs in the world of a plan, and how many at the same time."""
+    world = plan.world
     if world == "processes":
         nursery = stack.enter_context(Nursery())
-        return lambda plans: play_processes(plans[0], nursery, ablation), 1
+        engine = stack.enter_context(server()) if plan.fleet else None
+        return lambda plans: play_processes(
+            plans[0], nursery, ablation, engine and engine.with_tables()
+        ), 1
     if ablation is not None:
         BY_NAME[ablation](stack.enter_context(pytest.MonkeyPatch.context()))
     return (_virtual, 1) if world == "virtual" else (_sockets, campaign.AT_ONCE)
@@ -100,7 +106,7 @@ def main() -> int:
         if arguments.plans == "agentic":
             directory = Path(stack.enter_context(TemporaryDirectory()))
             draw = partial(draw, upstream=stack.enter_context(agentic_server(directory)))
-        play, at_once = _player(draw(0).world, arguments.ablation, stack)
+        play, at_once = _player(draw(0), arguments.ablation, stack)
         plans = (draw(seed) for seed in seeds for _ in range(arguments.times))
         if only:
             plans = (plan.with_only(map(FaultKind, only.split(","))) for plan in plans)

@@ -34,7 +34,7 @@ class Child:
     """A process that was forked, and what it says."""
 
     def __init__(self, work: Work, setting: dict[str, Any]) -> None:
-        self.killed = False
+        self.ended: float | None = None
         self._heard: list[bytes] = []
         reading, writing = os.pipe()
         self.pipe = reading
@@ -54,6 +54,8 @@ class Child:
         """Takes in what it has said; False: it has ended."""
         data = os.read(self.pipe, 1 << 16)
         self._heard.append(data)
+        if not data:
+            self.ended = time.time()
         return bool(data)
 
     def report(self) -> dict[str, Any]:
@@ -62,7 +64,8 @@ class Child:
         _, status = os.waitpid(self.pid, 0)
         # A line that it was killed in the middle of was not said.
         lines = b"".join(self._heard).split(b"\n")[:-1]
-        return {"said": [json.loads(line) for line in lines], "end": _ending(status)}
+        said = [json.loads(line) for line in lines]
+        return {"said": said, "end": _ending(status), "at": self.ended}
 
 
 def _ending(status: int) -> str:

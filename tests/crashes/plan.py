@@ -15,6 +15,9 @@ ATTEMPT = 0.5
 DEADLINE = 3.0
 """Seconds that one operation may take, and for which a late commit is watched for."""
 
+LEASE = 3.0
+"""Seconds that processes keep what they have in a database."""
+
 SPANS = {
     FaultKind.SLOW: (0.01, 0.3),
     FaultKind.LATE_COMMIT: (0.005, 0.5),
@@ -77,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Round(Plan):
-    """A few runs on one file, and two undisturbed ones at the end.
+    """A few runs on one file or database, and two undisturbed ones at the end.
 
     Real processes add chance of their own.
 
@@ -85,6 +88,7 @@ class Round(Plan):
         told: Whether a process is told the conversation's id if it is known.
         runs: The runs in which processes are killed.
         last: The ones at the end, in which the server is well.
+        fleet: Whether they share a database, and not a file.
     """
 
     world = "processes"
@@ -92,6 +96,7 @@ class Round(Plan):
     told: bool
     runs: tuple[Run, ...]
     last: tuple[Run, ...]
+    fleet: bool = False
 
     @classmethod
     def draw(cls, seed: int) -> Round:
@@ -127,6 +132,11 @@ class Round(Plan):
             for run in self.runs
         )
         return replace(self, runs=runs)
+
+    @classmethod
+    def in_a_fleet(cls, seed: int) -> Round:
+        """The round of a seed for processes that share a database."""
+        return replace(cls.draw(seed).later(4), name="fleet", fleet=True)
 
     @classmethod
     def amid_removals(cls, seed: int) -> Round:

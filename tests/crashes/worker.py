@@ -28,7 +28,8 @@ from cached_session.outbox import Log, SQLiteOutbox
 from cached_session.outbox.writer import Threaded
 from tests.campaigns.account import Account, Call, Item, text_of
 from tests.campaigns.menu import Menu, Worker, name_of
-from tests.crashes.plan import ATTEMPT, DEADLINE, Work
+from tests.crashes.plan import ATTEMPT, DEADLINE, LEASE, Work
+from tests.takeovers import named
 
 T = TypeVar("T")
 Say = Callable[..., None]
@@ -86,10 +87,10 @@ class SlowEngine(Slow, PostgresOutbox):
     """One in a database."""
 
 
-def outbox_at(place: str, *, slow: bool) -> SQLiteOutbox | PostgresOutbox:
+def outbox_at(place: str, worker: str, *, slow: bool) -> SQLiteOutbox | PostgresOutbox:
     """An outbox in a database, if `place` is the address of one, or in a file."""
     if place.startswith("postgresql://"):
-        return (SlowEngine if slow else PostgresOutbox)(place, lease=3)
+        return (SlowEngine if slow else PostgresOutbox)(named(place, worker), lease=LEASE)
     return (SlowDisk if slow else SQLiteOutbox)(place)
 
 
@@ -132,6 +133,7 @@ class Life(Menu):
         self._events = 0
         self._appended = False
         self._said: str | None = None
+        self._was_asked = False
         self.prefix = f"{work.name}."
         self.odds = {"append": 1.0, "read": work.reads, "flush": 0.07, "reopen": 0.05}
 
@@ -139,7 +141,7 @@ class Life(Menu):
         """Lives."""
         say, work = self._say, self._job
         Slow.rng = self._rng
-        self._outbox = outbox = outbox_at(self._path, slow=work.slow_disk)
+        self._outbox = outbox = outbox_at(self._path, work.name, slow=work.slow_disk)
         say("opened", time.monotonic())
         async with AsyncOpenAI(base_url=self._base_url, api_key="key", max_retries=0) as client:
             self._client = client
@@ -147,6 +149,7 @@ class Life(Menu):
             if work.mode == "work":
                 await self._work(at)
             else:
+                self._asked()
                 await at.session.flush(timeout=20)
                 self._say_id(at.session)
             if work.mode == "check":
@@ -186,7 +189,18 @@ class Life(Menu):
 
     async def _append(self, at: Worker) -> None:
         await super()._append(at)
+        self._asked()
         self._say_id(at.session)
+
+    async def _flush(self, at: Worker) -> None:
+        self._asked()
+        await super()._flush(at)
+
+    def _asked(self) -> None:
+        """Says when it was asked first to send what waits."""
+        if not self._was_asked:
+            self._was_asked = True
+            self._say("asked", time.time())
 
     async def _checked_read(self, at: Worker, session: CachedSession, limit: int | None) -> None:
         shown: list[Any] = list(await session.get_items(limit))

@@ -14,6 +14,7 @@ from tests.crashes.account import Process, Told
 from tests.crashes.nursery import Nursery
 from tests.crashes.plan import SPANS, Round, Run
 from tests.servers import eventually
+from tests.takeovers import Delay, Stranded, Takeovers
 
 
 class World:
@@ -23,6 +24,7 @@ class World:
         tally: What happened, by name.
         account: What was called and what returned.
         emulator: The server with its log of requests.
+        delays: How long others waited, in a database, until they went on for dead ones.
     """
 
     def __init__(
@@ -35,6 +37,11 @@ class World:
         """`database`: the address of an empty one that is used in place of a file."""
         self.plan = plan
         self._database = database
+        self.delays: list[Delay] = []
+        self._takeovers = None if database is None else Takeovers(database)
+        # When processes ended, and were asked first to send what waits, by their names.
+        self._ended: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self.tally: Counter[str] = Counter()
         self.account = Told()
         self.service = Witness(Service(ConversationStore(new_id=random_ids())))
@@ -99,11 +106,15 @@ class World:
         if self._conversation is None and not self.account.accepted:
             # Nothing says yet what two processes would have in common.
             works = works[:1]
+        stranded = [] if self._takeovers is None else self._takeovers.stranded()
         reports = self._nursery.run(works, setting)
         phase = self.account.begins(*(work.name for work in works))
         for process, report in zip(phase, reports, strict=True):
             self.account.hear(process, report["said"])
             self._tally(process, report["end"])
+            self._ended[process.name] = report["at"]
+            if "asked" in process.notes:
+                self._asked[process.name] = process.notes["asked"]
         for process in phase:
             if "failed" in process.notes:
                 raise Violation(f"{process.name} failed: {process.notes['failed']}")
@@ -113,7 +124,24 @@ class World:
                     raise Violation(f"{self._conversation} has become {known}")
                 self._conversation = known
         self.account.check_reads()
+        self._measure(phase, stranded)
         return phase
+
+    def _measure(self, phase: list[Process], stranded: list[Stranded]) -> None:
+        """Notes how long it took in a run until somebody went on for dead ones."""
+        if self._takeovers is None:
+            return
+        taken = self._takeovers.news()
+        for one in taken:
+            if one.died in self._ended and one.taken_by in self._asked:
+                died, asked = self._ended[one.died], self._asked[one.taken_by]
+                self.delays.append(Delay.of(died, one.ran_out, asked, one.taken))
+        for left in () if taken else stranded:
+            # Nobody did; each could until its end.
+            for name in {process.name for process in phase} & {*self._asked}:
+                if self._ended[name] > max(left.ran_out, self._asked[name]):
+                    died, asked = self._ended[left.died], self._asked[name]
+                    self.delays.append(Delay.of(died, left.ran_out, asked, self._ended[name]))
 
     def _tally(self, process: Process, end: str) -> None:
         self.tally["processes"] += 1
@@ -130,8 +158,11 @@ class World:
 
     def _check(self, last: Process) -> None:
         """Checks what there is in the end."""
-        conversation, items = last.notes["conversation"], last.notes["items"]
-        held: list[dict[str, Any]] = self.service.items(conversation)
+        conversation, items = last.notes.get("conversation"), last.notes["items"]
+        # Where all were killed before anything was recorded there is none.
+        held: list[dict[str, Any]] = (
+            [] if conversation is None else self.service.items(conversation)
+        )
         listing = [text_of(item) for item in held]
         self.tally.update(self.account.count(listing))
         self.account.check_end(listing, {item["id"] for item in held})

@@ -2,185 +2,242 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
 
 import psycopg
+import psycopg.sql
 import pytest
 
-from cached_session import PostgresOutbox, RetryPolicy
+from cached_session import CachedSession, PostgresOutbox, RetryPolicy
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
-from tests.outbox_sessions.support import Process, until, words
-from tests.outbox_sessions.test_processes import line
+from cached_session.session.adoption import AGAIN_AFTER, SURE_AFTER
+from tests.outbox_sessions.support import Process, batches, until, words
+from tests.outbox_sessions.workers import PATIENCE, POINTS, Setting, Worker, worker
 from tests.postgres import Server
 from tests.proxy import Proxy, before
 from tests.session.support import Elsewhere, texts, users
+from tests.takeovers import Takeovers, named
 
 pytestmark = pytest.mark.processes
 
 LEASE = 3.0
 
-HURRIED = RetryPolicy(initial_delay=0.01, max_delay=0.05, attempt_timeout=1, deadline=1.5)
+DEADLINE = 1.5
+"""Seconds for which those who take over look for late copies."""
 
-PROGRAM = """
-import asyncio, math, os, signal, sys
-from openai import AsyncOpenAI
-from cached_session import CachedSession, PostgresOutbox, RetryPolicy
-from cached_session.conversation.record import Record
-from cached_session.server import connections, remote
+HURRIED = {
+    "initial_delay": 0.01,
+    "max_delay": 0.05,
+    "attempt_timeout": 1,
+    "deadline": DEADLINE,
+}
 
-address, base_url, conversation, point, guard = sys.argv[1:]
+SOON = 1.0
+"""Seconds after the end of a lease in which somebody goes on who waits for it."""
 
-if guard == "unguarded":
-    connections.check_may_be_written = lambda: None
-    Record.left = property(lambda self: math.inf)
-
-def stop():
-    print("stopped", flush=True)
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-def before(owner, name, *, when=lambda: True):
-    there, met = getattr(owner, name), []
-    def stopping(*arguments, **more):
-        if when() and not met:
-            met.append(1)
-            stop()
-        return there(*arguments, **more)
-    setattr(owner, name, stopping)
-
-async def main():
-    client = AsyncOpenAI(base_url=base_url, api_key="key", max_retries=0)
-    session = CachedSession(
-        conversation_id=conversation,
-        openai_client=client,
-        retry=RetryPolicy(initial_delay=0.01, max_delay=0.05, attempt_timeout=1, deadline=2),
-        outbox=PostgresOutbox(address, lease=3),
-    )
-    sending = []
-    append = remote.Remote.append
-    async def appending(self, *arguments, **more):
-        if point == "sealed":
-            stop()
-        sending.append(1)
-        done = await append(self, *arguments, **more)
-        if point == "last write":
-            # It cannot look any more what it has done.
-            print("flushed", flush=True)
-            os._exit(0)
-        return done
-    remote.Remote.append = appending
-    if point in ("before the write", "last write"):
-        # Between the look before the write and the request that httpx makes.
-        before(remote.Remote, "_request", when=lambda: bool(sending))
-    if point == "landed":
-        before(Record, "note", when=lambda: bool(sending))
-    await session.get_items()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    await session.add_items([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
-    await session.flush(timeout=60)
-    print("flushed", flush=True)
-    await session.aclose(timeout=20)
-    await client.close()
-
-asyncio.run(main())
-"""
+STOPS = (LEASE / 2, LEASE + 1, LEASE + DEADLINE + 1)
+"""Seconds: it has its lease yet; others look for late copies; nobody does any more."""
 
 
-@contextmanager
-def worker(
-    address: str, emulator: Emulator, conversation: str, point: str, guard: str = "guarded"
-) -> Iterator[subprocess.Popen[str]]:
-    """A worker that appends two items when it is told to, and stops itself at a point."""
-    arguments = [address, emulator.base_url, conversation, point, guard]
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        try:
-            assert line(child) == "ready"
-            yield child
-        finally:
-            child.kill()
-
-
-def go(child: subprocess.Popen[str]) -> None:
-    assert child.stdin is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
+def setting(address: str, emulator: Emulator, **more: Any) -> Setting:
+    """What a worker has here, on a conversation of its own."""
+    conversation = Elsewhere(emulator).conversation("before")
+    return Setting(address, emulator.base_url, conversation, HURRIED, LEASE, **more)
 
 
 async def stopped(
-    address: str, emulator: Emulator, point: str, guard: str = "guarded"
+    child: Worker, its: Setting, seconds: float, process: Process, emulator: Emulator
 ) -> list[str]:
-    """What is on the server after a worker stood still for long, and another one took over."""
-    conversation = Elsewhere(emulator).conversation("before")
-    with worker(address, emulator, conversation, point, guard) as child:
-        go(child)
-        assert line(child) == "stopped"
-        async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as process:
-            session = process.session(conversation, retry=HURRIED)
-            await session.add_items(users("c"))
-            await session.flush(timeout=20)
-            over = time.monotonic() + HURRIED.deadline + 1
-            await until(lambda: time.monotonic() > over)
-            # The last look for late copies: nobody removes what the worker makes from then on.
-            await session.refresh()
-            await session.get_items()
-            os.kill(child.pid, signal.SIGCONT)
-            assert line(child) == "flushed"
-            child.wait(30)
-            await session.refresh()
-            shown = texts(await session.get_items())
-    assert shown == texts(emulator.items(conversation))
+    """What is on the server after a worker stood still for so long, and another one came."""
+    child.begin("add_items", users("a", "b"))
+    await child.says("stopped")
+    over = time.monotonic() + seconds
+    session = process.session(its.conversation, retry=RetryPolicy(**HURRIED))
+    await session.add_items(users("c"))
+    flushed = asyncio.create_task(session.flush(timeout=PATIENCE))
+    long = seconds > LEASE + DEADLINE
+    if long:
+        await flushed
+        # However late that was.
+        over = max(over, time.monotonic() + DEADLINE + 1)
+    await until(lambda: time.monotonic() > over)
+    if long:
+        # The last look for late copies: nobody removes what the worker makes from then on.
+        await session.refresh()
+        await session.get_items()
+    child.go_on()
+    if its.dies:
+        await asyncio.to_thread(child.join)
+    else:
+        await child.result()
+        await child.call("flush", timeout=PATIENCE)
+        await child.close()
+    await flushed
+    await session.refresh()
+    shown = texts(await session.get_items())
+    assert shown == texts(emulator.items(its.conversation))
     return shown
 
 
-@pytest.mark.parametrize("point", ["sealed", "before the write", "landed"])
-async def test_stopped(point: str, postgres: Server, emulator: Emulator) -> None:
-    """A worker that stood still for longer than its lease sends nothing that others have sent."""
-    shown = await stopped(postgres.with_tables(), emulator, point)
-    assert shown == ["before", "a", "b", "c"]
+async def all_stopped(
+    cells: list[tuple[Setting, float]], address: str, emulator: Emulator
+) -> list[list[str]]:
+    """The same of several at once, each on a conversation of its own."""
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(
+            Process(emulator, PostgresOutbox(address, lease=LEASE))
+        )
+        # One after the other: all at once, each would begin slowly.
+        workers = [await stack.enter_async_context(worker(its)) for its, _ in cells]
+        return await asyncio.gather(
+            *(
+                stopped(child, its, seconds, process, emulator)
+                for child, (its, seconds) in zip(workers, cells, strict=True)
+            )
+        )
 
 
-@pytest.mark.parametrize(
-    ("guard", "expected"),
-    [("guarded", ["before", "a", "b", "c"]), ("unguarded", ["before", "a", "b", "c", "a", "b"])],
-)
-async def test_the_guard(
-    guard: str, expected: list[str], postgres: Server, emulator: Emulator
-) -> None:
-    """One that ends with that write has doubled it, if it did not look at its lease before it."""
-    shown = await stopped(postgres.with_tables(), emulator, "last write", guard)
-    assert shown == expected
+async def test_stopped(postgres: Server, emulator: Emulator) -> None:
+    """Wherever a worker stands still, and for however long: once and in order, nothing is lost."""
+    address = postgres.with_tables()
+    cells = [
+        (setting(address, emulator, point=point), seconds) for point in POINTS for seconds in STOPS
+    ]
+    found = await all_stopped(cells, address, emulator)
+    shown = {
+        (its.point, seconds): texts for (its, seconds), texts in zip(cells, found, strict=True)
+    }
+    assert shown == {cell: ["before", "a", "b", "c"] for cell in shown}
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "unguarded"])
+async def test_the_guard(guarded: bool, postgres: Server, emulator: Emulator) -> None:
+    """Who does not look at its lease right before a write doubles what it can't look for again."""
+    address = postgres.with_tables()
+    cells = [
+        (setting(address, emulator, point=point, dies=True, guarded=guarded), STOPS[-1])
+        for point in ("sealed", "before the write")
+    ]
+    expected = ["before", "a", "b", "c", *([] if guarded else ["a", "b"])]
+    assert await all_stopped(cells, address, emulator) == [expected, expected]
+
+
+KILLED = 6
+"""Workers whose conversation somebody opens again, and as many whose nobody does."""
 
 
 async def test_killed(postgres: Server, emulator: Emulator, tell: Callable[[str], None]) -> None:
-    """What a killed worker had begun is sent by another one a lease later, and a second at most."""
-    address, conversation = postgres.with_tables(), Elsewhere(emulator).conversation("before")
-    with worker(address, emulator, conversation, "sealed") as child:
-        go(child)
-        assert line(child) == "stopped"
-        child.kill()
-        child.wait()
-    killed = time.monotonic()
-    async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as process:
-        session = process.session(conversation)
-        assert words(await session.get_items()) == ["before", "a", "b"]
-        await session.flush()
-    took = time.monotonic() - killed
-    tell(f"takeover after a kill: {took:.1f} s")
-    assert texts(emulator.items(conversation)) == ["before", "a", "b"]
-    assert took < LEASE + 1
+    """What killed workers had is sent a lease later where it is opened, and all else a sweep later.
+
+    Whoever opens it sees it at once.
+    """
+    address = postgres.with_tables()
+    takeovers = Takeovers(address)
+    async with AsyncExitStack() as stack:
+        settings = [setting(address, emulator, point="sealed") for _ in range(2 * KILLED)]
+        workers = [await stack.enter_async_context(worker(its)) for its in settings]
+        for child in workers:
+            child.begin("add_items", users("a", "b"))
+            await child.says("stopped")
+        for child in workers:
+            child.kill()
+        killed = time.monotonic()
+        conversations = [its.conversation for its in settings]
+        # Those whose leases last longest.
+        opened = set(conversations[KILLED:])
+        process = await stack.enter_async_context(
+            Process(emulator, PostgresOutbox(named(address, "here"), lease=LEASE))
+        )
+        # What brings it to the others is any use of the outbox.
+        sessions = [process.session(Elsewhere(emulator).conversation("before"))]
+        sessions += [process.session(conversation) for conversation in opened]
+        asked = dict.fromkeys(conversations, time.time())
+
+        async def use(session: CachedSession) -> None:
+            had = ["before", "a", "b"] if session.session_id in opened else ["before"]
+            assert words(await session.get_items()) == had
+            await session.add_items(users("c"))
+            asked[session.session_id] = time.time()
+
+        await asyncio.gather(*map(use, sessions))
+        for session in sessions:
+            await session.flush(timeout=PATIENCE)
+        sent = time.monotonic() - killed
+        await until(
+            lambda: all(
+                texts(emulator.items(its.conversation))[:3] == ["before", "a", "b"]
+                for its in settings
+            )
+        )
+        swept = time.monotonic() - killed
+    for conversation in conversations:
+        more = ["c"] if conversation in opened else []
+        assert texts(emulator.items(conversation)) == ["before", "a", "b", *more]
+    # A machine that is short of time begins to wait when some leases are over.
+    found = {
+        one.conversation: one.taken - max(one.ran_out, asked[one.conversation])
+        for one in takeovers.news()
+    }
+    assert {*found} == {*conversations}
+    late = [max(found[one] for one in some) for some in (opened, {*conversations} - opened)]
+    tell(
+        f"takeovers after kills: sent after {sent:.1f} s, {late[0]:.2f} s after the lease at most; "
+        f"what nobody opens after {swept:.1f} s, {late[1]:.2f} s after the lease at most"
+    )
+    assert late[0] <= SOON
+    assert late[1] <= AGAIN_AFTER + SURE_AFTER
+
+
+SET_BACK = """
+UPDATE cached_session.owners SET until = until - interval '25 hours';
+UPDATE cached_session.conversations SET touched = touched - interval '25 hours'
+"""
+
+
+def rows(address: str) -> dict[str, int]:
+    """How many there are of what workers leave behind."""
+    with psycopg.connect(address) as connection:
+        found = {
+            table: connection.execute(
+                psycopg.sql.SQL("SELECT count(*) FROM cached_session.{}").format(
+                    psycopg.sql.Identifier(table)
+                )
+            ).fetchone()
+            for table in ("owners", "turns", "conversations")
+        }
+    return {table: row[0] for table, row in found.items() if row}
+
+
+async def test_what_killed_workers_leave(postgres: Server, emulator: Emulator) -> None:
+    """A day after a worker was killed in its turn, nothing of it and of its place is left.
+
+    Its conversation goes with what is kept of it, when its time has come.
+    """
+    address = postgres.with_tables()
+    its = setting(address, emulator)
+    async with worker(its) as child:
+        await child.call("add_items", users("a"))
+        await child.call("flush")
+        child.begin("run", "b", 1, at=0, ends_by=signal.SIGKILL)
+        await child.says("ends")
+        child.join()
+    assert rows(address) == {"owners": 1, "turns": 1, "conversations": 1}
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(SET_BACK)
+    for keep_for, conversations in ((30 * 86_400, 1), (86_400, 0)):
+        outbox = PostgresOutbox(address, keep_for=keep_for)
+        await outbox.transact(lambda log: log.summaries())
+        # It has claimed nothing, so it has no row.
+        assert rows(address) == {"owners": 0, "turns": 0, "conversations": conversations}
+        await outbox.let_go()
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute("DELETE FROM cached_session.owners")
 
 
 async def test_cut_off(postgres: Server, emulator: Emulator) -> None:
@@ -195,7 +252,7 @@ async def test_cut_off(postgres: Server, emulator: Emulator) -> None:
                 Fault(FaultKind.REFUSED) if is_append(request) else None
             )
             await session.add_items(users("a"))
-            await until(lambda: bool(emulator.requests))
+            await until(lambda: batches(emulator) > 0)
             begun = time.monotonic()
             proxy.leave()
             async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as other:

@@ -1053,7 +1053,7 @@ BEGIN
 END $$;
 
 -- Removes what is kept of conversations that nobody has touched for so many seconds, and of
--- which nothing waits; at most so many of them.
+-- which nothing waits; at most so many of them. So it does what is left of owners, after a day.
 CREATE FUNCTION cached_session.expire(seconds double precision, at_most integer)
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
@@ -1062,7 +1062,17 @@ DECLARE
 BEGIN
     -- What an owner has called a day ago is on its way no more.
     DELETE FROM cached_session.owners
-    WHERE until < clock_timestamp() - make_interval(secs => greatest(seconds, 86400));
+    WHERE token IN (
+        SELECT token FROM cached_session.owners
+        WHERE until < clock_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED
+    );
+    -- Their places in lines in which nobody has come behind them.
+    DELETE FROM cached_session.turns
+    WHERE ticket IN (
+        SELECT ticket FROM cached_session.turns t
+        WHERE NOT EXISTS (SELECT FROM cached_session.owners o WHERE o.token = t.owner)
+        FOR UPDATE SKIP LOCKED
+    );
     SELECT array_agg(o.number) INTO old FROM (
         SELECT c.number FROM cached_session.conversations c
         WHERE c.touched < clock_timestamp() - make_interval(secs => seconds)
