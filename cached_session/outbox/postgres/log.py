@@ -27,6 +27,7 @@ from cached_session.outbox.log import (
 )
 from cached_session.outbox.postgres.engine import Engine, OutcomeLost, TurnIsOver
 from cached_session.outbox.postgres.lease import Lease
+from cached_session.outbox.postgres.texts import as_it_was
 from cached_session.outbox.records import (
     Address,
     Mailbox,
@@ -124,6 +125,11 @@ class PostgresLog(Log):
         if changes[0] is None:
             return None
         found = SimpleNamespace(**changes[0])
+        # No loader of psycopg's sees them, in one value.
+        found.conversation = as_it_was(found.conversation)
+        found.paused = found.paused and as_it_was(found.paused)
+        found.window_ids = [*map(as_it_was, found.window_ids or ())]
+        found.newest_id = found.newest_id and as_it_was(found.newest_id)
         found.doubt, found.items, found.window_items = (
             _from_hex(found.doubt),
             [*map(_from_hex, found.items or ())],
@@ -443,13 +449,15 @@ def _namesakes(found: Any, address: Address) -> tuple[Namesake, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _array(address: Address) -> str:
+def _array(address: Address) -> str | list[str]:
     """An address as the functions take it, which is an array in its text form.
 
     Made once for each: psycopg would make one at each call, in more time than the engine needs.
+    What has to be sent in another form is left to it.
     """
-    parts = (part.replace("\\", "\\\\").replace('"', '\\"') for part in address)
-    return "{" + ",".join(f'"{part}"' for part in parts) + "}"
+    if any(not part.isprintable() or "\\" in part or '"' in part for part in address):
+        return [*address]
+    return "{" + ",".join(f'"{part}"' for part in address) + "}"
 
 
 def _window(found: Any, *, continued: bool) -> StoredWindow | None:

@@ -30,6 +30,11 @@ class _Dumper(StrDumperUnknown):
 class _Loader(TextBinaryLoader):
     def load(self, data: Buffer) -> Any:
         text = super().load(data)
-        if isinstance(text, str) and "\\" in text:
-            return _STANDS_FOR.sub(lambda found: chr(int(found[1], 16)), text)
+        return as_it_was(text) if isinstance(text, str) else text
+
+
+def as_it_was(text: str) -> str:
+    """A text of the engine's in the form that it had before it was sent."""
+    if "\\" not in text:
         return text
+    return _STANDS_FOR.sub(lambda found: chr(int(found[1], 16)), text)
