@@ -41,7 +41,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign and not processes" $(ARGS)
 
-test-processes: $(VENV)/.test
+test-processes: $(VENV)/.test $(VENV)/.node
 	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m processes $(ARGS)
 
 test-campaigns: $(VENV)/.test
@@ -103,6 +103,15 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[test]" -r $(BENCHMARKS)
 	@touch $@
+
+# One test talks to the emulator as a program in JavaScript does. Without node, npm or
+# its registry that test is skipped, and says so.
+$(VENV)/.node: | $(VENV)/bin/python
+	@if npm install --silent --fetch-retries=0 --fetch-timeout=30000 --no-audit --no-fund --prefix $(VENV)/node openai >/dev/null 2>&1; then \
+		touch $@; \
+	else \
+		echo "npm cannot install openai: the test of the emulator with openai-node is skipped"; \
+	fi
 
 $(VENV)/.bench: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[cli]" -r $(BENCHMARKS)

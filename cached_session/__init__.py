@@ -4,6 +4,11 @@ It reads like memory and writes like a ledger: repeated reads cost no request,
 and an append happens exactly once even when the network loses the answer.
 """
 
+# pytest rewrites the assertions of packages that bring a plugin, and warns where one was imported
+# before it. Nothing in this module is to be rewritten, and pytest looks for the word in here.
+__doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
+
+
 import importlib
 from typing import TYPE_CHECKING
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from cached_session.events import (
         AbandonedWriteFailed,
         BacklogChanged,
+        CallFinished,
+        CallStarted,
+        CopyEvicted,
         Event,
         LateCopyRemoved,
         LateCopySuspected,
@@ -31,7 +39,9 @@ if TYPE_CHECKING:
         Reconciled,
         RequestFinished,
         RetryScheduled,
+        SendFinished,
         Sending,
+        SendStarted,
         Stats,
     )
     from cached_session.outbox import (
@@ -52,8 +62,11 @@ __all__ = [
     "BacklogChanged",
     "CachedSession",
     "CachedSessionError",
+    "CallFinished",
+    "CallStarted",
     "ConversationBusy",
     "ConversationCache",
+    "CopyEvicted",
     "DeadlineExceeded",
     "Event",
     "LateCopyRemoved",
@@ -74,6 +87,8 @@ __all__ = [
     "RetryPolicy",
     "RetryScheduled",
     "SQLiteOutbox",
+    "SendFinished",
+    "SendStarted",
     "Sending",
     "SessionClosed",
     "Stats",
@@ -98,6 +113,11 @@ _HOMES = {
     "UnexpectedAnswer": "cached_session.errors",
     "AbandonedWriteFailed": "cached_session.events",
     "BacklogChanged": "cached_session.events",
+    "SendStarted": "cached_session.events",
+    "SendFinished": "cached_session.events",
+    "CopyEvicted": "cached_session.events",
+    "CallStarted": "cached_session.events",
+    "CallFinished": "cached_session.events",
     "Event": "cached_session.events",
     "LateCopyRemoved": "cached_session.events",
     "LateCopySuspected": "cached_session.events",

@@ -12,8 +12,90 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from cached_session.errors import counted, verb
+from cached_session.forks import Lock
 
 logger = logging.getLogger("cached_session")
+
+# For changes of who is told, which are rare.
+_lock = Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class CallStarted:
+    """A session was called. Each call has one of its own, which tells it from all others.
+
+    Told in the caller's task, as is `CallFinished`: what an observer sets in the context there
+    holds for what the call does, until the observer takes it back.
+
+    Attributes:
+        call: Which method: "get_items", "add_items", "pop_item", "clear_session", "refresh" or
+            "flush".
+        conversation_id: The conversation, or its local name; None while there is none.
+    """
+
+    call: str
+    conversation_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A call ended, whatever came of it.
+
+    Attributes:
+        started: Its beginning.
+        conversation_id: The conversation that it was done on, or its local name, or None.
+        seconds: How long it took.
+        hit: Whether a read was answered without a request; None where it is no read, or has
+            come to nothing.
+        items: How many items were read, given to be appended, or removed; None where none are.
+        error: The class name of what it raised, or None.
+    """
+
+    started: CallStarted
+    conversation_id: str | None
+    seconds: float
+    hit: bool | None
+    items: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class SendStarted:
+    """What waits in an outbox is being sent: one attempt at the next batch, in the background.
+
+    Told in the task that sends, as is `SendFinished`.
+
+    Attributes:
+        conversation_id: The conversation, or its local name.
+        items: How many items the batch has.
+        attempt: Which attempt it is, from 1, since the last one that got something done.
+        calls: The calls that had the items recorded, oldest first: those of this process of
+            which observers were told.
+    """
+
+    conversation_id: str
+    items: int
+    attempt: int
+    calls: tuple[CallStarted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendFinished:
+    """An attempt at a batch ended.
+
+    Attributes:
+        started: Its beginning.
+        conversation_id: The conversation, by its own id if it has got one meanwhile.
+        seconds: How long it took.
+        landed: How many items were put on the server, or found there.
+        error: The class name of what went wrong, or None.
+    """
+
+    started: SendStarted
+    conversation_id: str
+    seconds: float
+    landed: int
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +109,9 @@ class RequestFinished:
         outcome: "applied", "refused" or "unknown".
         seconds: How long it took.
         error: The class name of what went wrong, or None.
+        attempt: Which attempt at the same step it was, from 1.
+        status: The HTTP status of the answer; None if there was none.
+        request_id: The answer's `x-request-id`, by which the service knows the request, or None.
     """
 
     operation: str
@@ -34,6 +119,9 @@ class RequestFinished:
     outcome: str
     seconds: float
     error: str | None
+    attempt: int = 1
+    status: int | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +236,39 @@ class BacklogChanged:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class CopyEvicted:
+    """A `ConversationCache` dropped its copy of a conversation; the next read asks the server.
+
+    Told to the observers of the cache, not to those of single sessions.
+
+    Attributes:
+        conversation_id: The conversation, or its local name.
+        reason: "size": room was needed, or the copy alone is larger than the cache; "age": it was
+            not used for `ttl` seconds.
+        items: How many items it held.
+        bytes: Bytes of memory that they took.
+    """
+
+    conversation_id: str
+    reason: str
+    items: int
+    bytes: int
+
+
 Event: TypeAlias = (
-    RequestFinished
+    CallStarted
+    | CallFinished
+    | SendStarted
+    | SendFinished
+    | RequestFinished
     | RetryScheduled
     | Reconciled
     | LateCopyRemoved
     | LateCopySuspected
     | AbandonedWriteFailed
     | BacklogChanged
+    | CopyEvicted
 )
 Observer: TypeAlias = Callable[[Event], None]
 
@@ -174,6 +287,8 @@ class Stats:
         bytes: Bytes of memory that they take.
         waiting: Items accepted into an outbox that are not on the server yet.
         sending: What becomes of those; "idle" without an outbox.
+        waiting_bytes: Bytes of those items as JSON.
+        waiting_seconds: For how long the oldest of them has waited; 0 if none waits.
     """
 
     hits: int
@@ -185,6 +300,8 @@ class Stats:
     bytes: int
     waiting: int = 0
     sending: Sending = Sending.IDLE
+    waiting_bytes: int = 0
+    waiting_seconds: float = 0.0
 
 
 def _said(event: Event) -> tuple[int, object]:
@@ -230,23 +347,50 @@ def _in_question(item_ids: tuple[str, ...]) -> str:
     return f"Of it, rewritten by the server, or another writer's: {', '.join(item_ids)}. "
 
 
-class Meter:
-    """Counts for one session and passes events to its observer."""
+class Observers:
+    """Who is told of events; that may change at any time, from any thread."""
 
-    __slots__ = ("_observer", "hits", "misses", "reconciliations", "requests", "retries")
+    __slots__ = ("_added", "_beyond", "_each")
 
-    def __init__(self, observer: Observer | None) -> None:
-        self._observer = observer
-        self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
+    def __init__(self, observer: Observer | None = None, beyond: Observers | None = None) -> None:
+        """Begins with one observer, or with none.
 
-    def apart(self) -> Meter:
-        """One with the same observer, that counts for somebody else."""
-        return Meter(self._observer)
+        Args:
+            observer: The observer.
+            beyond: Others that are told of the same events.
+        """
+        self._added: list[Observer] = [] if observer is None else [observer]
+        self._each: tuple[Observer, ...] = (*self._added,)
+        self._beyond = beyond
+
+    def add(self, observer: Observer) -> Callable[[], None]:
+        """Tells one more; returns what ends that. One that was added twice is told once."""
+        self._change(self._added.append, observer)
+        left = [observer]
+
+        def end() -> None:
+            if left:
+                self._change(self._added.remove, left.pop())
+
+        return end
+
+    def _change(self, change: Callable[[Observer], None], observer: Observer) -> None:
+        with _lock:
+            change(observer)
+            self._each = (*dict.fromkeys(self._added),)
 
     @property
     def listening(self) -> bool:
         """Whether anybody would hear of an event; frequent ones are not even made if not."""
-        return self._observer is not None or logger.isEnabledFor(logging.DEBUG)
+        return (
+            bool(self._each)
+            or (self._beyond is not None and self._beyond.listening)
+            or logger.isEnabledFor(logging.DEBUG)
+        )
+
+    def _all(self) -> tuple[Observer, ...]:
+        beyond = () if self._beyond is None else self._beyond._all()
+        return (*dict.fromkeys((*self._each, *beyond)),) if beyond else self._each
 
     def tell(self, event: Event, *, quietly: bool = False) -> None:
         """Passes an event on. An observer's failure is logged and goes no further.
@@ -257,9 +401,22 @@ class Meter:
         """
         level, text = (logging.DEBUG, event) if quietly else _said(event)
         logger.log(level, "%s", text)
-        if self._observer is None:
-            return
-        try:
-            self._observer(event)
-        except Exception:  # whatever it is, an observer must not break a write half way
-            logger.exception("the observer failed on %s", type(event).__name__)
+        for observer in self._all():
+            try:
+                observer(event)
+            except Exception:  # whatever it is, an observer must not break a write half way
+                logger.exception("the observer failed on %s", type(event).__name__)
+
+
+class Meter(Observers):
+    """Counts for one session and passes events to its observers, and its cache's."""
+
+    __slots__ = ("hits", "misses", "reconciliations", "requests", "retries")
+
+    def __init__(self, observer: Observer | None, beyond: Observers | None = None) -> None:
+        super().__init__(observer, beyond)
+        self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
+
+    def apart(self) -> Meter:
+        """One with the same observers, that counts for somebody else."""
+        return Meter(None, self)

@@ -33,6 +33,7 @@ from cached_session import (
 )
 from cached_session.commands.cli import COMMANDS, main
 from cached_session.emulator import Emulator, FaultKind, Habits
+from cached_session.emulator.app import RESET_PATH
 from cached_session.outbox.sqlite import schema
 from tests.answers import answer_as_model
 from tests.pages import PAGES, ROOT, blocks, headings, links, table_below
@@ -97,6 +98,7 @@ def test_python_blocks_run(
 
 SHOWN = {
     "agent_with_tools": "6 items, 6 requests, none of them to read",
+    "observing": 'cached_session_reconciliations_total{cached_session_reconciliation_result="all"',
     "lost_answers": "an answer was lost; of 1 items the server had 1",
     "two_workers": "refresh() forgets the copy: one, two, three (1 requests)",
 }
@@ -143,6 +145,13 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert_known(options, help_of([command], capsys))
         case [("python" | "python3.12"), "-m", "cached_session.emulator", *options]:
             assert_known(options, help_of(["serve"], capsys))
+        case ["curl", "-X", "POST", url]:
+            assert url.endswith(RESET_PATH)
+        case ["docker", "build", "-f", file, *_]:
+            assert (ROOT / file).exists()
+        case ["docker", "run", *options]:
+            image = options.index("conversations-emulator")
+            assert_known(options[image + 1 :], help_of(["serve"], capsys))
         case [("python" | "python3.12"), "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
         case ["export", *assignments]:

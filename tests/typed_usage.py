@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never, assert_type
 
@@ -16,8 +17,11 @@ from cached_session import (
     BacklogChanged,
     CachedSession,
     CachedSessionError,
+    CallFinished,
+    CallStarted,
     ConversationBusy,
     ConversationCache,
+    CopyEvicted,
     DeadlineExceeded,
     Event,
     LateCopyRemoved,
@@ -36,7 +40,9 @@ from cached_session import (
     RetryBudget,
     RetryPolicy,
     RetryScheduled,
+    SendFinished,
     Sending,
+    SendStarted,
     SessionClosed,
     SQLiteOutbox,
     Stats,
@@ -131,7 +137,9 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     assert_type(stats, Stats)
     assert_type(stats.hits + stats.misses + stats.requests + stats.retries, int)
     assert_type(stats.reconciliations + stats.items + stats.bytes + stats.waiting, int)
+    assert_type(stats.waiting_bytes + stats.waiting_seconds, float)
     assert_type(stats.sending, Sending)
+    assert_type(session.observe(print), Callable[[], None])
 
 
 async def run(agent: Agent[None], session: CachedSession) -> RunResult:
@@ -144,7 +152,21 @@ def watch() -> Observer:
 
     def observer(event: Event) -> None:
         match event:
+            case CallStarted():
+                assert_type(event.conversation_id, str | None)
+            case CallFinished():
+                assert_type(event.started, CallStarted)
+                assert_type((event.hit, event.items), tuple[bool | None, int | None])
+            case SendStarted():
+                assert_type(event.calls, tuple[CallStarted, ...])
+            case SendFinished():
+                assert_type(event.started, SendStarted)
+                assert_type(event.landed, int)
+            case CopyEvicted():
+                assert_type(event.bytes, int)
             case RequestFinished():
+                assert_type(event.attempt, int)
+                assert_type((event.status, event.request_id), tuple[int | None, str | None])
                 assert_type(event.seconds, float)
                 assert_type(event.error, str | None)
             case RetryScheduled():

@@ -168,7 +168,7 @@ class Backlog:
         if elsewhere is not None:
             await self._name(elsewhere, operation, empty=False)
             return
-        outcome = await operation.run(lambda seconds: operation.remote.create(timeout=seconds))
+        outcome = await operation.run(operation.remote.create)
         if not isinstance(outcome, Applied):
             raise outcome.error
         made = outcome.value

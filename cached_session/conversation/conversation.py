@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from openai import NotFoundError, OpenAIError
 
@@ -34,7 +35,7 @@ from cached_session.errors import (
     naming,
     verb,
 )
-from cached_session.events import logger
+from cached_session.events import CallStarted, Sending, logger
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.connections import Account
 
@@ -48,6 +49,29 @@ Key: TypeAlias = tuple[Account, str]
 
 # Seconds after a cancellation until the sender goes on where the call stopped.
 _SOON = 0.05
+
+
+class Held(NamedTuple):
+    """What there is of a conversation in this process; as in `Stats`.
+
+    Attributes:
+        items: Items held.
+        bytes: Bytes of memory that they take.
+        waiting: Items that wait in an outbox.
+        waiting_bytes: Bytes of those as JSON.
+        waiting_seconds: For how long the oldest of those has waited; 0 if none waits.
+        sending: What becomes of those.
+    """
+
+    items: int = 0
+    bytes: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    waiting_seconds: float = 0.0
+    sending: Sending = Sending.IDLE
+
+
+NONE_HELD = Held()
 
 
 class Conversation:
@@ -100,6 +124,21 @@ class Conversation:
     def size(self) -> int:
         """Bytes of memory that the held items take."""
         return self.ledger.size
+
+    def held(self) -> Held:
+        """What there is of it here at this moment. From any thread."""
+        ledger, backlog = self.ledger, self.backlog
+        sending = Sending.IDLE if backlog is None else backlog.sending
+        with self.order.lock:
+            known, queue = ledger.known, ledger.queue
+            return Held(
+                0 if known is None else len(known),
+                0 if known is None else known.size,
+                len(queue),
+                queue.size,
+                0.0 if queue.oldest is None else max(0.0, time.time() - queue.oldest),
+                sending,
+            )
 
     def drop(self) -> None:
         """Forgets what is held of the server; the next read asks."""
@@ -337,8 +376,15 @@ class Conversation:
             delivery.stop()
             raise
 
-    async def accept(self, operation: Operation, items: Sequence[Outgoing]) -> None:
+    async def accept(
+        self, operation: Operation, items: Sequence[Outgoing], call: CallStarted | None
+    ) -> None:
         """Accepts items; they are recorded when it returns.
+
+        Args:
+            operation: The caller's.
+            items: The items.
+            call: The call that they are from, if observers were told of it.
 
         Raises:
             OutboxPaused: The server refused what was accepted before.
@@ -357,7 +403,7 @@ class Conversation:
 
         async def accept() -> None:
             operation.check_run_here()
-            await backlog.record.accept(items, operation.within)
+            await backlog.record.accept(items, operation.within, call)
             backlog.sender.start(operation)
 
         # Whether items are recorded is not for a caller's cancellation to say.

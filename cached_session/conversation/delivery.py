@@ -28,7 +28,7 @@ from cached_session.core.ledger import (
     Seal,
     Send,
 )
-from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
 from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.errors import (
     AppendOutcomeUnknown,
@@ -222,7 +222,7 @@ class Delivery:
         self._say_how_many(outcome.error)
         raise outcome.error
 
-    async def _attempt(self, seconds: float) -> Outcome[None]:
+    async def _attempt(self, attempt: Attempt) -> Outcome[None]:
         ledger, operation, batch = self._ledger, self._operation, self._batch
         if batch.front is Front.DOUBT:
             try:
@@ -233,16 +233,17 @@ class Delivery:
                 return Unknown(error, retryable=False)
             if not batch.items:
                 return Applied(None)
-            seconds = min(seconds, operation.deadline - operation.now())
+            seconds = min(attempt.seconds, operation.deadline - operation.now())
             if seconds <= 0:
                 return Refused(too_late(operation.conversation_id), retryable=False)
+            attempt = Attempt(seconds, attempt.number)
         if batch.front is Front.NONE:
             # One of a log was sealed by it before, and is not repeated in here: see `next_batch`.
             assert batch is ledger.own
             ledger.sealed_own()
-        return await self._send(batch, seconds)
+        return await self._send(batch, attempt)
 
-    async def _send(self, batch: Batch, seconds: float) -> Outcome[None]:
+    async def _send(self, batch: Batch, attempt: Attempt) -> Outcome[None]:
         ledger, operation = self._ledger, self._operation
         left: Callable[[], float] | None = None
         if self._promise is Promise.RECORDED:
@@ -250,13 +251,13 @@ class Delivery:
             assert record is not None  # what it has accepted is sent
             left = functools.partial(_left, record)
             # Nor may it take longer: whoever has it then looks for it.
-            seconds = min(seconds, record.left)
-            if not seconds:
+            attempt = Attempt(min(attempt.seconds, record.left), attempt.number)
+            if not attempt.seconds:
                 raise Elsewhere
         ledger.sending(batch)
         with in_flight(ledger, operation):
             outcome = await operation.remote.append(
-                operation.conversation_id, batch.items, timeout=seconds, left=left
+                operation.conversation_id, batch.items, attempt, left=left
             )
         operation.check_turn()
         if isinstance(outcome, Applied):

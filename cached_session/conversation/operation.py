@@ -20,7 +20,7 @@ from openai import NotFoundError
 from cached_session.conversation.tasks import Failed, bury, ended, forsake
 from cached_session.conversation.turns import Run, Turn, Turns
 from cached_session.core.ledger import Ledger
-from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
 from cached_session.errors import AppendOutcomeUnknown, TurnLost
 from cached_session.events import AbandonedWriteFailed, Meter
 from cached_session.server.classify import smaller_page
@@ -63,6 +63,7 @@ class Operation:
         turn: The turn that it works in, once it has one.
         within: The run of several operations that it belongs to, or None.
         transfer: Seconds that each of its requests gets on top, for a large batch.
+        before: How many attempts at the same were made before it.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Operation:
         self.turn: Turn | None = None
         self.within: Run | None = None
         self.transfer = 0.0
+        self.before = 0
 
     @staticmethod
     def now() -> float:
@@ -143,12 +145,12 @@ class Operation:
         event = AbandonedWriteFailed(self.conversation_id, type(error).__name__, item_ids)
         self.meter.tell(event, quietly=kept)
 
-    async def run(self, attempt: Callable[[float], Awaitable[Outcome[T]]]) -> Outcome[T]:
+    async def run(self, attempt: Callable[[Attempt], Awaitable[Outcome[T]]]) -> Outcome[T]:
         """Repeats an attempt; see `Retrier.run`."""
 
-        async def in_turn(seconds: float) -> Outcome[T]:
+        async def in_turn(this: Attempt) -> Outcome[T]:
             self.check_turn()
-            outcome = await attempt(seconds)
+            outcome = await attempt(Attempt(this.seconds, self.before + this.number))
             self.check_turn()
             return outcome
 
@@ -193,9 +195,9 @@ class Operation:
         size = min(limit, server.largest_page)
         while True:
 
-            async def attempt(seconds: float, size: int = size) -> Outcome[Page]:
+            async def attempt(this: Attempt, size: int = size) -> Outcome[Page]:
                 return await self.remote.list_items(
-                    self.conversation_id, order=order, limit=size, after=after, timeout=seconds
+                    self.conversation_id, this, order=order, limit=size, after=after
                 )
 
             outcome = await self.run(attempt)
@@ -215,21 +217,21 @@ class Operation:
         the answer to the second one, and what was wanted is so.
         """
         return await self._delete(
-            lambda seconds: self.remote.delete_item(self.conversation_id, item_id, timeout=seconds)
+            lambda attempt: self.remote.delete_item(self.conversation_id, item_id, attempt)
         )
 
     async def delete_conversation(self) -> Outcome[None]:
         """Deletes the conversation. Refused with a 404: somebody else had deleted it before."""
         return await self._delete(
-            lambda seconds: self.remote.delete_conversation(self.conversation_id, timeout=seconds)
+            lambda attempt: self.remote.delete_conversation(self.conversation_id, attempt)
         )
 
-    async def _delete(self, send: Callable[[float], Awaitable[Outcome[None]]]) -> Outcome[None]:
+    async def _delete(self, send: Callable[[Attempt], Awaitable[Outcome[None]]]) -> Outcome[None]:
         lost_answer = False
 
-        async def attempt(seconds: float) -> Outcome[None]:
+        async def attempt(this: Attempt) -> Outcome[None]:
             nonlocal lost_answer
-            outcome = await send(seconds)
+            outcome = await send(this)
             if is_gone(outcome) and (lost_answer or not self.remote.sends_once):
                 # After a lost answer it was this operation that removed it. Of one
                 # that its transport has lost, nothing was seen here.

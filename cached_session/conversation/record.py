@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -22,9 +22,9 @@ from cached_session.conversation.operation import Elsewhere, Operation
 from cached_session.conversation.tasks import Signal
 from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
-from cached_session.core.items import Outgoing, copies, hold
+from cached_session.core.items import MAX_ITEMS, Outgoing, copies, hold
 from cached_session.core.ledger import Ledger, Moment
-from cached_session.core.queue import Entry, Row
+from cached_session.core.queue import Entry, Queue, Row
 from cached_session.errors import (
     AppendOutcomeUnknown,
     OutboxError,
@@ -33,7 +33,7 @@ from cached_session.errors import (
     Reopened,
     counted,
 )
-from cached_session.events import logger
+from cached_session.events import CallStarted, logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.log import (
     Accepted,
@@ -106,6 +106,7 @@ class Record:
         # For how many calls on which event loop it is not known yet whether they were recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
         self._keeping = Keeping(wanted=outbox.max_window_bytes > 0)
+        self._calls = Calls()
         # Which state of the log is known here, when it was asked for that, and what a glance at it
         # had shown before.
         self._version: Hashable = None
@@ -467,8 +468,15 @@ class Record:
 
     # Accepting and withdrawing
 
-    async def accept(self, items: Sequence[Outgoing], run: Run | None) -> None:
-        """Records items behind those that wait; `run` is what they belong to, or None.
+    async def accept(
+        self, items: Sequence[Outgoing], run: Run | None, call: CallStarted | None
+    ) -> None:
+        """Records items behind those that wait.
+
+        Args:
+            items: The items.
+            run: What they belong to, or None.
+            call: The call that they are from, if observers were told of it.
 
         Raises:
             TurnLost: The run is over.
@@ -480,6 +488,8 @@ class Record:
             with self._lock:
                 self._heard(loop)
                 ledger.accepted(found.rows, found.others, idle=idle)
+                if call is not None:
+                    self._calls.accepted(ledger.queue, found.rows, call)
 
         def apply(found: Accepted) -> None:
             self._minds = max(self._minds, found.rows[-1].seq)
@@ -508,6 +518,17 @@ class Record:
         self._unheard[loop] -= 1
         if self._unheard[loop] <= 0:
             del self._unheard[loop]
+
+    @property
+    def next_batch(self) -> tuple[int, tuple[CallStarted, ...]]:
+        """How many items would be sent next, and the calls that they are from, as far as known."""
+        with self._lock:
+            queue = self._ledger.queue
+            if not queue:
+                return 0, ()
+            through = queue.through()
+            items = sum(entry.seq <= through for entry in queue.entries[:MAX_ITEMS])
+            return items, self._calls.up_to(queue, through)
 
     async def withdraw(self, run: Run | None) -> dict[str, Any] | None:
         """Takes the newest item back, if it certainly was not sent, and returns it as shown.
@@ -782,6 +803,36 @@ class Record:
                 whose(address),
                 self.outbox.how_to_move(number),
             )
+
+
+class Calls:
+    """From which calls of this process what waits is. For those who want to know what led to what.
+
+    Its methods are called with the ledger's lock.
+    """
+
+    def __init__(self) -> None:
+        # By the first and the last place of what each has accepted, in order.
+        self._calls: deque[tuple[int, int, CallStarted]] = deque()
+
+    def accepted(self, queue: Queue, rows: Sequence[Row], call: CallStarted) -> None:
+        """Notes what a call has accepted, which stands at the end of the queue by now."""
+        first = rows[0].seq
+        newest = next((one.seq for one in reversed(queue.entries) if one.seq < first), 0)
+        # What was withdrawn is not sent.
+        while self._calls and self._calls[-1][0] > newest:
+            self._calls.pop()
+        self._calls.append((first, rows[-1].seq, call))
+        self._forget_before(queue)
+
+    def up_to(self, queue: Queue, through: int) -> tuple[CallStarted, ...]:
+        """The calls of which something waits up to a place, oldest first."""
+        self._forget_before(queue)
+        return tuple(call for first, _, call in self._calls if first <= through)
+
+    def _forget_before(self, queue: Queue) -> None:
+        while self._calls and (not queue or self._calls[0][1] < queue.entries[0].seq):
+            self._calls.popleft()
 
 
 class Keeping:

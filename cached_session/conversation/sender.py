@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from openai import APIStatusError, OpenAIError
@@ -17,7 +18,7 @@ from cached_session.conversation.operation import Elsewhere, Operation, Order
 from cached_session.conversation.record import Record
 from cached_session.conversation.tasks import cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER
-from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
 from cached_session.errors import (
     AppendOutcomeUnknown,
     CachedSessionError,
@@ -28,7 +29,7 @@ from cached_session.errors import (
     TurnLost,
     counted,
 )
-from cached_session.events import BacklogChanged, Sending, logger
+from cached_session.events import BacklogChanged, SendFinished, Sending, SendStarted, logger
 from cached_session.outbox.told import Trouble
 from cached_session.server.classify import classify, says_gone
 from cached_session.server.retrying import Retrier
@@ -259,7 +260,7 @@ class Sender:
                 self._trouble = error
                 self._change(Sending.OFFLINE, error)
                 away += 1
-                await asyncio.sleep(operation.policy.delay(away))
+                await asyncio.sleep(retrier.delay(away))
                 continue
             except TurnLost:
                 return  # somebody else went on in its place
@@ -296,12 +297,37 @@ class Sender:
         finally:
             self._letting_go = False
 
-    async def _deliver(self, operation: Operation) -> None:
+    async def _deliver(self, operation: Operation, attempt: int) -> None:
         self._flying = flying = asyncio.current_task()
         assert flying is not None  # a coroutine runs in one
         flying.add_done_callback(self._over)
         once = operation.without_retries()
-        await Delivery(self._ledger, self._record, once).next_batch(self._create)
+        once.before = attempt - 1
+        with self._told(once, attempt):
+            await Delivery(self._ledger, self._record, once).next_batch(self._create)
+
+    @contextlib.contextmanager
+    def _told(self, operation: Operation, attempt: int) -> Iterator[None]:
+        """Around an attempt at a batch: tells observers of its beginning and its end."""
+        ledger, meter = self._ledger, operation.meter
+        items, calls = self._record.next_batch if meter.listening else (0, ())
+        if not items:
+            yield
+            return
+        clock, delivered = asyncio.get_running_loop().time, ledger.delivered
+        begun, went_wrong = clock(), None
+        started = SendStarted(ledger.conversation_id, items, attempt, calls)
+        meter.tell(started)
+        try:
+            yield
+        except BaseException as error:
+            went_wrong = type(error).__name__
+            raise
+        finally:
+            landed = ledger.delivered - delivered
+            meter.tell(
+                SendFinished(started, ledger.conversation_id, clock() - begun, landed, went_wrong)
+            )
 
     def _operation(self) -> Operation:
         assert self._through is not None  # `start` has seen to it
@@ -332,12 +358,14 @@ class Sender:
         self._ended = operation
         return True
 
-    async def _attempt(self, _: float) -> Outcome[None]:
+    async def _attempt(self, attempt: Attempt) -> Outcome[None]:
         operation, told = self._operation(), self._record.outbox.told
         outcome: Outcome[None]
         try:
             turn = await self._order.enter(operation)
-            await self._order.write(operation, turn, lambda: self._deliver(operation), kept=True)
+            await self._order.write(
+                operation, turn, lambda: self._deliver(operation, attempt.number), kept=True
+            )
         except OutboxUnavailable as error:
             # As with the server: it comes back.
             outcome = Unknown(error, retryable=True)

@@ -7,9 +7,21 @@ whoever treats it as failed stores a batch twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+
+class Attempt(NamedTuple):
+    """One attempt at a request.
+
+    Attributes:
+        seconds: What it may take.
+        number: Which one it is, from 1.
+    """
+
+    seconds: float
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from .habits import Habits
 from .log import LoggedRequest
 from .outcomes import Outcome, Sight, carry_out
 from .service import Service
+from .snapshot import SnapshotError
 from .store import ConversationStore, random_ids, seeded_ids
 from .wire import Request, Response
 
@@ -35,6 +36,7 @@ __all__ = [
     "Response",
     "Service",
     "Sight",
+    "SnapshotError",
     "carry_out",
     "create_app",
     "random_ids",
@@ -56,6 +58,7 @@ def __getattr__(name: str) -> object:
         if (error.name or "").partition(".")[0] not in ("h11", "starlette"):
             raise
         raise ImportError(
-            f'{name} needs Starlette and h11: from a checkout, pip install ".[emulator]"'
+            f"{name} needs Starlette and h11, the extra emulator: "
+            'pip install "cached-session[emulator]"; from a checkout, pip install ".[emulator]"'
         ) from error
     return getattr(module, name)

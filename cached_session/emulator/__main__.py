@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from . import Emulator, Faults, Habits
+from . import Emulator, Faults, Habits, SnapshotError
 from .faults import FaultKind, parse_rates
 from .port import LOOPBACK
 from .rewriting import REWRITES
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; by default that of the process.
 
     Returns:
-        Exit status: 0 after a stop that was asked for, 1 if the port is taken
-        or the standard output cannot be written.
+        Exit status: 0 after a stop that was asked for, 1 if the port is taken, a
+        file cannot be used, or the standard output cannot be written.
 
     Raises:
         SystemExit: The command line is wrong, or its help was asked for.
@@ -75,7 +75,13 @@ def _run(prog: str, arguments: Sequence[str] | None) -> int:
             port=options.port,
             host=options.host,
             on_request=output.say if options.trace else None,
+            initial=options.initial,
+            state=options.state,
         )
+    except SnapshotError as error:
+        return _cannot(str(error))
+    except OSError as error:
+        return _cannot(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         parser.error(str(error))
     with contextlib.suppress(KeyboardInterrupt):
@@ -83,12 +89,16 @@ def _run(prog: str, arguments: Sequence[str] | None) -> int:
     return 0
 
 
+def _cannot(why: str) -> int:
+    print(why, file=sys.stderr)
+    return 1
+
+
 def _serve(emulator: Emulator, output: _Output) -> int:
     try:
         emulator.start()
     except OSError as error:
-        print(f"cannot listen: {error.strerror}", file=sys.stderr)
-        return 1
+        return _cannot(f"cannot listen: {error.strerror}")
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
@@ -109,9 +119,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="A Conversations API server for offline work and tests. It prints its base "
-        "URL, to be used as base_url of an openai client with any API key. GET /health answers "
-        "without a key.",
-        epilog=f"kinds of faults: {', '.join(FaultKind)}",
+        "URL when it is ready, to be used as base_url of an openai client, or as OPENAI_BASE_URL, "
+        "with any API key. GET /health and POST /_emulator/reset need no key. It ends at SIGINT "
+        "and SIGTERM.",
+        epilog=f"kinds of faults: {', '.join(FaultKind)}. Exit status: 0 after a stop that was "
+        "asked for, 1 if the port, a file or the standard output cannot be used, 2 if an option is "
+        "wrong.",
     )
     parser.add_argument(
         "--host",
@@ -119,6 +132,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help=f"interface to listen on ({LOOPBACK}; 0.0.0.0: all, so that others can use it, too)",
     )
     parser.add_argument("--port", type=int, default=0, help="TCP port (0, the default: a free one)")
+    parser.add_argument(
+        "--initial",
+        metavar="FILE",
+        help="JSON file of conversations to begin with, and to go back to at a reset",
+    )
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="keep each change in this file, and go on with what it holds at the next start",
+    )
     parser.add_argument(
         "--latency", type=float, default=0.0, help="seconds between request and answer (0)"
     )

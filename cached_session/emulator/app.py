@@ -26,10 +26,13 @@ from .params import MAX_BODY
 from .service import Service
 from .wire import ApiError, Request, Response, error_response
 
-__all__ = ["CONNECTION", "Connection", "Sleep", "create_app"]
+__all__ = ["CONNECTION", "RESET_PATH", "Connection", "Sleep", "create_app"]
 
 CONNECTION: Final = "cached_session.connection"
 """Where the scope's state holds the connection, if the server offers one."""
+
+RESET_PATH: Final = "/_emulator/reset"
+"""Outside of what the API can have."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -57,7 +60,9 @@ def create_app(
     sleep: Sleep = asyncio.sleep,
     log: RequestLog | None = None,
 ) -> Starlette:
-    """Builds the ASGI app: the API, and ``GET /health``, which needs no key and meets no fault.
+    """Builds the ASGI app: the API, ``GET /health``, and ``POST /_emulator/reset``.
+
+    The last two need no key and meet no fault.
 
     Args:
         service: Answers the requests; by default a new one.
@@ -72,8 +77,25 @@ def create_app(
         dropped. Under a server that offers no connection (see ``CONNECTION``), a reset raises
         ``ConnectionResetError`` and a refusal ``ConnectionRefusedError`` out of the app.
     """
-    endpoint = _Endpoint(service or Service(), latency, faults, sleep, log or RequestLog())
-    routes = [Route("/health", _health, methods=["GET"]), Mount("/", app=endpoint)]
+    service, log = service or Service(), log or RequestLog()
+
+    async def reset(request: StarletteRequest) -> StarletteResponse:
+        if request.method != "POST":
+            # Here, or the API would be asked, which answers that a key is missing.
+            return JSONResponse({"status": "use POST"}, 405, {"allow": "POST"})
+        try:
+            service.reset()
+        except OSError as error:
+            return JSONResponse({"status": f"not saved: {error.strerror}"}, status_code=500)
+        log.clear()
+        return JSONResponse({"status": "ok"})
+
+    endpoint = _Endpoint(service, latency, faults, sleep, log)
+    routes = [
+        Route("/health", _health, methods=["GET"]),
+        Route(RESET_PATH, reset, methods=["POST", "GET", "PUT", "DELETE"]),
+        Mount("/", app=endpoint),
+    ]
     return Starlette(routes=routes, lifespan=endpoint.lifespan)
 
 
@@ -137,9 +159,11 @@ class _Endpoint:
         await _perform(outcome, scope, receive, send)
 
     def _commit_later(self, request: Request, seconds: float) -> None:
+        resets = self._service.resets
+
         async def commit() -> None:
             await self._sleep(seconds)
-            self._service.handle(request)
+            self._service.handle_late(request, resets)
 
         task = asyncio.create_task(commit())
         self._late.add(task)

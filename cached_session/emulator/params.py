@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,10 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_ITEMS",
     "Listing",
+    "check_depth",
+    "check_text",
+    "finite",
+    "no_number",
     "read_body",
     "read_include",
     "read_items",
@@ -128,29 +133,35 @@ def read_body(request: Request) -> dict[str, Any]:
     if not request.body.strip():
         return {}
     try:
-        value = json.loads(request.body, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(request.body, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError):
         raise _not_json() from None
     if not isinstance(value, dict):
         raise ApiError(400, "The JSON body of your request has to be an object.")
-    _check_depth(value)
-    _check_text(request.body, value)
+    check_depth(value)
+    check_text(request.body, value)
     return value
 
 
-def _no_number(name: str) -> float:
+def no_number(name: str) -> float:
     """Refuses NaN and the infinities, which Python reads and JSON does not have."""
     raise ValueError(name)
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Reads a number, and refuses one that is too large for Python to write again."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("a number that is too large would be listed as one that is none")
     return number
 
 
-def _check_depth(value: object) -> None:
+def check_depth(value: object) -> None:
+    """Refuses what is nested too deeply.
+
+    Raises:
+        ApiError: 400, it is.
+    """
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -166,11 +177,14 @@ def _check_depth(value: object) -> None:
     )
 
 
-def _check_text(body: bytes, value: object) -> None:
+def check_text(body: bytes, value: object) -> None:
     r"""Refuses half of a surrogate pair.
 
     An escape such as ``"\ud83d"`` is JSON by its grammar, and no Unicode text: an
     answer that holds it could not be written as UTF-8, nor could any later listing.
+
+    Raises:
+        ApiError: 400, there is one.
     """
     # Nothing else brings one in, and most bodies hold no such escape.
     if b"\\ud" not in body.lower():
@@ -232,7 +246,7 @@ def read_items(body: dict[str, Any], habits: Habits, *, required: bool) -> tuple
     return tuple(draft_item(item, f"items[{index}]", habits) for index, item in enumerate(items))
 
 
-def read_metadata(body: dict[str, Any], *, required: bool) -> dict[str, str]:
+def read_metadata(body: Mapping[str, Any], *, required: bool) -> dict[str, str]:
     """Reads the metadata of a conversation: at most 16 pairs of strings (spec).
 
     Raises:

@@ -13,6 +13,7 @@ __all__ = [
     "first_items",
     "is_append",
     "is_change",
+    "is_conversation_delete",
     "is_create",
     "is_item_delete",
     "is_listing",
@@ -44,6 +45,11 @@ def is_item_delete(request: Request) -> bool:
     """Tells whether the request deletes one item."""
     below = _below(request)
     return request.method == "DELETE" and len(below) == 3 and below[1] == "items"
+
+
+def is_conversation_delete(request: Request) -> bool:
+    """Tells whether the request deletes a conversation."""
+    return request.method == "DELETE" and len(_below(request)) == 1
 
 
 def is_change(request: Request) -> bool:

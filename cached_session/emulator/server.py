@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import math
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,8 @@ from .host import Host
 from .log import LoggedRequest, RequestLog
 from .port import LOOPBACK, ReservedPort
 from .service import Service
+from .snapshot import Snapshot
+from .state import StateFile, read_initial
 from .store import ConversationStore, random_ids, seeded_ids
 from .wire import API_ROOT, Request
 
@@ -51,6 +54,8 @@ class Emulator:
         sleep: Sleep = asyncio.sleep,
         on_request: Callable[[LoggedRequest], None] | None = None,
         host: str = LOOPBACK,
+        initial: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> None:
         """Creates an emulator that does not serve yet.
 
@@ -67,10 +72,18 @@ class Emulator:
             on_request: Called with each new log entry, in the server's thread.
             host: IPv4 address of the interface to listen on, or a name of it; ``0.0.0.0`` for
                 all of them. Anybody who reaches the port can use the server with any key.
+            initial: Conversations to begin with, and to go back to at a `reset`: the path of a JSON
+                file, or what such a file holds.
+            state: Path of a file that each change is kept in. If there is one, the emulator goes
+                on with what it holds, not with ``initial``.
 
         Raises:
+            OSError: A file cannot be read, or that of ``state`` cannot be written.
+            SnapshotError: A file, or ``initial``, does not hold what it should, or is damaged. It
+                is a ``ValueError``.
             ValueError: ``latency`` is negative or not finite, ``port`` is not a TCP port, ``host``
-                is empty, or ``service`` is given with ``habits`` or ``seed``.
+                is empty, or ``service`` is given with ``habits``, ``seed``, ``initial`` or
+                ``state``.
         """
         if not 0 <= port <= 65535:
             raise ValueError("port is not between 0 and 65535")
@@ -80,12 +93,10 @@ class Emulator:
             raise ValueError("latency is not a finite number of seconds")
         if not host:
             raise ValueError("host is empty; 0.0.0.0 stands for all interfaces")
-        if service is not None and (habits is not None or seed is not None):
-            raise ValueError("habits and seed belong to the service that was given")
+        if service is not None and any(one is not None for one in (habits, seed, initial, state)):
+            raise ValueError("habits, seed, initial and state belong to the service that was given")
         if service is None:
-            new_id = random_ids() if seed is None else seeded_ids(seed)
-            store = ConversationStore(new_id=new_id, now=lambda: int(time.time()))
-            service = Service(store, habits=habits)
+            service = _service(habits or Habits(), seed, initial, state)
         self.service = service
         self.faults = faults
         self._sleep = sleep
@@ -123,6 +134,17 @@ class Emulator:
     def clear_log(self) -> None:
         """Forgets the requests logged so far."""
         self._log.clear()
+
+    def reset(self) -> None:
+        """Goes back to ``initial``, or to no conversations, and empties the log.
+
+        A request that a fault holds back for later is not carried out any more. ``faults`` stays.
+
+        Raises:
+            OSError: The file of ``state`` cannot be written. It was reset all the same.
+        """
+        self.service.reset()
+        self.clear_log()
 
     def items(
         self, conversation_id: str, *, include: Set[str] = frozenset()
@@ -198,6 +220,28 @@ class Emulator:
         ):
             ready(stopping)
             await stopping.wait()
+
+
+def _service(
+    habits: Habits,
+    seed: int | None,
+    initial: Mapping[str, Any] | str | os.PathLike[str] | None,
+    state: str | os.PathLike[str] | None,
+) -> Service:
+    new_id = random_ids() if seed is None else seeded_ids(seed)
+    store = ConversationStore(new_id=new_id, now=lambda: int(time.time()))
+    first = Snapshot() if initial is None else read_initial(initial, habits)
+    if state is None:
+        store.restore(first)
+        return Service(store, habits=habits, initial=first)
+    file = StateFile(state)
+    kept = file.load(habits)
+    store.restore(first if kept is None else kept)
+    # At once: that it cannot be written is told at the start, not at the first change.
+    file.save(store.snapshot())
+    return Service(
+        store, habits=habits, initial=first, on_change=lambda: file.save(store.snapshot())
+    )
 
 
 class _Running:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from .habits import Habits
 from .params import read_body, read_include, read_items, read_listing, read_metadata
+from .snapshot import Snapshot
 from .store import (
     Conversation,
     ConversationStore,
@@ -43,27 +44,75 @@ class Service:
     """
 
     def __init__(
-        self, store: ConversationStore | None = None, *, habits: Habits | None = None
+        self,
+        store: ConversationStore | None = None,
+        *,
+        habits: Habits | None = None,
+        initial: Snapshot | None = None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         """Creates a service.
 
         Args:
             store: Where conversations are kept; by default a new one with seeded ids.
             habits: Differences from the real service; by default none.
+            initial: What `reset` goes back to; by default nothing. The store is left as it is.
+            on_change: Called after each change of the store, before it is answered. Where it
+                raises ``OSError``, the answer is 500.
         """
         self.store = store or ConversationStore()
         self.habits = habits or Habits()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `handle_late` handles
         self._requests = itertools.count(1)
+        self._initial = initial or Snapshot()
+        self._on_change = on_change
+        self._resets = 0
+
+    @property
+    def resets(self) -> int:
+        """How often it was reset."""
+        return self._resets
+
+    def reset(self) -> None:
+        """Goes back to what it began with: all conversations and items are dropped, or as then.
+
+        Raises:
+            OSError: From `on_change`. It was reset all the same.
+        """
+        with self._lock:
+            self._resets += 1
+            self.store.restore(self._initial)
+            self._changed()
 
     def handle(self, request: Request) -> Response:
         """Answers one request, and has changed the store by then where the request says so."""
         with self._lock:
             headers = {"x-request-id": f"req_{next(self._requests):08d}"}
             try:
-                return json_response(200, self._answer(request), headers)
+                answer = self._answer(request)
+                if request.method != "GET":
+                    self._changed()
+                return json_response(200, answer, headers)
             except ApiError as error:
                 return error_response(error, headers)
+            except OSError as error:
+                message = f"The change was made, and could not be saved: {error.strerror}."
+                return error_response(ApiError(500, message, kind="server_error"), headers)
+
+    def handle_late(self, request: Request, resets: int) -> None:
+        """Carries out a request that was held back, unless there was a reset meanwhile.
+
+        Args:
+            request: The request.
+            resets: What `resets` was when it came.
+        """
+        with self._lock:
+            if resets == self._resets:
+                self.handle(request)
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
 
     def items(
         self, conversation_id: str, *, include: Set[str] = frozenset()

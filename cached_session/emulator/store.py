@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .items import Draft
+from .snapshot import VERSION, Snapshot
 
 __all__ = [
     "Conversation",
@@ -110,6 +111,38 @@ class ConversationStore:
         """Returns the ids of the conversations that are not deleted, oldest first."""
         return tuple(self._conversations)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that is stored, as JSON has it; the items are shared with the store."""
+        listed = {entry for one in self._conversations.values() for entry in one.entries}
+        return {
+            "version": VERSION,
+            "conversations": [
+                {
+                    "id": one.id,
+                    "created_at": one.created_at,
+                    "metadata": one.metadata,
+                    "items": [self._pool[entry] for entry in one.entries],
+                }
+                for one in self._conversations.values()
+            ],
+            "items": [item for name, item in self._pool.items() if name not in listed],
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Puts the conversations and items of a snapshot in the place of those that are stored."""
+        self._conversations, self._pool = {}, {}
+        self._pool |= self._resolve(snapshot.loose)[1]
+        # A new id must not be one that a later conversation brings along.
+        taken = {kept.id for kept in snapshot.conversations}
+        for kept in snapshot.conversations:
+            entries, fresh = self._resolve(kept.drafts)
+            self._pool |= fresh
+            identifier = kept.id or self._unused("conv", taken)
+            created = self._now() if kept.created_at is None else kept.created_at
+            self._conversations[identifier] = Conversation(
+                identifier, created, dict(kept.metadata), entries
+            )
+
     def create(self, drafts: Sequence[Draft], metadata: dict[str, str]) -> Conversation:
         """Makes a conversation.
 
@@ -117,7 +150,7 @@ class ConversationStore:
             UnknownItem: A draft refers to an item that is not stored. Nothing was made.
         """
         entries, fresh = self._resolve(drafts)
-        conversation = Conversation(self._new_id("conv"), self._now(), dict(metadata), entries)
+        conversation = Conversation(self._unused("conv"), self._now(), dict(metadata), entries)
         self._pool |= fresh
         self._conversations[conversation.id] = conversation
         return conversation
@@ -242,12 +275,19 @@ class ConversationStore:
         conversation.entries = [entry for entry in conversation.entries if entry != item_id]
         return conversation
 
+    def _unused(self, prefix: str, taken: Container[str | None] = ()) -> str:
+        """Returns a new id. A seeded source may give one again that a snapshot has brought."""
+        while True:
+            found = self._new_id(prefix)
+            if found not in self._conversations and found not in self._pool and found not in taken:
+                return found
+
     def _resolve(self, drafts: Sequence[Draft]) -> tuple[list[str], dict[str, Item]]:
         """Returns the ids that drafts stand for and the items to add to the pool for them."""
         entries: list[str] = []
         fresh: dict[str, Item] = {}
         for draft in drafts:
-            identifier = draft.id or self._new_id(draft.prefix)
+            identifier = draft.id or self._unused(draft.prefix)
             if identifier not in self._pool and identifier not in fresh:
                 if draft.content is None:
                     raise UnknownItem(identifier)

@@ -29,13 +29,14 @@ from cachetools import LRUCache
 from openai import (
     APIConnectionError,
     APIResponseValidationError,
+    APIStatusError,
     APITimeoutError,
     AsyncOpenAI,
 )
 
 from cached_session.core.items import Held, Outgoing, body, hold, unhold
 from cached_session.core.matching import VERBATIM, Rewriting, learned, text_pairs
-from cached_session.core.outcomes import Applied, Outcome
+from cached_session.core.outcomes import Applied, Attempt, Outcome
 from cached_session.events import Meter, RequestFinished
 from cached_session.forks import Lock
 from cached_session.server.classify import Carrier, as_openai_error, carrier, classify
@@ -134,19 +135,19 @@ class Remote:
         """The account for which the next request will speak."""
         return account(self._client)
 
-    async def create(self, *, timeout: float) -> Outcome[str]:
+    async def create(self, attempt: Attempt) -> Outcome[str]:
         """Makes a conversation, without items: some servers drop initial ones silently."""
 
-        return await self._request("create", None, "post", "", _id, timeout, content=b"{}")
+        return await self._request("create", None, "post", "", _id, attempt, content=b"{}")
 
     async def list_items(
         self,
         conversation_id: str,
+        attempt: Attempt,
         *,
         order: Literal["asc", "desc"],
         limit: int,
         after: str | None = None,
-        timeout: float,
     ) -> Outcome[Page]:
         """Lists one page, from the item behind `after` on (exclusive, in both orders)."""
         query: dict[str, object] = {"order": order, "limit": limit}
@@ -158,15 +159,15 @@ class Remote:
             return Page(items, _expect(answer["has_more"], bool), full=len(items) >= limit)
 
         return await self._request(
-            "list", conversation_id, "get", "/items", parse, timeout, query=query
+            "list", conversation_id, "get", "/items", parse, attempt, query=query
         )
 
     async def append(
         self,
         conversation_id: str,
         items: Sequence[Outgoing],
+        attempt: Attempt,
         *,
-        timeout: float,
         left: Callable[[], float] | None = None,
     ) -> Outcome[tuple[Held, ...]]:
         """Appends one batch; the answer holds the items as a listing will show them.
@@ -174,7 +175,7 @@ class Remote:
         Args:
             conversation_id: The conversation.
             items: The batch.
-            timeout: Seconds that it may take.
+            attempt: Which attempt it is, and the seconds that it may take.
             left: Tells for how many seconds the items are this process's to send. Nothing is
                 written when that is 0, however long the process stood still before; on a
                 connection of the caller's own client, only if nobody has looked then. None: they
@@ -189,23 +190,23 @@ class Remote:
 
         with writing_while(left):
             outcome = await self._request(
-                "append", conversation_id, "post", "/items", parse, timeout, content=body(items)
+                "append", conversation_id, "post", "/items", parse, attempt, content=body(items)
             )
         if isinstance(outcome, Applied):
             self.server.answered(items, outcome.value)
         return outcome
 
     async def delete_item(
-        self, conversation_id: str, item_id: str, *, timeout: float
+        self, conversation_id: str, item_id: str, attempt: Attempt
     ) -> Outcome[None]:
         """Deletes one item; the answer's body is the conversation and of no use here."""
         path = f"/items/{_segment(item_id)}"
-        return await self._request("delete item", conversation_id, "delete", path, _ignore, timeout)
+        return await self._request("delete item", conversation_id, "delete", path, _ignore, attempt)
 
-    async def delete_conversation(self, conversation_id: str, *, timeout: float) -> Outcome[None]:
+    async def delete_conversation(self, conversation_id: str, attempt: Attempt) -> Outcome[None]:
         """Deletes the conversation, and with it every item at once."""
         return await self._request(
-            "delete conversation", conversation_id, "delete", "", _ignore, timeout
+            "delete conversation", conversation_id, "delete", "", _ignore, attempt
         )
 
     async def _request(
@@ -215,7 +216,7 @@ class Remote:
         method: Literal["get", "post", "delete"],
         path: str,
         parse: Any,
-        timeout: float,
+        attempt: Attempt,
         *,
         query: dict[str, object] | None = None,
         content: bytes | None = None,
@@ -227,14 +228,15 @@ class Remote:
         if conversation_id is not None:
             root = f"{root}/{_segment(conversation_id)}"
         outcome: Outcome[Any]
+        response: httpx2.Response | None = None
         # Outside of what may have sent something: a failure here sent nothing.
         pool = self._connections.pool(self._client)
         try:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(attempt.seconds):
                 response = await self._send(
-                    pool.client, method, root + path, timeout, query, content
+                    pool.client, method, root + path, attempt.seconds, query, content
                 )
         except Exception as error:
             seen = as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
@@ -244,6 +246,8 @@ class Remote:
                 said = "no answer in time from" if late else "no answer from"
                 seen.add_note(f"{said} {self._client.base_url.netloc.decode('ascii')}")
             outcome = classify(seen, carrier(pool.client))
+            if isinstance(seen, APIStatusError):
+                response = seen.response
         else:
             outcome = _understand(response, method, parse)
         if self._meter.listening:
@@ -255,6 +259,9 @@ class Remote:
                     type(outcome).__name__.lower(),
                     clock() - started,
                     went_wrong,
+                    attempt.number,
+                    None if response is None else response.status_code,
+                    None if response is None else response.headers.get("x-request-id"),
                 )
             )
         return outcome

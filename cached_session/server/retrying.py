@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cached_session.core.outcomes import Applied, Outcome, Refused, Unknown
+from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
 from cached_session.errors import DeadlineExceeded
 from cached_session.events import Meter, RetryScheduled
 from cached_session.forks import Lock
@@ -151,6 +151,35 @@ class RetryPolicy:
         return longest * (0.5 + 0.5 * self.random())
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What bounds every policy of the process: nothing, unless a test must not wait.
+
+    Attributes:
+        longest_wait: Seconds between two attempts at most, whoever asks for more.
+        max_attempts: Attempts at one step at most, where attempts are counted.
+        attempt_timeout: Seconds for one attempt at most.
+    """
+
+    longest_wait: float = math.inf
+    max_attempts: float = math.inf
+    attempt_timeout: float = math.inf
+
+
+_pace = Pace()
+
+
+def pace() -> Pace:
+    """What bounds every policy of the process now."""
+    return _pace
+
+
+def set_pace(value: Pace) -> None:
+    """Bounds every policy of the process, from the next attempt and the next wait on."""
+    global _pace
+    _pace = value
+
+
 class Retrier:
     """Runs attempts under one policy, counted by one session."""
 
@@ -158,13 +187,17 @@ class Retrier:
         self.policy = policy
         self._meter = meter
 
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the `attempt`-th attempt (from 1) failed, whatever is asked for."""
+        return min(self.policy.delay(attempt), _pace.longest_wait)
+
     def deadline(self) -> float:
         """The deadline of an operation that begins now, on the running loop's clock."""
         return asyncio.get_running_loop().time() + self.policy.deadline
 
     async def run(
         self,
-        attempt: Callable[[float], Awaitable[Outcome[T]]],
+        attempt: Callable[[Attempt], Awaitable[Outcome[T]]],
         *,
         deadline: float | None,
         conversation_id: str | None,
@@ -173,7 +206,7 @@ class Retrier:
         """Repeats an attempt until it is applied, or repeating cannot help any more.
 
         Args:
-            attempt: Makes one attempt; is given the seconds it may take.
+            attempt: Makes one attempt; is given the seconds it may take, and its number.
             deadline: When the operation ends, on the running loop's clock; None: never, and
                 attempts are not counted.
             conversation_id: Named in events and notes.
@@ -184,13 +217,16 @@ class Retrier:
             carries a note that says how often.
         """
         clock = asyncio.get_running_loop().time
-        policy = self.policy
+        policy, number = self.policy, 0
 
         async def once() -> Outcome[T]:
+            nonlocal number
+            number += 1
             left = math.inf if deadline is None else deadline - clock()
             if left <= 0:
                 return Refused(too_late(conversation_id), retryable=False)
-            outcome = await attempt(min(policy.attempt_timeout + transfer, left))
+            seconds = min(policy.attempt_timeout + transfer, left, _pace.attempt_timeout)
+            outcome = await attempt(Attempt(seconds, number))
             if isinstance(outcome, Applied):
                 policy.budget.give_back()
             return outcome
@@ -215,7 +251,12 @@ class Retrier:
         # random state. These read the loop's clock and the policy's.
         def wait(state: RetryCallState) -> float:
             asked = getattr(_failure(state), "delay", None) or 0.0
-            return max(asked, policy.delay(state.attempt_number), policy.budget.take(clock()))
+            wanted = max(asked, policy.budget.take(clock()))
+            if wanted > _pace.longest_wait:
+                # Who is not made to wait uses up nothing that makes others wait.
+                policy.budget.give_back()
+                wanted = _pace.longest_wait
+            return max(wanted, self.delay(state.attempt_number))
 
         nobody = 0
 
@@ -224,7 +265,7 @@ class Retrier:
             failure = _failure(state)
             nobody += failure is not None and found_nobody(failure.error)
             over = deadline is not None and (
-                state.attempt_number >= policy.max_attempts
+                state.attempt_number >= min(policy.max_attempts, _pace.max_attempts)
                 or nobody >= policy.connect_attempts
                 or clock() + state.upcoming_sleep >= deadline
             )

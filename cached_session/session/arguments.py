@@ -149,8 +149,6 @@ def check_outbox(value: object, conversation_id: str | None) -> None:
 
 def check_observer(value: object) -> None:
     """Refuses what cannot be called with an event, or would only make a coroutine of it."""
-    if value is None:
-        return
     if not callable(value):
         raise TypeError(f"observer must be callable, not {type(value).__name__}")
     if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(

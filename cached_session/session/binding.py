@@ -22,7 +22,7 @@ from cached_session.core.items import Outgoing
 from cached_session.core.ledger import LOCAL, Trust
 from cached_session.core.outcomes import Applied
 from cached_session.errors import CachedSessionError, DeadlineExceeded, Reopened, SessionClosed
-from cached_session.events import Meter
+from cached_session.events import CallFinished, CallStarted, Meter
 from cached_session.forks import in_child, keep
 from cached_session.server.connections import account, settings
 from cached_session.server.remote import Remote
@@ -252,7 +252,7 @@ class Binding:
             # Nobody has to wait for the server to come back.
             retrier = Retrier(dataclasses.replace(self._policy, max_attempts=1), self.meter)
         outcome = await retrier.run(
-            lambda seconds: self._remote.create(timeout=seconds),
+            self._remote.create,
             deadline=deadline,
             conversation_id=None,
         )
@@ -458,11 +458,22 @@ class Binding:
         return Means(self.outbox, self._client, self._cache, self._policy, meter)
 
     async def append(
-        self, operation: Operation, conversation: Conversation, items: Sequence[Outgoing]
+        self,
+        operation: Operation,
+        conversation: Conversation,
+        items: Sequence[Outgoing],
+        call: CallStarted | None,
     ) -> None:
-        """Appends by the outbox, if there is one, or else at once."""
+        """Appends by the outbox, if there is one, or else at once.
+
+        Args:
+            operation: The call's.
+            conversation: Where to.
+            items: The items.
+            call: The call, if observers were told of it.
+        """
         if self.outbox is not None:
-            await conversation.accept(operation, items)
+            await conversation.accept(operation, items, call)
         else:
             await conversation.deliver(operation, items)
 
@@ -570,6 +581,55 @@ class Binding:
             *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
         )
         await let_go_unused(outbox)
+
+
+class Call:
+    """Around a call of a session: tells observers of its beginning and its end.
+
+    Attributes:
+        started: What they were told; None: nobody listens.
+        hit: As in `CallFinished`.
+        items: As in `CallFinished`.
+    """
+
+    __slots__ = ("_begun", "_binding", "_clock", "_name", "hit", "items", "started")
+
+    def __init__(self, binding: Binding, name: str) -> None:
+        """Tells nobody yet.
+
+        Args:
+            binding: The session's.
+            name: The method's.
+        """
+        self._binding = binding
+        self._name = name
+        self.started: CallStarted | None = None
+        self.hit: bool | None = None
+        self.items: int | None = None
+
+    def __enter__(self) -> Call:
+        binding = self._binding
+        if binding.meter.listening:
+            self._clock = asyncio.get_running_loop().time
+            self._begun = self._clock()
+            self.started = CallStarted(self._name, binding.conversation_id)
+            binding.meter.tell(self.started)
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        started, binding = self.started, self._binding
+        if started is None:
+            return
+        binding.meter.tell(
+            CallFinished(
+                started,
+                binding.conversation_id or started.conversation_id,
+                self._clock() - self._begun,
+                self.hit,
+                None if exc_type else self.items,
+                exc_type.__name__ if exc_type else None,
+            )
+        )
 
 
 async def _behind(

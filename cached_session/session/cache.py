@@ -7,13 +7,16 @@ import math
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from cachetools import Cache, LRUCache, TTLCache
 
 from cached_session.conversation.conversation import Conversation, Key
+from cached_session.events import CopyEvicted, Observer, Observers
 from cached_session.forks import in_child, keep
 from cached_session.server.connections import Account
+from cached_session.session.arguments import check_observer
 
 # What a copy costs beside its items: its own objects and its places in the
 # cache. Measured (`python -m benchmarks memory`). Keeps a bound on many small
@@ -29,6 +32,9 @@ class ConversationCache:
     being worked on stays until the work is done.
 
     Safe to use from several threads and event loops.
+
+    Attributes:
+        observers: Who is told of what happens to all sessions that use it; see `observe`.
 
     Args:
         max_bytes: Memory for all copies together, in bytes.
@@ -50,14 +56,19 @@ class ConversationCache:
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a finite number of seconds above 0, or None")
         self._max_bytes, self._ttl = max_bytes, ttl
+        self.observers = Observers()
         self._begin()
         in_child(self, ConversationCache._begin_anew)
 
     def _begin(self) -> None:
         max_bytes, ttl = self._max_bytes, self._ttl
         self._lock = threading.RLock()
+        # Of which observers are to be told, once the lock is free: they may do what they like.
+        self._evicted: list[CopyEvicted] = []
         self._copies: Cache[Key, Conversation] = (
-            _Least(max_bytes, _size) if ttl is None else _Timed(max_bytes, ttl, getsizeof=_size)
+            _Least(max_bytes, self._evicted)
+            if ttl is None
+            else _Timed(max_bytes, ttl, self._evicted)
         )
         # A copy that a session holds stays the only one of its conversation
         # even when its items were dropped: two would have two orders of writes.
@@ -76,6 +87,24 @@ class ConversationCache:
         """Bytes of memory that the kept copies take, as counted against `max_bytes`."""
         with self._lock:
             return int(self._copies.currsize)
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Has an observer told of the events of all sessions that use the cache, and of its own.
+
+        From now on, and of sessions that are made later, too.
+
+        Args:
+            observer: As the argument of `CachedSession`. One that is given twice, or to a session,
+                too, is told of each event once.
+
+        Returns:
+            What ends it when it is called.
+
+        Raises:
+            TypeError: `observer` is not callable, or a coroutine function.
+        """
+        check_observer(observer)
+        return self.observers.add(observer)
 
     def __len__(self) -> int:
         with self._lock:
@@ -113,6 +142,12 @@ class ConversationCache:
                 self._live[key] = found
             return found
 
+    def conversations(self) -> list[Conversation]:
+        """The copies that are kept or in use, at this moment."""
+        with self._lock:
+            # One may be known by two names.
+            return [*{id(one): one for one in self._live.values()}.values()]
+
     def touch(self, conversation: Conversation) -> None:
         """Notes that a copy is about to be used; one whose time is over is dropped."""
         with self._lock:
@@ -123,9 +158,25 @@ class ConversationCache:
                     self._copies[conversation.key] = conversation
             else:
                 self._copies.get(conversation.key)
+        if self._evicted:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tells observers what was evicted. Without the lock."""
+        while True:
+            with self._lock:
+                if not self._evicted:
+                    return
+                event = self._evicted.pop(0)
+            self.observers.tell(event)
 
     def _keep(self, conversation: Conversation) -> None:
         """Takes a copy in, or measures it anew. Its caller has the copy's turn."""
+        self._measure(conversation)
+        if self._evicted:
+            self._tell()
+
+    def _measure(self, conversation: Conversation) -> None:
         key = conversation.key
         with self._lock:
             if conversation.replaced:
@@ -137,6 +188,7 @@ class ConversationCache:
             if conversation.ledger.known is None and not conversation.size:
                 return
             if _size(conversation) > self._copies.maxsize:
+                self._evicted.append(_eviction(conversation, "size"))
                 conversation.drop()
             else:
                 self._copies[key] = conversation
@@ -150,7 +202,9 @@ class ConversationCache:
                 del self._live[key]
                 self._live[key[0], conversation_id] = conversation
             conversation.key = (conversation.key[0], conversation_id)
-            self._keep(conversation)
+            self._measure(conversation)
+        if self._evicted:
+            self._tell()
 
     def _doubt(self, key: Key, conversation: Conversation) -> None:
         if conversation.ledger.watch.active:
@@ -177,7 +231,13 @@ def _size(conversation: Conversation) -> int:
     return conversation.size + OVERHEAD
 
 
-def _drop(conversation: Conversation) -> None:
+def _eviction(conversation: Conversation, reason: str) -> CopyEvicted:
+    held = conversation.held()
+    return CopyEvicted(conversation.conversation_id, reason, held.items, held.bytes)
+
+
+def _drop(conversation: Conversation, reason: str, evicted: list[CopyEvicted]) -> None:
+    evicted.append(_eviction(conversation, reason))
     # One that is being worked on is taken in again when the work is done.
     conversation.order.turns.when_idle(conversation.drop)
 
@@ -185,24 +245,32 @@ def _drop(conversation: Conversation) -> None:
 class _Least(LRUCache[Key, Conversation]):
     """Drops what was used least recently."""
 
+    def __init__(self, maxsize: int, evicted: list[CopyEvicted]) -> None:
+        super().__init__(maxsize, _size)
+        self._evicted = evicted
+
     def popitem(self) -> tuple[Key, Conversation]:
         key, conversation = super().popitem()
-        _drop(conversation)
+        _drop(conversation, "size", self._evicted)
         return key, conversation
 
 
 class _Timed(TTLCache[Key, Conversation]):
     """Drops what was not used for a while, too."""
 
+    def __init__(self, maxsize: int, ttl: float, evicted: list[CopyEvicted]) -> None:
+        super().__init__(maxsize, ttl, getsizeof=_size)
+        self._evicted = evicted
+
     def popitem(self) -> tuple[Key, Conversation]:
         key, conversation = super().popitem()
-        _drop(conversation)
+        _drop(conversation, "size", self._evicted)
         return key, conversation
 
     def expire(self, time: float | None = None) -> Any:
         expired = list(super().expire(time) or ())
         for _, conversation in expired:
-            _drop(conversation)
+            _drop(conversation, "age", self._evicted)
         return expired
 
 

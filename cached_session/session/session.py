@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -10,13 +11,13 @@ from agents import OpenAIConversationsSession, TResponseInputItem
 from agents.memory import SessionSettings
 from openai import AsyncOpenAI, NotGiven, Omit
 
-from cached_session.conversation.conversation import Conversation
+from cached_session.conversation.conversation import NONE_HELD, Conversation
 from cached_session.conversation.operation import Operation
 from cached_session.conversation.turns import Run
 from cached_session.core.items import accept
 from cached_session.core.ledger import LOCAL
 from cached_session.errors import CachedSessionError, counted
-from cached_session.events import Meter, Observer, Sending, Stats
+from cached_session.events import Meter, Observer, Stats
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (
     Chosen,
@@ -33,7 +34,7 @@ from cached_session.session.arguments import (
     resolve_limit,
     told,
 )
-from cached_session.session.binding import NEW, Binding
+from cached_session.session.binding import NEW, Binding, Call
 from cached_session.session.cache import PROCESS_CACHE, ConversationCache
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class CachedSession(OpenAIConversationsSession):
         check_type("cache", cache, ConversationCache)
         check_type("retry", retry, RetryPolicy)
         check_type("session_settings", session_settings, SessionSettings, dict)
-        check_observer(observer)
+        if observer is not None:
+            check_observer(observer)
         if conversation_id is not None:
             check_id("conversation_id", conversation_id)
         check_staleness(max_staleness)
@@ -138,13 +140,14 @@ class CachedSession(OpenAIConversationsSession):
         )
         # All that the session has is in one attribute. It has double underscores, so that none of
         # the base class, in this release or another, or of a subclass of another name is the same.
+        cache = PROCESS_CACHE if cache is None else cache
         self.__binding: Binding = Binding(
             choose(None, told(self), self) if chosen is None else chosen,
             underlying_session,
             conversation_id,
-            PROCESS_CACHE if cache is None else cache,
+            cache,
             RetryPolicy() if retry is None else retry,
-            Meter(observer),
+            Meter(observer, cache.observers),
             max_staleness,
             outbox,
         )
@@ -222,19 +225,31 @@ class CachedSession(OpenAIConversationsSession):
     def stats(self) -> Stats:
         """What this session did so far, and what is held of its conversation."""
         meter, conversation = self.__binding.meter, self.__binding.conversation
-        backlog = None if conversation is None else conversation.backlog
-        known = None if conversation is None else conversation.ledger.known
+        held = NONE_HELD if conversation is None else conversation.held()
         return Stats(
             hits=meter.hits,
             misses=meter.misses,
             requests=meter.requests,
             retries=meter.retries,
             reconciliations=meter.reconciliations,
-            items=0 if known is None else len(known),
-            bytes=0 if known is None else known.size,
-            waiting=0 if conversation is None else len(conversation.ledger.queue),
-            sending=Sending.IDLE if backlog is None else backlog.sending,
+            **held._asdict(),
         )
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Has one more observer told of the session's events, from now on.
+
+        Args:
+            observer: As the argument of the session. One that is given twice, or to the
+                session's cache, too, is told of each event once.
+
+        Returns:
+            What ends it when it is called.
+
+        Raises:
+            TypeError: `observer` is not callable, or a coroutine function.
+        """
+        check_observer(observer)
+        return self.__binding.meter.add(observer)
 
     def __repr__(self) -> str:
         stats, binding = self.stats, self.__binding
@@ -277,23 +292,27 @@ class CachedSession(OpenAIConversationsSession):
         """
         binding = self.__binding.usable()
         limit = resolve_limit(limit, self.session_settings)
-        held = binding.view(limit)
-        if held is None:
+        with Call(binding, "get_items") as call:
+            held = binding.view(limit)
+            call.hit = held is not None or None
+            if held is None:
 
-            async def read(
-                operation: Operation, conversation: Conversation
-            ) -> list[dict[str, Any]]:
-                # The conversation may have been made, or changed, just now.
-                if limit == 0:
-                    return []
-                await conversation.validate(operation, binding.valid_since())
-                held = binding.view(limit, waited=True)
-                if held is not None:
-                    return held
-                binding.meter.misses += 1
-                return await conversation.read(operation, limit, binding.trust(conversation))
+                async def read(
+                    operation: Operation, conversation: Conversation
+                ) -> list[dict[str, Any]]:
+                    # The conversation may have been made, or changed, just now.
+                    if limit == 0:
+                        return []
+                    await conversation.validate(operation, binding.valid_since())
+                    held = binding.view(limit, waited=True)
+                    call.hit = held is not None
+                    if held is not None:
+                        return held
+                    binding.meter.misses += 1
+                    return await conversation.read(operation, limit, binding.trust(conversation))
 
-            held = await binding.perform(read)
+                held = await binding.perform(read)
+            call.items = 0 if held is None else len(held)
         return cast(list[TResponseInputItem], held)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
@@ -340,9 +359,13 @@ class CachedSession(OpenAIConversationsSession):
         binding = self.__binding.usable()
         outgoing = accept(items, omitted=_NOT_GIVEN)
         if outgoing:
-            await binding.perform(
-                lambda operation, conversation: binding.append(operation, conversation, outgoing)
-            )
+            with Call(binding, "add_items") as call:
+                call.items = len(outgoing)
+                await binding.perform(
+                    lambda operation, conversation: binding.append(
+                        operation, conversation, outgoing, call.started
+                    )
+                )
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Removes the newest item and returns it.
@@ -373,9 +396,13 @@ class CachedSession(OpenAIConversationsSession):
             SessionClosed: The session was closed.
         """
         binding = self.__binding.usable()
-        popped = await binding.perform(
-            lambda operation, conversation: conversation.pop(operation, binding.trust(conversation))
-        )
+        with Call(binding, "pop_item") as call:
+            popped = await binding.perform(
+                lambda operation, conversation: conversation.pop(
+                    operation, binding.trust(conversation)
+                )
+            )
+            call.items = int(popped is not None)
         return cast(TResponseInputItem | None, popped)
 
     async def clear_session(self) -> None:
@@ -402,9 +429,11 @@ class CachedSession(OpenAIConversationsSession):
                 operation went on.
             SessionClosed: The session was closed.
         """
-        await self.__binding.usable().perform(
-            lambda operation, conversation: conversation.clear(operation), create=False
-        )
+        binding = self.__binding.usable()
+        with Call(binding, "clear_session"):
+            await binding.perform(
+                lambda operation, conversation: conversation.clear(operation), create=False
+            )
 
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
@@ -418,9 +447,11 @@ class CachedSession(OpenAIConversationsSession):
             OutboxError: The outbox could not be read.
             SessionClosed: The session was closed.
         """
-        await self.__binding.usable().perform(
-            lambda operation, conversation: conversation.refresh(operation), create=False
-        )
+        binding = self.__binding.usable()
+        with Call(binding, "refresh"):
+            await binding.perform(
+                lambda operation, conversation: conversation.refresh(operation), create=False
+            )
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until every write before this call is on the server or has failed.
@@ -454,7 +485,8 @@ class CachedSession(OpenAIConversationsSession):
         """
         binding = self.__binding.usable()
         check_timeout(timeout)
-        await binding.flush(timeout)
+        with Call(binding, "flush"):
+            await binding.flush(timeout)
 
     def turn(self, wait: float | None = None) -> AbstractAsyncContextManager[None]:
         """The conversation's turn, for a whole run of an agent: `async with session.turn():`.

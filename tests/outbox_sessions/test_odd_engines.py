@@ -13,6 +13,8 @@ from cached_session import ConversationCache, Outbox, OutboxError, OutboxUnavail
 from cached_session.emulator import Emulator
 from cached_session.emulator.service import Service
 from cached_session.emulator.store import ConversationStore, random_ids
+from cached_session.outbox.log import Found, Log
+from cached_session.outbox.records import Address
 from tests.outbox.support import ADDRESS, accept, opened, waiting
 from tests.outbox_sessions.support import Process, raised, words
 from tests.postgres import Server
@@ -52,6 +54,30 @@ async def test_odd_ids(odd: Emulator, outbox: Outbox) -> None:
         another = process.session(conversation)
         assert await another.get_items() == odd.items(conversation)
         await another.aclose()
+
+
+async def test_odd_names(postgres: Server) -> None:
+    """Conversations are kept apart, and have their names, whatever is in these."""
+    names = ['a"b', "a'b", "a\\b", 'a\\"b', "a,b", "{a}", "NULL", " ", "", "a\0b", "a\\u0000b"]
+    url = postgres.with_tables()
+    one, two = PostgresOutbox(url), PostgresOutbox(url)
+    try:
+        for name in names:
+            place = ADDRESS._replace(conversation=name)
+
+            def look(log: Log, place: Address = place) -> Found | None:
+                return log.validate(place, opened(log), "another one", 0, None)
+
+            await one.transact(accept(name.encode(), address=place))
+            found = await two.transact(look)
+            assert found is not None
+            assert found.address == place
+            assert [row.data for row in found.rows] == [name.encode()]
+        summaries = await two.transact(lambda log: log.summaries())
+        assert sorted(each.address.conversation for each in summaries) == sorted(names)
+    finally:
+        await one.let_go()
+        await two.let_go()
 
 
 async def test_what_cannot_be_sent(postgres: Server) -> None:

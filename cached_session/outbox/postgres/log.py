@@ -27,7 +27,7 @@ from cached_session.outbox.log import (
 )
 from cached_session.outbox.postgres.engine import Engine, OutcomeLost, TurnIsOver
 from cached_session.outbox.postgres.lease import Lease
-from cached_session.outbox.postgres.texts import as_it_was
+from cached_session.outbox.postgres.texts import AsHeld, held, told
 from cached_session.outbox.records import (
     Address,
     Mailbox,
@@ -125,16 +125,14 @@ class PostgresLog(Log):
         if changes[0] is None:
             return None
         found = SimpleNamespace(**changes[0])
-        # No loader of psycopg's sees them, in one value.
-        found.conversation = as_it_was(found.conversation)
-        found.paused = found.paused and as_it_was(found.paused)
-        found.window_ids = [*map(as_it_was, found.window_ids or ())]
-        found.newest_id = found.newest_id and as_it_was(found.newest_id)
-        found.doubt, found.items, found.window_items = (
-            _from_hex(found.doubt),
-            [*map(_from_hex, found.items or ())],
-            [*map(_from_hex, found.window_items or ())],
-        )
+        # Nothing in JSON has gone through the connection's own readers.
+        found.doubt = _from_hex(found.doubt)
+        found.items = [*map(_from_hex, found.items or ())]
+        found.window_items = [*map(_from_hex, found.window_items or ())]
+        found.conversation = told(found.conversation)
+        found.paused = found.paused and told(found.paused)
+        found.window_ids = [*map(told, found.window_ids or ())]
+        found.newest_id = found.newest_id and told(found.newest_id)
         mark = Mark(found.now_number, found.now_owner, found.now_claims)
         claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
         return Found(
@@ -449,15 +447,13 @@ def _namesakes(found: Any, address: Address) -> tuple[Namesake, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _array(address: Address) -> str | list[str]:
+def _array(address: Address) -> AsHeld:
     """An address as the functions take it, which is an array in its text form.
 
     Made once for each: psycopg would make one at each call, in more time than the engine needs.
-    What has to be sent in another form is left to it.
     """
-    if any(not part.isprintable() or "\\" in part or '"' in part for part in address):
-        return [*address]
-    return "{" + ",".join(f'"{part}"' for part in address) + "}"
+    parts = (held(part).replace("\\", "\\\\").replace('"', '\\"') for part in address)
+    return AsHeld("{" + ",".join(f'"{part}"' for part in parts) + "}")
 
 
 def _window(found: Any, *, continued: bool) -> StoredWindow | None:

@@ -446,7 +446,8 @@ CREATE FUNCTION cached_session.version(n bigint) RETURNS text LANGUAGE plpgsql S
 DECLARE
     found text;
 BEGIN
-    SELECT ROW(c.number, c.conversation, c.owner, c.released, c.claims, i.many, i.newest,
+    SELECT ROW(c.number, hashtextextended(c.conversation, 0), c.owner, c.released, c.claims,
+        i.many, i.newest,
         (SELECT max(w.seq) FROM cached_session.window_items w WHERE w.conversation = n))::text
     INTO found
     FROM cached_session.conversations c, (

@@ -1,0 +1,1 @@
+"""OpenTelemetry's metrics and spans of sessions, against the emulator over HTTP."""

@@ -1,0 +1,1 @@
+"""What is for the tests of programs that use the package."""
