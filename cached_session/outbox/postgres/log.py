@@ -131,6 +131,7 @@ class PostgresLog(Log):
         found.window_items = [*map(_from_hex, found.window_items or ())]
         found.conversation = told(found.conversation)
         found.paused = found.paused and told(found.paused)
+        found.window_ids = [*map(told, found.window_ids or ())]
         found.newest_id = found.newest_id and told(found.newest_id)
         mark = Mark(found.now_number, found.now_owner, found.now_claims)
         claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
