@@ -42,7 +42,7 @@ test: $(VENV)/.test
 	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign and not processes" $(ARGS)
 
 test-processes: $(VENV)/.test $(VENV)/.node
-	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m processes $(ARGS)
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "processes and not campaign" $(ARGS)
 
 test-campaigns: $(VENV)/.test
 	$(VENV)/$(PYTEST) $(NOT_SIMULATED) -m campaign $(ARGS)
