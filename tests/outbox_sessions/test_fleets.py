@@ -234,7 +234,8 @@ async def test_what_killed_workers_leave(postgres: Server, emulator: Emulator) -
         outbox = PostgresOutbox(address, keep_for=keep_for)
         await outbox.transact(lambda log: log.summaries())
         # It has claimed nothing, so it has no row.
-        assert rows(address) == {"owners": 0, "turns": 0, "conversations": conversations}
+        left = {"owners": 0, "turns": 0, "conversations": conversations}
+        await until(lambda: rows(address) == left)  # noqa: B023 - it is called in here
         await outbox.let_go()
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute("DELETE FROM cached_session.owners")
