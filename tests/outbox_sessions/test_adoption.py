@@ -26,8 +26,7 @@ from cached_session.session import adoption
 from tests.faults.line import CUT, LOST, any_request
 from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import Process, batches, session_on, until, words
-from tests.outbox_sessions.test_processes import line, program, say
-from tests.servers import eventually
+from tests.outbox_sessions.workers import Setting, worker
 from tests.session.support import Elsewhere, texts, users
 from tests.simulation.outbox_disk import SimOutbox
 
@@ -491,26 +490,22 @@ def test_a_loop_that_has_ended(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", [FaultKind.HANG, FaultKind.RESET_AFTER_COMMIT], ids=str)
-def test_a_worker_that_is_killed(kind: FaultKind, path: Path, emulator: Emulator) -> None:
+async def test_a_worker_that_is_killed(kind: FaultKind, path: Path, emulator: Emulator) -> None:
     """What a killed worker had accepted is sent by one that never opens that conversation."""
     conversation, another = (Elsewhere(emulator).conversation("start") for _ in range(2))
-    with program(path, emulator, conversation, "killed", 3) as child:
+    retry = {"initial_delay": 0.01, "max_delay": 0.05}
+    async with worker(Setting(str(path), emulator.base_url, conversation, retry)) as child:
         emulator.faults = lambda request: Fault(kind) if is_append(request) else None
-        say(child, "go")
-        assert line(child) == "accepted"
-        eventually(lambda: batches(emulator) > 0)
+        for number in range(3):
+            await child.call("add_items", users(f"killed {number}"))
+        await until(lambda: batches(emulator) > 0)
         child.kill()
-        child.wait()
     emulator.faults = None
     expected = ["start", "killed 0", "killed 1", "killed 2"]
-
-    async def here() -> None:
-        async with (
-            Process(emulator, SQLiteOutbox(path)) as process,
-            process.session(another) as session,
-        ):
-            await session.get_items()
-            await until(lambda: len(emulator.items(conversation)) == len(expected))
-
-    asyncio.run(here())
+    async with (
+        Process(emulator, SQLiteOutbox(path)) as process,
+        process.session(another) as session,
+    ):
+        await session.get_items()
+        await until(lambda: len(emulator.items(conversation)) == len(expected))
     assert texts(emulator.items(conversation)) == expected
