@@ -16,14 +16,15 @@ PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figu
 ENGINE = tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
 
-.PHONY: help demo test lint format test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-fleet bench-guard bench-web clean
+.PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-fleet bench-guard bench-web clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo             the same agent on both kinds of session, side by side"
-	@echo "make test             the tests, without those of the next three"
+	@echo "make test             the tests, without those of the next five"
 	@echo "make lint             ruff, mypy, import-linter"
 	@echo "make format           let ruff put the code in order"
+	@echo "make test-long        the same in many more ways, as ends of event loops"
 	@echo "make test-processes   commands, workers and PostgreSQL servers, each in a process of its own"
 	@echo "make test-campaigns   random operations, killed processes, measured tables"
 	@echo "make test-simulation  the fault campaign; needs Python 3.12 or later"
@@ -39,7 +40,10 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/cached-session demo $(ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign and not processes" $(ARGS)
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "not campaign and not processes and not long" $(ARGS)
+
+test-long: $(VENV)/.test
+	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "long and not campaign and not processes" $(ARGS)
 
 test-processes: $(VENV)/.test $(VENV)/.node
 	$(VENV)/$(PYTEST) $(NOT_SIMULATED) $(PARALLEL) -m "processes and not campaign" $(ARGS)

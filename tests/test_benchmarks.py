@@ -36,6 +36,8 @@ from tests.pages import ROOT, links
 from tests.postgres import Server
 from tests.servers import accepts, eventually
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "plots"
 KEY = "sk-not-to-be-seen"

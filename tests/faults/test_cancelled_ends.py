@@ -28,6 +28,8 @@ from tests.faults.trial import (
 from tests.faults.virtual import at_every_step, now
 from tests.session.support import users
 
+pytestmark = pytest.mark.long
+
 QUICK = RunConfig(tracing_disabled=True)
 
 

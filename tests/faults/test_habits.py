@@ -16,6 +16,8 @@ from cached_session.emulator.requests import is_append, is_item_delete, is_listi
 from tests.faults.line import CUT, LOST, Do, Line, Say, agrees, error, label, policy, words
 from tests.session.support import numbered, users
 
+pytestmark = pytest.mark.long
+
 # One is left out: who lists nothing but full pages that deny the next cannot be read from the
 # beginning by anybody. It has tests of its own.
 NAMES = [name for name in Habits.names() if name != "has_more_false_on_full_page"]

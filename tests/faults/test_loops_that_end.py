@@ -18,6 +18,8 @@ from tests.faults.trial import BEFORE, Operation, add_two, clear, pop
 from tests.faults.virtual import VirtualLoop
 from tests.session.support import Elsewhere, Gate, new_client, texts, users
 
+pytestmark = pytest.mark.long
+
 End = Callable[[Coroutine[Any, Any, None]], None]
 
 

@@ -25,6 +25,8 @@ from tests.outbox_sessions.support import (
 )
 from tests.session.support import Gate, numbered, texts, user, users
 
+pytestmark = pytest.mark.long
+
 SIZE = len(accept([user("0")])[0])
 """Bytes of a message of one digit."""
 

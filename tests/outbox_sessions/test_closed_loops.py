@@ -25,7 +25,10 @@ from tests.session.test_connections import nowhere, resolves
 from tests.session.wire import Wire, sockets_to, wire
 
 # What asyncio itself says of the caller's own task, which its loop left lying.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(name="line")

@@ -41,7 +41,10 @@ CONNECTING = "coroutine 'connect_tcp"
 It says so with any client, and at whichever moment that falls to.
 """
 
-pytestmark = pytest.mark.filterwarnings(f"ignore:{CONNECTING}:RuntimeWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings(f"ignore:{CONNECTING}:RuntimeWarning"),
+]
 
 
 @contextmanager

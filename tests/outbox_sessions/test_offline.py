@@ -25,6 +25,8 @@ from tests.faults.virtual import at_every_step, now
 from tests.outbox_sessions.support import QUICK, in_virtual_time, opened, until, words
 from tests.session.support import numbered, texts, users
 
+pytestmark = pytest.mark.long
+
 
 def told(events: list[Event]) -> list[tuple[Sending, int]]:
     """The states that an observer was told of, with what waited."""

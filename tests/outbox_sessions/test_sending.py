@@ -17,6 +17,8 @@ from tests.emulator.samples import INPUT_TYPES, sample
 from tests.outbox_sessions.support import batches, in_virtual_time, opened, until
 from tests.session.support import Elsewhere, Gate, new_client, numbered, sent, texts, user, users
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("appends", [600])
 async def test_full_batches(

@@ -30,6 +30,8 @@ from cached_session.emulator import Emulator
 from tests.session.support import Elsewhere, in_threads, new_client, sent, texts, users
 from tests.session.wire import Wire, sockets_to, tunnel, wire
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(name="line")
 def _line(emulator: Emulator) -> Iterator[Wire]:
