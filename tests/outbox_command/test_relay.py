@@ -69,7 +69,7 @@ def relaying(
 
 
 def begun(process: subprocess.Popen[str]) -> str:
-    """The first line that a relay says, once it can be stopped."""
+    """The next line that a relay says; with the first one it can be stopped."""
     assert process.stdout is not None
     return process.stdout.readline()
 
@@ -254,6 +254,7 @@ async def test_a_line_a_minute(world: OneDisk, capsys: pytest.CaptureFixture[str
     assert lines == [
         "1 conversation waits, 0 paused; 2 items sent in the last minute.",
         "1 conversation waits, 0 paused; 0 items sent in the last minute.",
+        "Stopping: waits 8 s at most for requests in flight.",
     ]
     assert last == "Stopped: 1 conversation waits, 0 paused; 2 items sent in all."
 
@@ -326,6 +327,9 @@ def test_a_request_in_flight(grace: str, file: Path) -> None:
         with relaying(file, "--grace", grace, base_url=emulator.base_url) as process:
             eventually(lambda: batches(emulator) == 1)
             process.send_signal(signal.SIGTERM)
+            # Until it says so it may hear of an answer before it hears of the signal.
+            said = f"Stopping: waits {grace} s at most for requests in flight.\n"
+            assert said in iter(lambda: begun(process), "")
             if grace == "30":
                 gate.open()
                 emulator.faults = None

@@ -102,6 +102,10 @@ class Relay:
             tasks.add(begun(self._tell()))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set() and not options.quiet:
+                # A container's log shows that the signal has come, and how long the end may take.
+                print(f"Stopping: waits {options.grace:g} s at most for requests in flight.")
+                sys.stdout.flush()
             await self._settle(options.grace)
         finally:
             for task in tasks:
