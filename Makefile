@@ -12,8 +12,8 @@ PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 NOT_SIMULATED = --ignore=tests/simulation
 # What no other version of a package can change: pure code, the emulator, the benchmarks.
 PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figures.py test_benchmarks.py)
-# Where the driver of PostgreSQL does all that it does for the product.
-ENGINE = tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
+# Where the HTTP client and the driver of PostgreSQL do all that they do for the product.
+DRIVERS = tests/session/test_connections.py tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
 
 .PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-fleet bench-guard bench-web clean
@@ -66,8 +66,8 @@ format: $(VENV)/.lint
 # it beside ours in these points are left out here.
 test-oldest: $(OLDEST)/.test
 	@cat $(OLDEST)/lowest.txt
-	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) $(PARALLEL) -m "not campaign and not processes" @.ci/oldest-deselect.txt $(ARGS)
-	$(OLDEST)/$(PYTEST) $(ENGINE) $(PARALLEL) -m "processes and not campaign" $(ARGS) || [ $$? -eq 5 ]
+	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) $(PARALLEL) -m "not campaign and not processes and not long" @.ci/oldest-deselect.txt $(ARGS)
+	$(OLDEST)/$(PYTEST) $(DRIVERS) $(PARALLEL) -m "not campaign and (processes or long)" $(ARGS) || [ $$? -eq 5 ]
 
 # simloop, the deterministic event loop, needs Python 3.12.
 test-simulation:

@@ -36,27 +36,51 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(on_asyncio, on_asyncio.__name__)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Has the marker be heard in each test that bears it, whichever fixtures that asks for."""
+    if isinstance(item, pytest.Function) and item.get_closest_marker(_MARKER) is not None:
+        names = item.fixturenames
+        if _conversations_faults.__name__ not in names:
+            # Before all others: what they send counts.
+            names.insert(0, _conversations_faults.__name__)
+
+
 @pytest.fixture
-def conversations_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+def conversations_emulator() -> Iterator[Emulator]:
     """A running Conversations API server of the test's own.
 
     The marker `conversations_faults` says what goes wrong. Meanwhile test mode is on, see
     `cached_session.testing.set_testing`: nobody waits before a failed request is repeated.
     """
-    from cached_session.testing import Plan, set_testing
+    from cached_session.testing import set_testing
 
     try:
         from cached_session.emulator import Emulator
     except ImportError as error:
         pytest.fail(f"conversations_emulator: {error}", pytrace=False)
+    with set_testing(True), Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def _conversations_faults(
+    request: pytest.FixtureRequest, conversations_emulator: Emulator
+) -> Iterator[None]:
+    """Has the emulator, whoever has made it, do what the test's marker says; test mode is on."""
+    from cached_session.testing import Plan, set_testing
+
     marks = list(request.node.iter_markers(_MARKER))
     try:
         plan = Plan(*(sentence for mark in marks for sentence in mark.args))
         strict = [_strict(mark) for mark in marks]
     except TypeError as error:
         pytest.fail(f"{_MARKER}: {error}", pytrace=False)
-    with set_testing(True), Emulator(faults=plan) as emulator:
-        yield emulator
+    before = conversations_emulator.faults
+    with set_testing(True):
+        if marks:
+            conversations_emulator.faults = plan
+        yield
+        conversations_emulator.faults = before
     missed = plan.missed()
     if missed and all(strict):
         pytest.fail(f"{_MARKER}: " + "\n".join(missed), pytrace=False)
@@ -65,13 +89,15 @@ def conversations_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]
 def _strict(mark: pytest.Mark) -> bool:
     if unknown := mark.kwargs.keys() - {"assert_all_happened"}:
         raise TypeError(f"{min(unknown)} is no argument of the marker")
+    if not mark.args:
+        raise TypeError("it names no fault")
     strict: bool = mark.kwargs.get("assert_all_happened", True)
     return strict
 
 
 @pytest.fixture
 def conversations_client(
-    request: pytest.FixtureRequest, conversations_emulator: Emulator
+    request: pytest.FixtureRequest, conversations_emulator: Emulator, _conversations_faults: None
 ) -> AsyncOpenAI:
     """A client for `conversations_emulator`, closed at the end of the test, in its event loop.
 

@@ -65,7 +65,7 @@ def in_pgbouncer(postgres: Server, request: pytest.FixtureRequest) -> Iterator[P
         "memory",
         "file",
         pytest.param("postgres", marks=pytest.mark.processes),
-        pytest.param("pgbouncer", marks=pytest.mark.campaign),
+        pytest.param("pgbouncer", marks=pytest.mark.processes),
     ]
 )
 def outbox(request: pytest.FixtureRequest) -> Outbox:

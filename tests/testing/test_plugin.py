@@ -118,6 +118,59 @@ def test_without_a_plugin_for_coroutines(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess(*OURS, *STRICT).assert_outcomes(passed=1)
 
 
+def test_an_emulator_of_the_projects_own(pytester: pytest.Pytester) -> None:
+    """The marker and test mode hold for an emulator that the project has made for all its tests."""
+    pytester.makeini(AUTO)
+    pytester.makeconftest(
+        """
+        import pytest
+        from cached_session.emulator import Emulator
+
+        @pytest.fixture(scope="session")
+        def conversations_emulator():
+            with Emulator() as emulator:
+                yield emulator
+        """
+    )
+    pytester.makepyfile(
+        HEADER
+        + """
+from cached_session.testing import is_testing
+
+@pytest.mark.conversations_faults(append(1).fails())
+async def test_marked(cached_session):
+    assert is_testing()
+    await cached_session.add_items([{"role": "user", "content": "a"}])
+    assert cached_session.stats.retries == 1
+
+async def test_not_marked(cached_session):
+    assert is_testing()
+    await cached_session.add_items([{"role": "user", "content": "a"}])
+    assert cached_session.stats.retries == 0
+"""
+    )
+    pytester.runpytest_inprocess(*ASYNCIO, *OURS, *STRICT).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("conversations_faults(append(1).fails())", "*append(1)*did not happen*"),
+        ("conversations_faults()", "*it names no fault*"),
+        ("conversations_faults", "*it names no fault*"),
+        ("conversations_faults('append')", "*conversations_faults: *"),
+    ],
+)
+def test_a_marked_test_without_our_fixtures(
+    mark: str, words: str, pytester: pytest.Pytester
+) -> None:
+    """A marker is heard in a test that asks for no fixture of ours: it would show nothing."""
+    pytester.makepyfile(f"{HEADER}\n@pytest.mark.{mark}\ndef test_plain():\n    assert True\n")
+    result = pytester.runpytest_inprocess(*OURS, *STRICT)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([words])
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
