@@ -59,10 +59,7 @@ def by_hand(
 
 
 def living(loops: list[weakref.ref[asyncio.AbstractEventLoop]]) -> int:
-    # What a coroutine does when the collector closes it may reach its loop once more: then
-    # the collector leaves both for its next pass.
-    for _ in range(3):
-        gc.collect()
+    gc.collect()
     return sum(loop() is not None for loop in loops)
 
 
@@ -267,6 +264,10 @@ def test_closed_by_the_collector_in_a_step_of_others() -> None:
         assert shown == ["a"]
 
 
+# The collector may close a turn in a last step of its loop. What gives the turn back has then
+# begun and never runs, as any task of a loop that is left so, and Python tells of it. As an error
+# that would hold its traceback, and with it the loop of whoever runs.
+@pytest.mark.filterwarnings("ignore:coroutine '_step_out' was never awaited:RuntimeWarning")
 def test_loops_that_end_in_a_turn(outbox: Outbox, line: Wire, emulator: Emulator) -> None:
     """Of loops that end in a turn, or waiting for one, nothing lives, and nobody waits for them."""
     conversation = Elsewhere(emulator).conversation()
