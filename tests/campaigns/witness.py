@@ -98,7 +98,10 @@ class Witness:
         account: Where each state of the watched conversation is noted, with its time.
         made: Ids of the conversations that were made, in order.
         split: Items of batches of which only a part was stored at first.
+        resets: How often it was reset: nobody does that here.
     """
+
+    resets = 0
 
     def __init__(self, service: Handler, account: Served | None = None) -> None:
         self.account = account or Served()
@@ -125,6 +128,11 @@ class Witness:
                 self.made.append(response.json()["id"])
             self._late = [late for late in self._late if late is not request]
         return response
+
+    def handle_late(self, request: Request, resets: int) -> None:
+        """Carries out a request that was held back, as the service behind does."""
+        assert resets == self.resets
+        self.handle(request)
 
     def items(self, conversation_id: str) -> list[dict[str, Any]]:
         """What the service behind holds, oldest first."""
