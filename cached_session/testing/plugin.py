@@ -1,6 +1,7 @@
 """The pytest plugin. pytest imports it in every project that has this package installed.
 
-So it imports nothing but pytest until a fixture is asked for.
+So it imports nothing but pytest until a fixture is asked for. And it has no assertion that
+pytest would have to rewrite, which warns where somebody has imported it before: PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
