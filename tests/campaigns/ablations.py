@@ -20,7 +20,6 @@ from cached_session.conversation import (
     turns,
 )
 from cached_session.core import history, ledger, matching, unsettled
-from cached_session.core.items import Outgoing
 from cached_session.outbox import Address, Claim, log
 from cached_session.outbox.sqlite import log as sqlite_log
 from cached_session.outbox.sqlite import store as sqlite_store
@@ -213,8 +212,8 @@ def mirror_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """An append returns before it is recorded."""
     accept, begun = record.Record.accept, set[Any]()
 
-    async def early(self: Any, items: Sequence[Outgoing], run: Any) -> None:
-        task = asyncio.get_running_loop().create_task(accept(self, items, run))
+    async def early(self: Any, *arguments: Any) -> None:
+        task = asyncio.get_running_loop().create_task(accept(self, *arguments))
         begun.add(task)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         task.add_done_callback(begun.discard)
