@@ -28,6 +28,10 @@ from tests.session.wire import Wire, sockets_to, wire
 pytestmark = [
     pytest.mark.long,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    # A task that a loop is left with before the task's first step: Python tells of it when the
+    # collector takes it. As an error that would be kept with its traceback until the test's end,
+    # and with that the frames of whoever runs then, and their loops.
+    pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning"),
 ]
 
 
@@ -264,10 +268,6 @@ def test_closed_by_the_collector_in_a_step_of_others() -> None:
         assert shown == ["a"]
 
 
-# The collector may close a turn in a last step of its loop. What gives the turn back has then
-# begun and never runs, as any task of a loop that is left so, and Python tells of it. As an error
-# that would hold its traceback, and with it the loop of whoever runs.
-@pytest.mark.filterwarnings("ignore:coroutine '_step_out' was never awaited:RuntimeWarning")
 def test_loops_that_end_in_a_turn(outbox: Outbox, line: Wire, emulator: Emulator) -> None:
     """Of loops that end in a turn, or waiting for one, nothing lives, and nobody waits for them."""
     conversation = Elsewhere(emulator).conversation()
