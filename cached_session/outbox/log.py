@@ -337,8 +337,8 @@ class Log(Protocol):
 
         Args:
             address: Where it is.
-            epoch: As of when it was read here. Where another process had it then, what is noted
-                there is newer than what is known here.
+            epoch: As of when it was read here. Where another process has had it since, what is
+                noted there is newer than what is known here: rows and doubt stay as they are.
             seen: The newest place that is known here.
             landed: The place up to which items are on the server.
             doubt: What is noted about requests that may still be applied, or None.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cached_session import PostgresOutbox
 from cached_session.core.items import hold
 from cached_session.errors import Reopened
 from cached_session.outbox import (
@@ -291,6 +293,44 @@ def note(log: Log, **facts: Any) -> Noted:
     epoch = log.open(ADDRESS, None, 0, claim=False, first=False).epoch
     said = {"landed": 0, "doubt": None, "undoubted": False, "kept": None, "release": False}
     return log.note(ADDRESS, epoch, 0, **{**said, **facts})
+
+
+@pytest.mark.parametrize("kind", ["file", pytest.param("postgres", marks=pytest.mark.processes)])
+async def test_note_of_one_who_has_lost_it(
+    kind: str, path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Who notes what has landed when another owner has the conversation takes no rows from it.
+
+    That one goes by what was in doubt about them. With the doubt and without the rows it would
+    take what has landed for copies that came late, and delete it.
+    """
+    if kind == "file":
+        first, second = SQLiteOutbox(path), SQLiteOutbox(path)
+    else:
+        address = request.getfixturevalue("postgres").with_tables()
+        first, second = PostgresOutbox(address), PostgresOutbox(address)
+    (place,) = await first.transact(accept(b"1"))
+    sealed = await first.transact(lambda log: seal(log, place, b"doubt"))
+    # As where its lease has ended, or its event loop stands still.
+    await first.transact(lambda log: log.release(ADDRESS))
+    await second.transact(lambda log: log.open(ADDRESS, None, 0, claim=True, first=False))
+    noted = await first.transact(
+        lambda log: log.note(
+            ADDRESS,
+            sealed.epoch,
+            place,
+            landed=place,
+            doubt=None,
+            undoubted=True,
+            kept=None,
+            release=True,
+        )
+    )
+    assert noted.epoch is None
+    mailbox = await second.transact(lambda log: log.mailbox(ADDRESS))
+    assert ([row.data for row in mailbox.rows], mailbox.doubt) == ([b"1"], b"doubt")
+    for outbox in (first, second):
+        await outbox.let_go()
 
 
 @pytest.mark.parametrize("kind", [SQLiteOutbox, MemoryOutbox])

@@ -713,7 +713,10 @@ BEGIN
     SELECT * INTO c FROM cached_session.conversations WHERE number = n;
     same := (epoch_number, epoch_claims) IS NOT DISTINCT FROM
         (CASE WHEN c.claims > 0 THEN n ELSE 0 END, coalesce(c.claims, 0));
-    SELECT * INTO kept, newest_seq, newest_id FROM cached_session.landed(me, n, landed, same, how,
+    -- Whoever has it since goes by the doubt that was noted with the rows. Without these, it would
+    -- take what has landed for copies that came late.
+    SELECT * INTO kept, newest_seq, newest_id FROM cached_session.landed(me, n,
+        CASE WHEN same THEN landed ELSE 0 END, same, how,
         ids, window_of, complete, unverified, seq_of, id_of, listed, max_bytes);
     -- What another process has noted since is newer than what is known to this one.
     mine := same AND c.owner IS NOT DISTINCT FROM me;

@@ -184,7 +184,9 @@ class SQLiteLog(Log):
         self._check(epoch)
         store = self.store
         same = epoch.claims == _claims(store.mark(address))
-        written = self._landed(address, landed, kept, same=same)
+        # Whoever has it since goes by the doubt that was noted with the rows. Without these, it
+        # would take what has landed for copies that came late.
+        written = self._landed(address, landed if same else 0, kept, same=same)
         # What another process has noted since is newer than what is known here.
         mine = same and store.owns(address)
         if mine and (doubt is not None or undoubted):
