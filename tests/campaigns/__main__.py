@@ -31,6 +31,8 @@ from tests.crashes.nursery import Nursery
 from tests.crashes.plan import Round
 from tests.postgres import server
 from tests.servers import agentic_server
+from tests.simulation.fleet_setting import FleetSetting
+from tests.simulation.fleet_tables import Tables
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.world import Setting as Virtual
 
@@ -39,6 +41,10 @@ PLANS: Final[dict[str, Callable[[int], Any]]] = {
     "rewriting": Virtual.rewriting,
     "outbox": OutboxSetting.draw,
     "crowded": OutboxSetting.crowded,
+    "virtual-fleet": FleetSetting.draw,
+    "asleep": FleetSetting.asleep,
+    "asleep-before-a-send": FleetSetting.asleep_before_a_send,
+    "unanswered": FleetSetting.unanswered,
     "sockets": Sockets.draw,
     **{
         f"sockets-{http}": partial(Sockets.draw, name=f"sockets-{http}", http=http)
@@ -55,11 +61,11 @@ PLANS: Final[dict[str, Callable[[int], Any]]] = {
 Play = Callable[[list[Any]], Counter[str]]
 
 
-def _virtual(plans: list[Any]) -> Counter[str]:
+def _virtual(plans: list[Any], tables: Tables | None = None) -> Counter[str]:
     from tests.simulation.campaign import play  # needs simloop, which needs Python 3.12
 
     (plan,) = plans
-    return play(plan)
+    return play(plan, tables)
 
 
 def _sockets(plans: list[Any]) -> Counter[str]:
@@ -77,6 +83,8 @@ def _player(plan: Any, ablation: str | None, stack: ExitStack) -> tuple[Play, in
         ), 1
     if ablation is not None:
         BY_NAME[ablation](stack.enter_context(pytest.MonkeyPatch.context()))
+    if world == "fleet":
+        return partial(_virtual, tables=Tables(stack.enter_context(server()))), 1
     return (_virtual, 1) if world == "virtual" else (_sockets, campaign.AT_ONCE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from cached_session.outbox.sqlite.store import Store
 from tests.campaigns.account import Violation
 from tests.campaigns.plan import Failure, Plan
 from tests.crashes.plan import Round
+from tests.simulation import fleet_tables
+from tests.simulation.fleet_setting import FleetSetting
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.outbox_work import GIVEN_UP
 from tests.simulation.world import Setting
@@ -266,6 +269,41 @@ def reads_not_validated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(record.Record, "valid", lambda self, since, now: self._as_of is not None)
 
 
+# What holds a fleet together
+
+
+def no_guard(patch: pytest.MonkeyPatch) -> None:
+    """Who sends does not look, right before it does, for how long others keep from it."""
+    patch.setattr(record.Record, "left", property(lambda self: math.inf))
+
+
+def _other_tables(patch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> None:
+    text = fleet_tables.statements()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    patch.setattr(fleet_tables, "statements", lambda: text)
+
+
+def no_fence(patch: pytest.MonkeyPatch) -> None:
+    """Claims are not counted: who has lost a conversation goes on with it as if it had not."""
+    _other_tables(patch, ("claims = claims + 1", "claims = 1"))
+
+
+def no_row_lock(patch: pytest.MonkeyPatch) -> None:
+    """Two transactions work on a conversation at the same time."""
+    _other_tables(patch, ("    FOR UPDATE;", "    ;"))
+
+
+def no_commit_status(patch: pytest.MonkeyPatch) -> None:
+    """A call whose answer was lost is taken for one that was not done."""
+    _other_tables(
+        patch,
+        ("RETURN done IS DISTINCT FROM number_of;", "RETURN true;"),
+        ("call < number_of", "call <= number_of"),
+    )
+
+
 DOUBLED = "on the server more often than appended"
 LOST = "appended, never removed, not on the server"
 UNTRUE = "a read .* shows what the server never held"
@@ -297,6 +335,10 @@ ABLATIONS: Mapping[Ablation, Mapping[Draw, str]] = {
     no_settling_before_a_send: {OutboxSetting.draw: NOT_IDEAL},
     reads_of_the_server_alone: {OutboxSetting.crowded: "a read "},
     reads_not_validated: {OutboxSetting.draw: UNSEEN},
+    no_guard: {FleetSetting.asleep_before_a_send: NOT_IDEAL},
+    no_fence: {FleetSetting.asleep: NOT_IDEAL},
+    no_row_lock: {FleetSetting.draw: NOT_IDEAL},
+    no_commit_status: {FleetSetting.unanswered: "recorded twice"},
     not_sealed: {Round.losing_answers: UNEXPLAINED},
     removals_not_recorded: {Round.amid_removals: UNEXPLAINED},
 }

@@ -31,7 +31,7 @@ class Plan:
         workers: How many tasks work at the same time.
         foreign: Whether another writer is about.
         history: How many items the conversation holds at the start; None: there is none yet.
-        world: The world it is for: "virtual", "sockets" or "processes".
+        world: The world it is for: "virtual", "fleet", "sockets" or "processes".
         exact: Whether its seed decides all of a run; otherwise time has its say.
     """
 

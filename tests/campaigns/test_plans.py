@@ -25,7 +25,7 @@ def test_a_failure_tells_how_to_replay_it(name: str, draw: Callable[[int], Any])
 
 def test_every_ablation_is_tried() -> None:
     """Each safeguard is switched off in a world of which the tests try all that there are."""
-    tried = {case.values[0] for case in in_plans("virtual", "processes")}
+    tried = {case.values[0] for case in in_plans("virtual", "fleet", "processes")}
     assert tried == set(ABLATIONS)
 
 

@@ -10,6 +10,9 @@ from collections import Counter
 from simloop import SimLoop
 
 from tests.campaigns.plan import Failure
+from tests.simulation.fleet_setting import FleetSetting
+from tests.simulation.fleet_tables import Tables
+from tests.simulation.fleet_world import FleetWorld
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.outbox_world import OutboxWorld
 from tests.simulation.world import Setting, World
@@ -24,8 +27,12 @@ def _freeze(runs: list[int] = [0]) -> None:  # noqa: B006 - counts the process's
         runs[0] += 1
 
 
-def play(plan: Setting) -> Counter[str]:
+def play(plan: Setting, tables: Tables | None = None) -> Counter[str]:
     """Makes one run and returns what happened in it.
+
+    Args:
+        plan: What it is like.
+        tables: Those of a fleet, for a plan of one.
 
     Raises:
         Failure: A promise was not kept.
@@ -36,7 +43,7 @@ def play(plan: Setting) -> Counter[str]:
     world: World | None = None
     try:
         asyncio.set_event_loop(None)
-        world = OutboxWorld(plan) if isinstance(plan, OutboxSetting) else World(plan)
+        world = _world(plan, tables)
         loop.run_until_complete(world.run())
     except (Exception, ExceptionGroup) as error:
         _drain(loop)
@@ -45,6 +52,13 @@ def play(plan: Setting) -> Counter[str]:
         loop.close()
     world.tally.update(seeds=1, requests=len(world.trace))
     return world.tally
+
+
+def _world(plan: Setting, tables: Tables | None) -> World:
+    if isinstance(plan, FleetSetting):
+        assert tables is not None
+        return FleetWorld(plan, tables)
+    return OutboxWorld(plan) if isinstance(plan, OutboxSetting) else World(plan)
 
 
 def _drain(loop: SimLoop) -> None:

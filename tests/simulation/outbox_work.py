@@ -41,7 +41,10 @@ class OutboxWork(World):
         account.alone = account.single and not setting.foreign
         account.cursors_ignored = setting.habits.unknown_cursor_ignored
         self._beside = Account()
-        self.disk = Disk(account)
+        self.disk = self._disk(account)
+
+    def _disk(self, account: OutboxLedger) -> Disk:
+        return Disk(account)
 
     async def _session(self, at: Worker | None, **options: Any) -> CachedSession:
         assert at is not None

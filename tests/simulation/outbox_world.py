@@ -106,21 +106,23 @@ class OutboxWorld(OutboxWork):
         number, self._numbers = self._numbers, self._numbers + 1
         self.account.began(number)
         rng = random.Random(f"{self.setting.seed}:process {number}")
-        outbox = SimOutbox(
+        return Process(
+            number,
+            self.network,
+            self._outbox(f"process {number}", rng),
+            rng,
+            max_bytes=rng.choice((64 << 20, 64 << 20, 20_000)),
+            observer=self._observe,
+        )
+
+    def _outbox(self, name: str, rng: random.Random) -> Any:
+        return SimOutbox(
             self.disk,
-            f"process {number}",
+            name,
             rng,
             self.setting.delays,
             max_items=self.setting.max_items,
             max_window_bytes=self.setting.max_window_bytes,
-        )
-        return Process(
-            number,
-            self.network,
-            outbox,
-            rng,
-            max_bytes=rng.choice((64 << 20, 64 << 20, 20_000)),
-            observer=self._observe,
         )
 
     async def _live(self, process: Process, slot: int) -> None:
@@ -132,11 +134,13 @@ class OutboxWorld(OutboxWork):
         await self._work(await self._worker(worker, rng, process))
 
     async def _leave(self, process: Process) -> None:
-        try:
-            await process.close_all()
-        except (OpenAIError, CachedSessionError) as error:
-            self._failed("close", error)
-            await self._leave(process)
+        while True:
+            try:
+                await process.close_all()
+                break
+            except (OpenAIError, CachedSessionError) as error:
+                self._failed("close", error)
+                await asyncio.sleep(1.0)
 
     # The network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -13,24 +13,42 @@ pytest.importorskip("simloop", reason="the simulation needs simloop, and so Pyth
 
 from tests.campaigns.ablations import Ablation, in_plans, missed
 from tests.campaigns.plan import fresh, summary
+from tests.postgres import Server, missing, server
 from tests.simulation.campaign import play
+from tests.simulation.fleet_setting import FleetSetting
+from tests.simulation.fleet_tables import Tables
 from tests.simulation.outbox_setting import OutboxSetting
 from tests.simulation.world import Setting
 
 # How many operations a CI run makes, from seeds that no run had before.
 OPERATIONS = int(os.environ.get("CAMPAIGN_OPERATIONS", "21000"))
 OUTBOX_OPERATIONS = int(os.environ.get("OUTBOX_CAMPAIGN_OPERATIONS", "11500"))
+FLEET_OPERATIONS = int(os.environ.get("FLEET_CAMPAIGN_OPERATIONS", "400"))
 
 Tell = Callable[[str], None]
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Server]:
+    """A server that no other test uses."""
+    why = missing()
+    if why is not None:
+        pytest.skip(why)
+    with server() as found:
+        yield found
+
+
 def _campaign(
-    name: str, draw: Callable[[int], Setting], operations: float, tell: Tell
+    name: str,
+    draw: Callable[[int], Setting],
+    operations: float,
+    tell: Tell,
+    tables: Tables | None = None,
 ) -> Counter[str]:
     tally: Counter[str] = Counter()
     start = fresh(name, tell)
     while tally["operations"] < operations:
-        tally.update(play(draw(start + tally["seeds"])))
+        tally.update(play(draw(start + tally["seeds"]), tables))
     tell(f"{name}: {summary(tally)}")
     return tally
 
@@ -62,6 +80,22 @@ def test_fresh_seeds_with_an_outbox_keep_every_invariant(tell: Tell) -> None:
     assert tally["crashes"] > 0.02 * OUTBOX_OPERATIONS
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [FleetSetting.draw, FleetSetting.asleep, FleetSetting.unanswered],
+    ids=["anything", "asleep", "unanswered"],
+)
+def test_fleets_keep_every_invariant(
+    draw: Callable[[int], FleetSetting], engine: Server, tell: Tell
+) -> None:
+    """With an engine that crashes and owners that sleep, what was accepted arrives once."""
+    name = f"fleet campaign, {draw(0).name}"
+    tally = _campaign(name, draw, FLEET_OPERATIONS, tell, Tables(engine))
+    done = tally["append done"] + tally["read done"]
+    tell(f"{name}: {tally['crashes']} processes and {tally['engine crashes']} engines crashed")
+    assert done > 0.3 * FLEET_OPERATIONS
+
+
 @pytest.mark.parametrize(("ablation", "draw", "violation"), in_plans("virtual"))
 def test_every_safeguard_is_missed(
     ablation: Ablation,
@@ -72,3 +106,17 @@ def test_every_safeguard_is_missed(
     """With one safeguard switched off, the account shows what that safeguard prevents."""
     ablation(monkeypatch)
     missed(ablation, violation, (partial(play, draw(seed)) for seed in range(1500)))
+
+
+@pytest.mark.parametrize(("ablation", "draw", "violation"), in_plans("fleet"))
+def test_every_safeguard_of_a_fleet_is_missed(
+    ablation: Ablation,
+    draw: Callable[[int], FleetSetting],
+    violation: str,
+    engine: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one safeguard of a fleet switched off, the account shows what it prevents."""
+    ablation(monkeypatch)
+    tables = Tables(engine)
+    missed(ablation, violation, (partial(play, draw(seed), tables) for seed in range(300)))

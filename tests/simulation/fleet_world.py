@@ -1,0 +1,58 @@
+"""One run of a fleet: processes that crash and sleep, one engine, a bad network."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from cached_session import AppendOutcomeUnknown
+from tests.simulation.fleet_engine import Fleet, FleetOutbox
+from tests.simulation.fleet_setting import FleetSetting
+from tests.simulation.fleet_tables import Tables
+from tests.simulation.fleet_threads import Host
+from tests.simulation.outbox_ledger import OutboxLedger
+from tests.simulation.outbox_world import OutboxWorld
+
+
+class FleetWorld(OutboxWorld):
+    """A conversation, the processes of a fleet that work on it, and the account of it."""
+
+    def __init__(self, setting: FleetSetting, tables: Tables) -> None:
+        self._fleet_setting, self._tables = setting, tables
+        super().__init__(setting)
+        # Where all is kept, a read is answered from one moment of the engine, whoever writes
+        # meanwhile. Where it is not, the server is listed, and shows what has landed by then.
+        self.account.alone = setting.max_window_bytes > 1 << 20
+        # A process that stands still does not see that it takes long.
+        self.slack = 2 * setting.lease + 240.0
+
+    def _disk(self, account: OutboxLedger) -> Any:
+        return Fleet(account, self._fleet_setting, self._tables)
+
+    def _outbox(self, name: str, rng: random.Random) -> Any:
+        setting = self._fleet_setting
+        return FleetOutbox(
+            self.disk,
+            name,
+            Host(rng, setting.delays.longest),
+            max_items=setting.max_items,
+            max_window_bytes=setting.max_window_bytes,
+            lease=setting.lease,
+            account="fleet",
+        )
+
+    def _failed(self, kind: str, error: Exception) -> None:
+        if isinstance(error, AppendOutcomeUnknown) and self._fleet_setting.engine:
+            # Whether it was recorded could not be found out: its caller was told so.
+            self.tally[f"{kind} unknown"] += 1
+            return
+        super()._failed(kind, error)
+
+    async def _workers(self) -> None:
+        await super()._workers()
+        # Whoever stands still goes on before the end.
+        self.disk.rate = 0.0
+
+    async def _end(self) -> None:
+        await super()._end()
+        self.tally["engine crashes"] += self.disk.crashes
