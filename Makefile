@@ -16,7 +16,7 @@ PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figu
 DRIVERS = tests/session/test_connections.py tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
 
-.PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation bench bench-bars bench-fleet bench-guard bench-web clean
+.PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation prepare bench bench-bars bench-fleet bench-guard bench-web clean
 .NOTPARALLEL:
 
 help:
@@ -68,6 +68,10 @@ test-oldest: $(OLDEST)/.test
 	@cat $(OLDEST)/lowest.txt
 	$(OLDEST)/$(PYTEST) $(NOT_SIMULATED) $(PINNED) $(PARALLEL) -m "not campaign and not processes and not long" @.ci/oldest-deselect.txt $(ARGS)
 	$(OLDEST)/$(PYTEST) $(DRIVERS) $(PARALLEL) -m "not campaign and (processes or long)" $(ARGS) || [ $$? -eq 5 ]
+
+# What the targets that use another Python, or other versions, install first.
+prepare: $(OLDEST)/.test
+	@if .ci/find-python 12 >/dev/null; then $(MAKE) --no-print-directory $(SIMULATION)/.test; fi
 
 # simloop, the deterministic event loop, needs Python 3.12.
 test-simulation:
