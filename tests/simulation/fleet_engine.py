@@ -44,7 +44,8 @@ class FleetOutbox(PostgresOutbox):
     """One process's outbox.
 
     Attributes:
-        host: The process, as far as its threads are concerned.
+        name: The process.
+        host: The same, as far as its threads are concerned.
         token: As what it was opened last.
         call: For which append or pop the outbox's thread works now.
         process: Whose it is.
@@ -54,11 +55,11 @@ class FleetOutbox(PostgresOutbox):
         super().__init__(fleet.tables.address, **options)
         self.fleet = fleet
         self.host = host
-        self.token = self._simulated = name
+        self.token = self.name = name
         self.call: Call | None = None
         self.process: Any = None
         fleet.hosts.append(host)
-        host.outbox = self  # type: ignore[attr-defined]  # for those who are in its threads
+        host.outbox = self
 
     async def _do(
         self, work: Callable[[Log], T], applied: Callable[[T], None] | None, *, reads: bool
@@ -96,7 +97,8 @@ class Fleet:
         conversation: The conversation of which account is kept.
         tables: Where all of it is.
         rate: As `FleetSetting.engine`; may be changed at any time.
-        slept: Seconds that the longest sleep of a process took.
+        hosts: All processes that there were.
+        wires: Their connections, but for those that are closed.
     """
 
     def __init__(self, ledger: OutboxLedger, setting: FleetSetting, tables: Tables) -> None:
@@ -104,7 +106,6 @@ class Fleet:
         self.conversation = ""
         self.tables = tables
         self.rate = setting.engine
-        self.slept = 0.0
         self._setting = setting
         self._random = random.Random(f"{setting.seed}:engine")
         self._ahead = 0.0
@@ -126,10 +127,10 @@ class Fleet:
     def token_hex(self, count: int) -> str:
         """In the place of `secrets`: a name for who opens an outbox."""
         host = here()
-        name = "hand" if host is None else host.outbox._simulated  # type: ignore[attr-defined]
+        name = "hand" if host is None else host.outbox.name
         token = f"{name} ({next(self._tokens)})"
         if host is not None:
-            host.outbox.named(token)  # type: ignore[attr-defined]
+            host.outbox.named(token)
         return token
 
     def now(self) -> float:
@@ -211,9 +212,7 @@ class Fleet:
     def nap(self) -> float:
         """For how long a process stands still."""
         lease = self._setting.lease
-        seconds = self._random.choice((lease / 2, lease + 1, lease + 100))
-        self.slept = max(self.slept, seconds)
-        return seconds
+        return self._random.choice((lease / 2, lease + 1, lease + 100))
 
     def later(self, query: Any, params: Any, call: Call | None) -> None:
         """Does a call when whoever made it has given it up."""
@@ -318,7 +317,7 @@ class Wire(engine._Connection):
         connection = super().connect(conninfo, **options)
         fleet.wires.append(connection)
         connection._born = fleet.crashes
-        connection.outbox = None if host is None else host.outbox  # type: ignore[attr-defined]
+        connection.outbox = None if host is None else host.outbox
         return connection
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:

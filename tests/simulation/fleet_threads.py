@@ -35,6 +35,7 @@ class Host:
         asleep_until: When it goes on, if it stands still, on the loop's clock.
         rng: Where its delays come from.
         longest: Seconds from a call until its thread hears of it, at most.
+        outbox: Whose threads they are.
     """
 
     def __init__(self, rng: random.Random, longest: float) -> None:
@@ -42,6 +43,7 @@ class Host:
         self.asleep_until = 0.0
         self.rng = rng
         self.longest = longest
+        self.outbox: Any = None
         self._threads: list[Thread] = []
 
     def delay(self) -> float:

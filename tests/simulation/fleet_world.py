@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 from cached_session import AppendOutcomeUnknown
 from tests.simulation.fleet_engine import Fleet, FleetOutbox
-from tests.simulation.fleet_setting import FleetSetting
+from tests.simulation.fleet_setting import Fate, FleetSetting
 from tests.simulation.fleet_tables import Tables
 from tests.simulation.fleet_threads import Host
 from tests.simulation.outbox_ledger import OutboxLedger
@@ -23,8 +24,9 @@ class FleetWorld(OutboxWorld):
         # Where all is kept, a read is answered from one moment of the engine, whoever writes
         # meanwhile. Where it is not, the server is listed, and shows what has landed by then.
         self.account.alone = setting.max_window_bytes > 1 << 20
-        # A process that stands still does not see that it takes long.
-        self.slack = 2 * setting.lease + 240.0
+        if Fate.SLEEP in setting.fates and setting.engine:
+            # Whoever stands still, and perhaps again and again, keeps no time.
+            self.slack = math.inf
 
     def _disk(self, account: OutboxLedger) -> Any:
         return Fleet(account, self._fleet_setting, self._tables)
