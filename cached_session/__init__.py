@@ -45,21 +45,26 @@ if TYPE_CHECKING:
         Stats,
     )
     from cached_session.outbox import (
+        BacklogSummary,
         Left,
         LeftConversation,
         MemoryOutbox,
         Outbox,
         SQLiteOutbox,
     )
+    from cached_session.outbox.admin import OutboxAdmin
     from cached_session.outbox.postgres.outbox import PostgresOutbox
+    from cached_session.outbox.records import WaitingItem
     from cached_session.server.retrying import RetryBudget, RetryPolicy
     from cached_session.session.cache import ConversationCache
+    from cached_session.session.relay import Relay, Standing
     from cached_session.session.session import CachedSession
 
 __all__ = [
     "AbandonedWriteFailed",
     "AppendOutcomeUnknown",
     "BacklogChanged",
+    "BacklogSummary",
     "CachedSession",
     "CachedSessionError",
     "CallFinished",
@@ -76,12 +81,14 @@ __all__ = [
     "MemoryOutbox",
     "Observer",
     "Outbox",
+    "OutboxAdmin",
     "OutboxError",
     "OutboxFull",
     "OutboxPaused",
     "OutboxUnavailable",
     "PostgresOutbox",
     "Reconciled",
+    "Relay",
     "RequestFinished",
     "RetryBudget",
     "RetryPolicy",
@@ -91,9 +98,11 @@ __all__ = [
     "SendStarted",
     "Sending",
     "SessionClosed",
+    "Standing",
     "Stats",
     "TurnLost",
     "UnexpectedAnswer",
+    "WaitingItem",
 ]
 
 # Where each name is defined. Imported when it is asked for: the command line's
@@ -127,15 +136,20 @@ _HOMES = {
     "RetryScheduled": "cached_session.events",
     "Sending": "cached_session.events",
     "Stats": "cached_session.events",
+    "BacklogSummary": "cached_session.outbox",
     "Left": "cached_session.outbox",
     "LeftConversation": "cached_session.outbox",
     "MemoryOutbox": "cached_session.outbox",
     "Outbox": "cached_session.outbox",
     "SQLiteOutbox": "cached_session.outbox",
+    "OutboxAdmin": "cached_session.outbox.admin",
+    "WaitingItem": "cached_session.outbox.records",
     # Only here: psycopg is an extra.
     "PostgresOutbox": "cached_session.outbox.postgres.outbox",
     "RetryBudget": "cached_session.server.retrying",
     "RetryPolicy": "cached_session.server.retrying",
+    "Relay": "cached_session.session.relay",
+    "Standing": "cached_session.session.relay",
     "CachedSession": "cached_session.session.session",
 }
 

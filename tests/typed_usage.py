@@ -15,6 +15,7 @@ from cached_session import (
     AbandonedWriteFailed,
     AppendOutcomeUnknown,
     BacklogChanged,
+    BacklogSummary,
     CachedSession,
     CachedSessionError,
     CallFinished,
@@ -30,12 +31,14 @@ from cached_session import (
     MemoryOutbox,
     Observer,
     Outbox,
+    OutboxAdmin,
     OutboxError,
     OutboxFull,
     OutboxPaused,
     OutboxUnavailable,
     PostgresOutbox,
     Reconciled,
+    Relay,
     RequestFinished,
     RetryBudget,
     RetryPolicy,
@@ -45,9 +48,11 @@ from cached_session import (
     SendStarted,
     SessionClosed,
     SQLiteOutbox,
+    Standing,
     Stats,
     TurnLost,
     UnexpectedAnswer,
+    WaitingItem,
 )
 from cached_session.emulator import Emulator, FaultKind, Faults, Habits
 
@@ -105,6 +110,32 @@ async def close(outbox: SQLiteOutbox, other: Outbox) -> Path:
         for one in left.conversations:
             assert_type((one.conversation_id, one.items, one.reason), tuple[str, int, str])
     return outbox.path
+
+
+async def look_after(place: Path, client: AsyncOpenAI) -> None:
+    """What somebody does who looks after an outbox, and sends what is left in it."""
+    async with (
+        OutboxAdmin("postgresql://app@db/agents"),
+        OutboxAdmin(place, account="prod") as admin,
+    ):
+        assert_type(admin.outbox, Outbox)
+        for one in await admin.backlogs():
+            assert_type(one, BacklogSummary)
+            assert_type((one.number, one.conversation_id, one.paused), tuple[int, str, str | None])
+            await admin.move(one.number, one.address)
+        assert_type((await admin.backlog("conv_1")).oldest, float | None)
+        items = await admin.waiting(1)
+        assert_type(items, list[WaitingItem])
+        assert_type((items[0].item, items[0].data), tuple[dict[str, Any], bytes])
+        assert_type(await admin.export("conv_1", place), list[WaitingItem])
+        assert_type(await admin.retry(1), BacklogSummary)
+        assert_type(await admin.discard(1), int)
+        assert_type(await admin.move(1, "prod"), BacklogSummary)
+        async with Relay(admin.outbox, client, retry=RetryPolicy(), observer=print) as relay:
+            await relay.run(every=0.5, once=True)
+            assert_type(await relay.standing(), Standing)
+            await relay.aclose(grace=1)
+            assert_type(relay.sent, int)
 
 
 def takes_the_place_of(session: CachedSession) -> tuple[OpenAIConversationsSession, Session]:

@@ -17,6 +17,7 @@ from cached_session.outbox.log import Log
 from cached_session.outbox.memory import MemoryOutbox
 from cached_session.outbox.records import (
     Address,
+    BacklogSummary,
     Claim,
     Left,
     LeftConversation,
@@ -24,7 +25,6 @@ from cached_session.outbox.records import (
     Row,
     StoredItem,
     StoredWindow,
-    Summary,
 )
 from cached_session.outbox.sqlite.outbox import SQLiteOutbox
 from cached_session.outbox.told import Told
@@ -34,6 +34,7 @@ T = TypeVar("T")
 __all__ = [
     "LOCAL",
     "Address",
+    "BacklogSummary",
     "Claim",
     "Left",
     "LeftConversation",
@@ -45,7 +46,6 @@ __all__ = [
     "SQLiteOutbox",
     "StoredItem",
     "StoredWindow",
-    "Summary",
 ]
 
 

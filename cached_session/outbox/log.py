@@ -17,12 +17,12 @@ from typing import NamedTuple, Protocol
 from cached_session.core.items import Held
 from cached_session.outbox.records import (
     Address,
+    BacklogSummary,
     Mailbox,
     Mark,
     Namesake,
     Row,
     StoredWindow,
-    Summary,
 )
 
 
@@ -419,7 +419,7 @@ class Log(Protocol):
             limit: How many at most.
         """
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[BacklogSummary]:
         """All that holds items or a window, or is paused, in the order of its making."""
 
     def mailbox(self, address: Address) -> Mailbox:

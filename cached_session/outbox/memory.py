@@ -26,7 +26,7 @@ from cached_session.outbox.log import (
     Sealed,
     Ticket,
 )
-from cached_session.outbox.records import Address, Mailbox, Mark, Namesake, Row, Summary
+from cached_session.outbox.records import Address, BacklogSummary, Mailbox, Mark, Namesake, Row
 from cached_session.outbox.shared import MIB, Shared
 from cached_session.outbox.told import Told, Trouble
 
@@ -311,9 +311,9 @@ class MemoryLog(Log):
         """There are none: what is left by others is lost with them."""
         return Orphans((), False)
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[BacklogSummary]:
         return [
-            Summary(
+            BacklogSummary(
                 number=record.number,
                 address=address,
                 items=len(record.rows),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cached_session.core.queue import Row as Row  # what a log keeps, too
 
@@ -101,6 +103,43 @@ class Mailbox:
     doubt: bytes | None
     paused: str | None
 
+    @property
+    def refused(self) -> bool:
+        """Whether the batch that was sent last is certainly not on the server.
+
+        A listing that is to tell what became of a request without an answer may be
+        refused, too. Such requests are noted with the doubt.
+        """
+        status = re.search(r", status (\d+)", self.paused or "")
+        if status is None or not 400 <= int(status[1]) < 500 or int(status[1]) == 408:
+            return False
+        return self.doubt is None or not json.loads(self.doubt).get("sends")
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingItem:
+    """An item that waits in an outbox.
+
+    Attributes:
+        seq: Its place in the order of acceptance, of all conversations.
+        data: The item as UTF-8 JSON, byte for byte as it is sent. No `repr` shows it.
+        accepted_at: When it was accepted, seconds since the epoch.
+        sealed: Whether it belongs to a batch that was sent, or may have been.
+        refused: Whether that batch was refused for certain, and is not on the server.
+    """
+
+    seq: int
+    data: bytes = field(repr=False)
+    accepted_at: float
+    sealed: bool
+    refused: bool
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """The item, as `add_items` was given it; another copy each time."""
+        found: dict[str, Any] = json.loads(self.data)
+        return found
+
 
 class StoredItem(NamedTuple):
     """One item of a conversation's last known window: its id, and its JSON as listed."""
@@ -158,12 +197,12 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class BacklogSummary:
     """One backlog, in short.
 
     Attributes:
-        number: Its number in the file.
-        address: Whose it is.
+        number: Its number in the file, which no other one ever gets.
+        address: Which conversation it is for, and whose it is; no key and no password.
         items: How many items wait.
         size: Bytes of their JSON.
         sealed: How many of them belong to a batch that may have been sent.
@@ -182,3 +221,8 @@ class Summary:
     paused: str | None
     owned: bool
     window: int
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation's id; its local name, until the server has made it."""
+        return self.address.conversation

@@ -16,7 +16,7 @@ from cached_session.errors import OutboxError
 from cached_session.forks import in_child, keep
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.log import Log
-from cached_session.outbox.records import Address, Left, LeftConversation, Summary
+from cached_session.outbox.records import Address, BacklogSummary, Left, LeftConversation
 from cached_session.outbox.told import Told
 
 T = TypeVar("T")
@@ -225,7 +225,7 @@ def how_to_move(place: str, number: int, account: str | None) -> str:
     )
 
 
-def _why(summary: Summary) -> str:
+def _why(summary: BacklogSummary) -> str:
     """Why a backlog that no session has used here was not sent."""
     if summary.paused is not None:
         return f"paused: {summary.paused}"

@@ -12,6 +12,7 @@ from cached_session.core.items import hold
 from cached_session.errors import Reopened
 from cached_session.outbox import (
     Address,
+    BacklogSummary,
     Claim,
     Log,
     Mailbox,
@@ -19,7 +20,6 @@ from cached_session.outbox import (
     Outbox,
     Row,
     SQLiteOutbox,
-    Summary,
 )
 from cached_session.outbox.log import Kept, Look, Noted, Sealed
 from tests.outbox.support import ADDRESS, OFFLINE, OTHER, accept, opened, waiting
@@ -244,7 +244,7 @@ async def test_summaries(outbox: Outbox) -> None:
     await outbox.transact(accept(b"7", address=OTHER))
     await outbox.transact(lambda log: seal(log, a, b"doubt"))
     first, second = await outbox.transact(lambda log: log.summaries())
-    assert first == Summary(first.number, ADDRESS, 3, 6, 1, 7.0, None, True, 0)
+    assert first == BacklogSummary(first.number, ADDRESS, 3, 6, 1, 7.0, None, True, 0)
     assert (second.number > first.number, second.address, second.items) == (True, OTHER, 1)
 
 

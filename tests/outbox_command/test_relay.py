@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cached_session.commands.outbox.relay import Relay
+from cached_session import Relay
+from cached_session.commands.outbox.relay import run as run_relay
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import LOCAL
@@ -242,10 +243,10 @@ async def test_a_line_a_minute(world: OneDisk, capsys: pytest.CaptureFixture[str
     world.ends(dead)
     world.line.heal()
     world.line.always(lambda request: away in request.path, CUT)
-    place = Namespace(name="agent.db")
-    options = Namespace(place=place, every=1.0, grace=8.0, once=False, quiet=False)
+    options = Namespace(every=1.0, grace=8.0, once=False, quiet=False)
     stop = asyncio.Event()
-    relaying = world.begin(Relay(world.process("relay"), world.line.openai).run(stop, options))
+    made = Relay(world.process("relay"), world.line.openai)
+    relaying = world.begin(run_relay(made, "agent.db", stop, options))
     await asyncio.sleep(150)
     stop.set()
     assert await relaying == 0

@@ -18,7 +18,6 @@ from openai import OpenAIError
 
 from cached_session.commands.outbox.export import export
 from cached_session.commands.outbox.migrate import migrate
-from cached_session.commands.outbox.place import in_database, place
 from cached_session.commands.outbox.records import (
     Stop,
     age,
@@ -28,15 +27,16 @@ from cached_session.commands.outbox.records import (
     key,
     moment,
     overview,
-    read,
-    refused,
     server,
     state,
     visible,
     word,
 )
 from cached_session.errors import CachedSessionError, counted, verb
-from cached_session.outbox import Address, Outbox
+from cached_session.outbox import Address, BacklogSummary
+from cached_session.outbox.admin import OutboxAdmin, in_use
+from cached_session.outbox.place import in_database
+from cached_session.outbox.records import WaitingItem
 from cached_session.outbox.shared import check_account
 
 _HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
@@ -88,7 +88,6 @@ def main(arguments: Sequence[str]) -> int:
         if options.run is migrate:
             migrate(options.url, print_sql=options.print_sql)
             return 0
-        options.place = place(options.outbox)
         return asyncio.run(_run(options))
     except (Stop, CachedSessionError) as error:
         return _fail(str(error))
@@ -99,16 +98,13 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     # Those that decide for an account have the option.
-    outbox: Outbox = options.place.open(getattr(options, "account", None))
-    try:
-        status: int | None = await options.run(outbox, options)
+    async with OutboxAdmin(options.outbox, account=getattr(options, "account", None)) as admin:
+        status: int | None = await options.run(admin, options)
         return status or 0
-    finally:
-        await outbox.let_go()
 
 
-async def _list(outbox: Outbox, options: argparse.Namespace) -> None:
-    found = await outbox.transact(lambda log: log.summaries())
+async def _list(admin: OutboxAdmin, options: argparse.Namespace) -> None:
+    found = await admin.backlogs()
     chosen = [one for one in found if options.all or one.items or one.paused is not None]
     if options.json:
         print(json.dumps([facts(one) for one in chosen], indent=2))
@@ -128,29 +124,29 @@ async def _list(outbox: Outbox, options: argparse.Namespace) -> None:
         print(f"--all lists {idle}, too.")
 
 
-async def _retry(outbox: Outbox, options: argparse.Namespace) -> None:
+async def _retry(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     # Only now: it brings the SDK, which the other commands do without.
     from cached_session.commands.outbox.retry import retry
 
-    await retry(outbox, options)
+    await retry(admin, options)
 
 
-async def _relay(outbox: Outbox, options: argparse.Namespace) -> int:
+async def _relay(admin: OutboxAdmin, options: argparse.Namespace) -> int:
     from cached_session.commands.outbox.relay import relay  # only now: see `_retry`
 
-    return await relay(outbox, options)
+    return await relay(admin, options)
 
 
-async def _move(outbox: Outbox, options: argparse.Namespace) -> None:
+async def _move(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     from cached_session.commands.outbox.move import move  # only now: see `_retry`
 
-    await move(outbox, options)
+    await move(admin, options)
 
 
-async def _show(outbox: Outbox, options: argparse.Namespace) -> None:
-    summary, mailbox = await outbox.transact(lambda log: read(log, options))
+async def _show(admin: OutboxAdmin, options: argparse.Namespace) -> None:
+    summary, items = await _read(admin, options)
     address = summary.address
-    became = "refused" if refused(mailbox) else "may have been sent"
+    became = "refused" if any(one.refused for one in items) else "may have been sent"
     sealed = f", {summary.sealed} of them {became}" if summary.sealed else ""
     oldest = "" if summary.oldest is None else f"{moment(summary.oldest)}, {age(summary.oldest)}"
     for name, value in (
@@ -167,16 +163,16 @@ async def _show(outbox: Outbox, options: argparse.Namespace) -> None:
         ("window bytes", str(summary.window)),
     ):
         print(f"{name:14}{visible(value) or '-'}")
-    for row in mailbox.rows:
-        item = json.loads(row.data)
+    for one in items:
+        item = one.item
         kind = word(item.get("type") or ("message" if "role" in item else None))
-        sent = f"sealed, {became}" if row.sealed else "not sent"
+        sent = f"sealed, {became}" if one.sealed else "not sent"
         print(
-            f"{row.seq}  {kind}  {word(item.get('role'))}  {counted(len(row.data), 'byte')}  "
-            f"{moment(row.accepted_at)}  {sent}"
+            f"{one.seq}  {kind}  {word(item.get('role'))}  {counted(len(one.data), 'byte')}  "
+            f"{moment(one.accepted_at)}  {sent}"
         )
         if options.content:
-            print(visible(row.data.decode()))
+            print(visible(one.data.decode()))
 
 
 async def _key(address: Address) -> str:
@@ -188,38 +184,35 @@ async def _key(address: Address) -> str:
     return f"{key(address)}, {'' if same else 'not '}that of the key in OPENAI_API_KEY"
 
 
-async def _discard(outbox: Outbox, options: argparse.Namespace) -> None:
-    summary, mailbox = await outbox.transact(lambda log: read(log, options))
+async def _read(
+    admin: OutboxAdmin, options: argparse.Namespace
+) -> tuple[BacklogSummary, list[WaitingItem]]:
+    return await admin.backlog(options.number), await admin.waiting(options.number)
+
+
+async def _discard(admin: OutboxAdmin, options: argparse.Namespace) -> None:
+    summary, items = await _read(admin, options)
     if not summary.items:
         pause = ""
         if summary.paused is not None and options.yes:
-            await outbox.transact(lambda log: log.resume(summary.address))
+            await admin.retry(options.number)
             pause = " The pause is cleared."
         elif summary.paused is not None:
             pause = " It is paused; --yes clears the pause."
         print(f"Nothing waits in backlog {summary.number}.{pause}")
         return
-    living = (
-        f"a living process is sending backlog {summary.number}, and nothing was removed. Call "
-        "clear_session() there, which deletes the conversation, too; or end the process, and "
-        "give the command again."
-    )
     if summary.owned:
-        raise Stop(living)
+        raise in_use(summary)
     what = (
         f"{counted(summary.items, 'item')}, {counted(summary.size, 'byte')}, that "
         f"{verb(summary.items, 'waits', 'wait')} for {conversation(summary.address)}"
     )
-    if summary.sealed and not refused(mailbox):
+    if summary.sealed and not any(one.refused for one in items):
         what += f"; {summary.sealed} of them may be on the server already"
     if not options.yes:
         raise Stop(f"this would remove {what}. Nothing was removed. Give --yes to remove it.")
     print(f"Removing {what}.")
-
-    removed = await outbox.transact(lambda log: log.discard(summary.address))
-    if removed is None:
-        raise Stop(living)
-    print(f"Removed {counted(removed, 'item')}.")
+    print(f"Removed {counted(await admin.discard(options.number), 'item')}.")
 
 
 def _fail(message: str) -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from cached_session.commands.outbox.place import connected, in_database, statements
 from cached_session.commands.outbox.records import Stop
+from cached_session.outbox.place import connected, in_database, statements
 
 
 def migrate(url: str | None, *, print_sql: bool) -> None:
     """Makes the tables, unless they are there; or prints the statements, and connects to nothing.
 
     Raises:
-        Stop: It is no address of a database, or the extra for databases is not installed.
+        Stop: It is no address of a database.
         OutboxError: The database cannot be reached, this role may not make the tables, or those of
-            another release are there.
+            another release are there; or the extra for databases is not installed.
         OSError: The standard output cannot be written.
     """
     if print_sql:

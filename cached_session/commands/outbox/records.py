@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from cached_session.outbox import LOCAL, Address, Log, Mailbox, Summary
+from cached_session.outbox import LOCAL, Address, BacklogSummary
 
 
 class Stop(Exception):
     """The command cannot do what it was asked; its text says why."""
 
 
-def find(log: Log, options: argparse.Namespace) -> Summary:
-    """The backlog that the command line names.
-
-    Raises:
-        Stop: There is none of that number.
-    """
-    for summary in log.summaries():
-        if summary.number == options.number:
-            return summary
-    raise Stop(
-        f"there is no backlog {options.number} in {options.place.name}. `cached-session outbox "
-        f"list {shlex.quote(options.place.name)}` shows those that there are."
-    )
-
-
-def read(log: Log, options: argparse.Namespace) -> tuple[Summary, Mailbox]:
-    """A backlog, in short and in full; raises as `find`."""
-    summary = find(log, options)
-    return summary, log.mailbox(summary.address)
-
-
-def overview(summary: Summary) -> tuple[str, ...]:
+def overview(summary: BacklogSummary) -> tuple[str, ...]:
     """A backlog's line in a list."""
     return (
         str(summary.number),
@@ -51,7 +28,7 @@ def overview(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def facts(summary: Summary) -> dict[str, Any]:
+def facts(summary: BacklogSummary) -> dict[str, Any]:
     """The same for a program; times are seconds since the epoch."""
     address = summary.address
     return {
@@ -100,25 +77,13 @@ def key(address: Address) -> str:
     return f"digest {address.credentials[:8]}..." if address.credentials else "not fixed"
 
 
-def state(summary: Summary) -> str:
+def state(summary: BacklogSummary) -> str:
     """Whether what waits is being sent."""
     if summary.paused is not None:
         return visible(f"paused: {summary.paused}")
     if not summary.items:
         return "nothing waits"
     return "being sent by a living process" if summary.owned else "waiting"
-
-
-def refused(mailbox: Mailbox) -> bool:
-    """Whether the batch that was sent last is certainly not on the server.
-
-    A listing that is to tell what became of a request without an answer may be
-    refused, too. Such requests are noted with the doubt.
-    """
-    status = re.search(r", status (\d+)", mailbox.paused or "")
-    if status is None or not 400 <= int(status[1]) < 500 or int(status[1]) == 408:
-        return False
-    return mailbox.doubt is None or not json.loads(mailbox.doubt).get("sends")
 
 
 def server(base_url: str) -> str:

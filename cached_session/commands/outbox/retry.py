@@ -11,31 +11,28 @@ from collections.abc import AsyncIterator
 
 from openai import AsyncOpenAI
 
-from cached_session.commands.outbox.records import Stop, find, key, server, visible
+from cached_session.commands.outbox.records import Stop, key, server, visible
 from cached_session.conversation.record import address_of, owner_of
 from cached_session.errors import counted, verb
-from cached_session.outbox import Address, Log, Outbox, Summary
+from cached_session.outbox import Address, BacklogSummary, Outbox
+from cached_session.outbox.admin import OutboxAdmin
 from cached_session.server.connections import account
 from cached_session.session.cache import ConversationCache
 from cached_session.session.session import CachedSession
 
 
-async def retry(outbox: Outbox, options: argparse.Namespace) -> None:
+async def retry(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     """Clears the pause, and sends what waits if nobody else does.
 
     Raises:
-        Stop: There is no such backlog, or it is not the present account's.
-        CachedSessionError: Not all of it is on the server; what is not, is kept.
+        Stop: It is not the present account's.
+        CachedSessionError: There is no such backlog, or not all of it is on the server; what is
+            not, is kept.
         OpenAIError: The server could not be asked what is still in doubt.
     """
-
-    def resume(log: Log) -> Summary:
-        summary = find(log, options)
-        if summary.owned or not summary.items:
-            log.resume(summary.address)
-        return summary
-
-    summary = await outbox.transact(resume)
+    summary = await admin.backlog(options.number)
+    if summary.owned or not summary.items:
+        summary = await admin.retry(options.number)
     if not summary.items:
         print(f"Nothing waits in backlog {summary.number}.")
         return
@@ -46,7 +43,7 @@ async def retry(outbox: Outbox, options: argparse.Namespace) -> None:
         print(f"A living process has backlog {summary.number}. It goes on at its next use.")
         return
     need_key("retry")
-    recorded = summary.address
+    outbox, recorded, number = admin.outbox, summary.address, summary.number
     async with AsyncOpenAI(base_url=options.base_url or recorded.base_url) as client:
         theirs = client.organization, client.project
         own = as_recorded(client, outbox, recorded)
@@ -55,13 +52,9 @@ async def retry(outbox: Outbox, options: argparse.Namespace) -> None:
                 raise Stop(_another_account(summary))
             client.organization, client.project = theirs
             own = address_of(owner_of(outbox, account(client)), recorded.conversation)
-
-        def prepare(log: Log) -> None:
-            if own != recorded:
-                log.move(recorded, own)
-            log.resume(own)
-
-        await outbox.transact(prepare)
+        if own != recorded:
+            number = (await admin.move(number, own)).number
+        await admin.retry(number)
         try:
             await _send(outbox, client, own.conversation, summary.items, options.timeout)
         finally:
@@ -92,7 +85,7 @@ def as_recorded(client: AsyncOpenAI, outbox: Outbox | None, recorded: Address) -
     return address_of(own if outbox is None else owner_of(outbox, own), recorded.conversation)
 
 
-def _another_account(summary: Summary) -> str:
+def _another_account(summary: BacklogSummary) -> str:
     name = summary.address.account
     if name is not None:
         return (

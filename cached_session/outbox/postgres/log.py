@@ -30,13 +30,13 @@ from cached_session.outbox.postgres.lease import Lease
 from cached_session.outbox.postgres.texts import AsHeld, held, told
 from cached_session.outbox.records import (
     Address,
+    BacklogSummary,
     Mailbox,
     Mark,
     Namesake,
     Row,
     StoredItem,
     StoredWindow,
-    Summary,
 )
 
 
@@ -318,9 +318,9 @@ class PostgresLog(Log):
                 others = True
         return Orphans(tuple(found), others)
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[BacklogSummary]:
         return [
-            Summary(
+            BacklogSummary(
                 row.number,
                 Address(
                     row.base_url, row.organization, row.project, row.credentials, row.conversation

@@ -22,12 +22,12 @@ from cached_session.outbox.log import (
 )
 from cached_session.outbox.records import (
     Address,
+    BacklogSummary,
     Mailbox,
     Mark,
     Row,
     StoredItem,
     StoredWindow,
-    Summary,
 )
 from cached_session.outbox.sqlite.store import Store
 
@@ -260,7 +260,7 @@ class SQLiteLog(Log):
     def orphans(self, account: Address, beside: Collection[Address], limit: int) -> Orphans:
         return self.store.orphans(account, beside, limit)
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[BacklogSummary]:
         return self.store.summaries()
 
     def mailbox(self, address: Address) -> Mailbox:

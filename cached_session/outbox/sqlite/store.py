@@ -16,6 +16,7 @@ from cached_session.errors import OutboxError
 from cached_session.outbox.log import Orphan, Orphans
 from cached_session.outbox.records import (
     Address,
+    BacklogSummary,
     Claim,
     Mailbox,
     Mark,
@@ -23,7 +24,6 @@ from cached_session.outbox.records import (
     Row,
     StoredItem,
     StoredWindow,
-    Summary,
 )
 
 ACCOUNT = "base_url = ? AND organization = ? AND project = ? AND credentials = ?"
@@ -486,12 +486,12 @@ class Store:
                     break
         return Orphans(tuple(found), others)
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[BacklogSummary]:
         """All records that hold items or a window, or are paused, in the order of their making."""
         found = self._connection.execute(SUMMARIES).fetchall()
         owned = {owner: self._lives(owner) for owner in {row[11] for row in found}}
         return [
-            Summary(
+            BacklogSummary(
                 number=row[0],
                 address=Address(*row[1:6]),
                 items=row[6],

@@ -1,0 +1,235 @@
+"""Looking after an outbox from outside: what waits in it, and what is decided about it.
+
+While others use it. What needs the server is not here: see `session/relay.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cached_session.errors import OutboxError
+from cached_session.outbox import Outbox
+from cached_session.outbox.log import Log
+from cached_session.outbox.place import place
+from cached_session.outbox.records import NAMED, Address, BacklogSummary, WaitingItem
+from cached_session.outbox.shared import check_account
+
+
+class OutboxAdmin:
+    """What somebody does who looks after an outbox: `async with OutboxAdmin("agent.db") as admin:`.
+
+    No session need be open, and others may use the outbox meanwhile. It counts as a process of
+    its own, also beside the sessions of this process: what those are sending it leaves alone.
+    Sessions find out at their next call what was decided here.
+
+    A backlog is named by its number, which `backlogs` tells, or by its conversation's id, or
+    local name, where one account alone has a backlog of that conversation.
+
+    Every method raises `OutboxError` where the outbox cannot be read or written, or has no such
+    backlog, and `TypeError` where an argument is of the wrong kind.
+
+    Attributes:
+        name: Where the outbox is, in words, and as the command line takes it; no password.
+
+    Args:
+        place: The file of an `SQLiteOutbox`; or the database of a `PostgresOutbox`, as
+            "postgresql://app@db/agents", or as "host=db dbname=agents".
+        account: What the program passes as `account=`, for what is sent through `outbox`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: `account` cannot be the name of one.
+        OutboxError: When it is entered: there is no outbox, and none was made; or it cannot be
+            reached or used.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], *, account: str | None = None) -> None:
+        self.name = os.fspath(place)
+        if not isinstance(self.name, str):
+            raise TypeError("place must be made of str, not bytes")
+        if account is not None:
+            check_account(account)
+        self._account = account
+        self._outbox: Outbox | None = None
+
+    async def __aenter__(self) -> Self:
+        # A database may take its time.
+        found = await asyncio.to_thread(place, self.name)
+        self.name = found.name
+        self._outbox = await asyncio.to_thread(found.open, self._account)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.outbox.let_go()
+
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox, for a `Relay`, or for a session that sends what waits.
+
+        Raises:
+            RuntimeError: It is not open: `async with` opens it.
+        """
+        if self._outbox is None:
+            raise RuntimeError("an OutboxAdmin is used inside of `async with`")
+        return self._outbox
+
+    async def backlogs(self) -> list[BacklogSummary]:
+        """All of which something waits, is paused or is stored, in the order of their numbers."""
+        return await self.outbox.consult(lambda log: log.summaries())
+
+    async def backlog(self, backlog: int | str) -> BacklogSummary:
+        """One of them."""
+        return await self.outbox.consult(lambda log: self._find(log, backlog))
+
+    async def waiting(self, backlog: int | str) -> list[WaitingItem]:
+        """The items that wait in a backlog, oldest first. They belong to the caller."""
+
+        def work(log: Log) -> list[WaitingItem]:
+            mailbox = log.mailbox(self._find(log, backlog).address)
+            return [
+                WaitingItem(seq, data, at, sealed, sealed and mailbox.refused)
+                for seq, data, sealed, at in mailbox.rows
+            ]
+
+        return await self.outbox.consult(work)
+
+    async def export(self, backlog: int | str, path: str | os.PathLike[str]) -> list[WaitingItem]:
+        """Writes what waits to a new file as JSON lines, as it will be sent; changes nothing else.
+
+        Only its owner may read the file. It is written in full, or not left there.
+
+        Returns:
+            What was written.
+
+        Raises:
+            FileExistsError: There is such a file, which was left as it is.
+            OSError: It cannot be made or written.
+        """
+        items = await self.waiting(backlog)
+        await asyncio.to_thread(_write, path, b"".join(one.data + b"\n" for one in items))
+        return items
+
+    async def retry(self, backlog: int | str) -> BacklogSummary:
+        """Clears what a backlog is paused for. Nothing is sent by this itself.
+
+        It is sent by the living process that has it, at its next use; or by a session that comes
+        to the conversation, any other one that adopts what is left, or a `Relay`.
+
+        Returns:
+            How the backlog was before.
+        """
+
+        def work(log: Log) -> BacklogSummary:
+            found = self._find(log, backlog)
+            log.resume(found.address)
+            return found
+
+        return await self.outbox.transact(work)
+
+    async def discard(self, backlog: int | str) -> int:
+        """Removes what waits, for good, and clears what it is paused for. Asks nobody.
+
+        What was sent already stays on the server, and may be items that still waited here.
+
+        Returns:
+            How many items were removed.
+
+        Raises:
+            OutboxError: A living process is sending it; nothing was removed.
+        """
+
+        def work(log: Log) -> int:
+            found = self._find(log, backlog)
+            removed = log.discard(found.address)
+            if removed is None:
+                raise in_use(found)
+            return removed
+
+        return await self.outbox.transact(work)
+
+    async def move(self, backlog: int | str, to: str | Address) -> BacklogSummary:
+        """Makes a backlog another account's, and sends nothing. It stays paused if it is.
+
+        Args:
+            backlog: Which one.
+            to: What that account's program passes as `account=`, on the same server; or the
+                `address` of any backlog that is that account's.
+
+        Returns:
+            The backlog as it is now, which may have another number.
+
+        Raises:
+            ValueError: `to` cannot be the name of an account.
+            OutboxError: Nothing waits; a living process has it; or the other account has a
+                backlog of the conversation. Nothing was changed.
+        """
+        if not isinstance(to, Address):
+            check_account(to)
+
+        def work(log: Log) -> BacklogSummary:
+            found = self._find(log, backlog)
+            address = found.address
+            if not found.items:
+                raise OutboxError(
+                    f"nothing waits in backlog {found.number}; nothing was changed.",
+                    conversation_id=found.conversation_id,
+                )
+            if isinstance(to, Address):
+                there = to._replace(conversation=address.conversation)
+            else:
+                there = address._replace(credentials=NAMED + to)
+            there = log.move(address, there)
+            return next(one for one in log.summaries() if one.address == there)
+
+        return await self.outbox.transact(work)
+
+    def _find(self, log: Log, backlog: int | str) -> BacklogSummary:
+        if not isinstance(backlog, int | str):
+            raise TypeError(f"backlog must be an int or a str, not {type(backlog).__name__}")
+        found = [one for one in log.summaries() if backlog in (one.number, one.conversation_id)]
+        if not found:
+            raise OutboxError(
+                f"there is no backlog {backlog} in {self.name}. `cached-session outbox list "
+                f"{shlex.quote(self.name)}` shows those that there are."
+            )
+        if len(found) > 1:
+            numbers = ", ".join(str(one.number) for one in found)
+            raise OutboxError(
+                f"several accounts have a backlog of {backlog} in {self.name}: {numbers}. Name one "
+                "of them by its number.",
+                conversation_id=found[0].conversation_id,
+            )
+        return found[0]
+
+
+def in_use(summary: BacklogSummary) -> OutboxError:
+    """What whoever wants to remove a backlog is told while a living process sends it."""
+    return OutboxError(
+        f"a living process is sending backlog {summary.number}, and nothing was removed. Call "
+        "clear_session() there, which deletes the conversation, too; or end the process, and "
+        "discard it then.",
+        conversation_id=summary.conversation_id,
+    )
+
+
+def _write(path: str | os.PathLike[str], data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # A part would pass for all of it, and stand in the way of the next attempt.
+        Path(path).unlink(missing_ok=True)
+        raise
