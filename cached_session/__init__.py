@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cached_session.events import (
         AbandonedWriteFailed,
         BacklogChanged,
+        CacheStats,
         CallFinished,
         CallStarted,
         CopyEvicted,
@@ -65,6 +66,7 @@ __all__ = [
     "AppendOutcomeUnknown",
     "BacklogChanged",
     "BacklogSummary",
+    "CacheStats",
     "CachedSession",
     "CachedSessionError",
     "CallFinished",
@@ -124,6 +126,7 @@ _HOMES = {
     "BacklogChanged": "cached_session.events",
     "SendStarted": "cached_session.events",
     "SendFinished": "cached_session.events",
+    "CacheStats": "cached_session.events",
     "CopyEvicted": "cached_session.events",
     "CallStarted": "cached_session.events",
     "CallFinished": "cached_session.events",

@@ -304,6 +304,25 @@ class Stats:
     waiting_seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """A snapshot of what all sessions of a cache did in this process, and of the copies it keeps.
+
+    Attributes:
+        hits: Reads that were answered without a request.
+        misses: Reads that needed at least one.
+        evictions: Copies that the cache dropped by itself, for want of room or after `ttl`.
+        conversations: Copies that are kept: one for each conversation and account.
+        bytes: Bytes of memory that they take, as counted against `max_bytes`.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    conversations: int
+    bytes: int
+
+
 def _said(event: Event) -> tuple[int, object]:
     """At which level an event is logged, and how it is said.
 

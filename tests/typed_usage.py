@@ -18,6 +18,7 @@ from cached_session import (
     BacklogSummary,
     CachedSession,
     CachedSessionError,
+    CacheStats,
     CallFinished,
     CallStarted,
     ConversationBusy,
@@ -176,6 +177,15 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
 async def run(agent: Agent[None], session: CachedSession) -> RunResult:
     """The Runner takes it as it is."""
     return await Runner.run(agent, "hello", session=session)
+
+
+def whole_cache(cache: ConversationCache) -> CacheStats:
+    """What a cache says of all its sessions, and drops."""
+    assert_type(cache.invalidate("conv_1") + cache.clear() + cache.bytes + len(cache), int)
+    stats = cache.stats
+    assert_type(stats.hits + stats.misses + stats.evictions, int)
+    assert_type(stats.conversations + stats.bytes, int)
+    return stats
 
 
 def watch() -> Observer:

@@ -140,6 +140,11 @@ class Conversation:
                 sending,
             )
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is a copy, if only of an empty conversation."""
+        return self.ledger.known is not None or self.size > 0
+
     def drop(self) -> None:
         """Forgets what is held of the server; the next read asks."""
         self.ledger.forget_all()
@@ -217,7 +222,12 @@ class Conversation:
 
     @property
     def current(self) -> bool:
-        """Whether all that is recorded is known here, as far as nobody else has to be asked."""
+        """Whether what is known here counts, and is all that is recorded.
+
+        As far as nobody else has to be asked.
+        """
+        if self.order.invalid:
+            return False
         backlog = self.backlog
         return backlog is None or (
             backlog.record.current and not self._errands.left and not backlog.room.given

@@ -281,6 +281,7 @@ class Order:
         ledger: What is known of the conversation.
         lock: The ledger's.
         turns: Who may work on it.
+        invalid: Whether what is known is not to be served any more.
     """
 
     def __init__(self, conversation_id: str, worked: Callable[[], None]) -> None:
@@ -293,6 +294,7 @@ class Order:
         self.lock = threading.Lock()
         self.ledger = Ledger(conversation_id, self.lock)
         self.turns = Turns()
+        self.invalid = False
         self._worked = worked
         self._writes: set[asyncio.Task[Any]] = set()
 
@@ -310,6 +312,7 @@ class Order:
         turn = await self.turns.enter(operation.deadline, self.ledger.conversation_id)
         if turn.taken_over:
             self.ledger.abandon(expires=operation.expiry())
+        self._forget_invalid()
         bury(self._writes)
         if operation.superseded():
             turn.end()
@@ -322,6 +325,21 @@ class Order:
         if turn.current:
             self._worked()
             turn.end()
+
+    def invalidate(self) -> None:
+        """Has what is known forgotten, and the server asked: now, or behind who works on it.
+
+        From any thread. No read that begins after it is answered from what was known before.
+        """
+        self.invalid = True
+        self.turns.when_idle(self._forget_invalid)
+
+    def _forget_invalid(self) -> None:
+        if self.invalid:
+            self.invalid = False
+            # Of one that only an outbox knows there is nothing to be asked.
+            if not self.ledger.local:
+                self.ledger.refresh()
 
     async def settled(self, operation: Operation) -> None:
         """Waits for the work before this call."""

@@ -328,11 +328,19 @@ class Binding:
         self._cache.touch(conversation)
         held = conversation.view(limit, self.trust(conversation))
         if held is not None:
-            self.meter.hits += 1
+            self.count(hit=True)
             if conversation.ledger.waits:
                 # The loop that sends it may have ended.
                 conversation.go_on(self._operation(conversation.conversation_id))
         return held
+
+    def count(self, *, hit: bool) -> None:
+        """Counts a read that was answered without a request, or needs one."""
+        if hit:
+            self.meter.hits += 1
+        else:
+            self.meter.misses += 1
+        self._cache.count(hit=hit)
 
     def trust(self, conversation: Conversation) -> Trust:
         """For how long what is known is trusted by a read now, without asking the server.

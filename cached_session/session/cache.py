@@ -7,16 +7,16 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cachetools import Cache, LRUCache, TTLCache
 
 from cached_session.conversation.conversation import Conversation, Key
-from cached_session.events import CopyEvicted, Observer, Observers
+from cached_session.events import CacheStats, CopyEvicted, Observer, Observers
 from cached_session.forks import in_child, keep
 from cached_session.server.connections import Account
-from cached_session.session.arguments import check_observer
+from cached_session.session.arguments import check_id, check_observer
 
 # What a copy costs beside its items: its own objects and its places in the
 # cache. Measured (`python -m benchmarks memory`). Keeps a bound on many small
@@ -63,6 +63,7 @@ class ConversationCache:
     def _begin(self) -> None:
         max_bytes, ttl = self._max_bytes, self._ttl
         self._lock = threading.RLock()
+        self._hits = self._misses = self._evictions = 0
         # Of which observers are to be told, once the lock is free: they may do what they like.
         self._evicted: list[CopyEvicted] = []
         self._copies: Cache[Key, Conversation] = (
@@ -87,6 +88,70 @@ class ConversationCache:
         """Bytes of memory that the kept copies take, as counted against `max_bytes`."""
         with self._lock:
             return int(self._copies.currsize)
+
+    @property
+    def stats(self) -> CacheStats:
+        """What all sessions that use the cache did in this process so far, and what is kept."""
+        with self._lock:
+            return CacheStats(
+                self._hits,
+                self._misses,
+                self._evictions,
+                len(self._copies),
+                int(self._copies.currsize),
+            )
+
+    def count(self, *, hit: bool) -> None:
+        """Counts a read of a session."""
+        with self._lock:
+            if hit:
+                self._hits += 1
+            else:
+                self._misses += 1
+
+    def invalidate(self, conversation_id: str) -> int:
+        """Drops the copies of a conversation, of every account; the next read asks the server.
+
+        Of this cache alone: another cache, and another process, has copies of its own. No read
+        that begins after this is answered from what was known before, whatever its
+        `max_staleness`. One that is under way may be, and what it has fetched is not kept. A
+        write that is under way goes on; the copy is dropped behind it. What waits in an outbox
+        stays, is sent, and is shown behind what the server says. From any thread; waits for
+        nobody.
+
+        Args:
+            conversation_id: The conversation's id. Of one that has only a local name there is no
+                copy to drop: nobody but the outbox knows it.
+
+        Returns:
+            How many copies there were: one for each account.
+
+        Raises:
+            TypeError: `conversation_id` is no str.
+            ValueError: `conversation_id` cannot be one.
+        """
+        check_id("conversation_id", conversation_id)
+        found = self.conversations()
+        return self._invalidate(one for one in found if one.conversation_id == conversation_id)
+
+    def clear(self) -> int:
+        """Drops all copies, as `invalidate` does that of one conversation.
+
+        Returns:
+            How many there were.
+        """
+        return self._invalidate(self.conversations())
+
+    def _invalidate(self, conversations: Iterable[Conversation]) -> int:
+        dropped = 0
+        for one in conversations:
+            dropped += one.holds
+            one.order.invalidate()
+            with self._lock:
+                # One that is being worked on is measured at the end of that.
+                if not one.holds:
+                    self._copies.pop(one.key, None)
+        return dropped
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Has an observer told of the events of all sessions that use the cache, and of its own.
@@ -168,6 +233,7 @@ class ConversationCache:
                 if not self._evicted:
                     return
                 event = self._evicted.pop(0)
+                self._evictions += 1
             self.observers.tell(event)
 
     def _keep(self, conversation: Conversation) -> None:

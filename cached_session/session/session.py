@@ -308,7 +308,7 @@ class CachedSession(OpenAIConversationsSession):
                     call.hit = held is not None
                     if held is not None:
                         return held
-                    binding.meter.misses += 1
+                    binding.count(hit=False)
                     return await conversation.read(operation, limit, binding.trust(conversation))
 
                 held = await binding.perform(read)
