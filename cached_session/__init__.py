@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SendFinished,
         Sending,
         SendStarted,
+        StaleRead,
         Stats,
     )
     from cached_session.outbox import (
@@ -100,6 +101,7 @@ __all__ = [
     "SendStarted",
     "Sending",
     "SessionClosed",
+    "StaleRead",
     "Standing",
     "Stats",
     "TurnLost",
@@ -138,6 +140,7 @@ _HOMES = {
     "RequestFinished": "cached_session.events",
     "RetryScheduled": "cached_session.events",
     "Sending": "cached_session.events",
+    "StaleRead": "cached_session.events",
     "Stats": "cached_session.events",
     "BacklogSummary": "cached_session.outbox",
     "Left": "cached_session.outbox",

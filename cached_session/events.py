@@ -201,6 +201,21 @@ class AbandonedWriteFailed:
     item_ids: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StaleRead:
+    """A read was answered from the copy because the server could not be asked: `stale_if_error`.
+
+    Attributes:
+        conversation_id: The conversation.
+        seconds: How long ago the copy was last confirmed by the server.
+        error: The class name of what the server, or nobody, answered.
+    """
+
+    conversation_id: str
+    seconds: float
+    error: str
+
+
 class Sending(StrEnum):
     """What becomes of the items that an outbox holds of a conversation."""
 
@@ -267,6 +282,7 @@ Event: TypeAlias = (
     | LateCopyRemoved
     | LateCopySuspected
     | AbandonedWriteFailed
+    | StaleRead
     | BacklogChanged
     | CopyEvicted
 )
@@ -289,6 +305,8 @@ class Stats:
         sending: What becomes of those; "idle" without an outbox.
         waiting_bytes: Bytes of those items as JSON.
         waiting_seconds: For how long the oldest of them has waited; 0 if none waits.
+        stale: Reads that were answered from the copy because the server could not be asked. They
+            count as misses, too.
     """
 
     hits: int
@@ -302,6 +320,7 @@ class Stats:
     sending: Sending = Sending.IDLE
     waiting_bytes: int = 0
     waiting_seconds: float = 0.0
+    stale: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +369,11 @@ def _said(event: Event) -> tuple[int, object]:
                 f"{event.conversation_id}: the answer to an append was lost; the server has "
                 f"{event.landed} of its {counted(event.sent)}, and only what is missing is sent "
                 "again"
+            )
+        case StaleRead():
+            return logging.INFO, (
+                f"{event.conversation_id}: the server could not be asked ({event.error}); a read "
+                f"was answered from the copy, which it confirmed {event.seconds:.1f} s ago"
             )
         case LateCopyRemoved():
             return logging.INFO, (
@@ -430,11 +454,12 @@ class Observers:
 class Meter(Observers):
     """Counts for one session and passes events to its observers, and its cache's."""
 
-    __slots__ = ("hits", "misses", "reconciliations", "requests", "retries")
+    __slots__ = ("hits", "misses", "reconciliations", "requests", "retries", "stale")
 
     def __init__(self, observer: Observer | None, beyond: Observers | None = None) -> None:
         super().__init__(observer, beyond)
         self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
+        self.stale = 0
 
     def apart(self) -> Meter:
         """One with the same observers, that counts for somebody else."""

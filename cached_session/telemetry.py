@@ -29,6 +29,7 @@ from cached_session.events import (
     SendFinished,
     Sending,
     SendStarted,
+    StaleRead,
 )
 from cached_session.forks import Lock
 from cached_session.session.cache import OVERHEAD, PROCESS_CACHE, ConversationCache
@@ -146,6 +147,11 @@ class _Measures:
         )
         self._misses = counter(
             "cached_session.cache.misses", "{read}", "Reads that needed a request."
+        )
+        self._stale = counter(
+            "cached_session.cache.stale_reads",
+            "{read}",
+            "Reads that were answered from a copy because the server could not be asked.",
         )
         self._evictions = counter(
             "cached_session.cache.evictions", "{conversation}", "Copies dropped from a cache."
@@ -266,6 +272,8 @@ class _Measures:
                 self._late.add(count, {"cached_session.late_copy.action": "suspected"})
             case AbandonedWriteFailed():
                 self._abandoned.add(1, {_ERROR: event.error})
+            case StaleRead():
+                self._stale.add(1, {_ERROR: event.error})
             case CopyEvicted():
                 self._evictions.add(1, {"cached_session.eviction.reason": event.reason})
             case _:
@@ -325,6 +333,8 @@ class _Spans:
                 _note("cached_session.late_copy_removed", {})
             case LateCopySuspected():
                 _note("cached_session.late_copy_suspected", {})
+            case StaleRead():
+                _note("cached_session.stale_read", {_ERROR: event.error})
             case _:
                 return  # it belongs to no span
 

@@ -49,6 +49,7 @@ from cached_session import (
     SendStarted,
     SessionClosed,
     SQLiteOutbox,
+    StaleRead,
     Standing,
     Stats,
     TurnLost,
@@ -69,7 +70,7 @@ def construct(client: AsyncOpenAI, wrapped: OpenAIConversationsSession) -> list[
         CachedSession(session_settings={"limit": 20}),
         CachedSession(cache=ConversationCache(max_bytes=1_000_000, ttl=60)),
         CachedSession(retry=RetryPolicy(max_attempts=3, deadline=10, budget=RetryBudget(10, 1))),
-        CachedSession(observer=print, max_staleness=1.5),
+        CachedSession(observer=print, max_staleness=1.5, stale_if_error=60),
         CachedSession(outbox=SQLiteOutbox("agent.db")),
         CachedSession(outbox=MemoryOutbox(), max_staleness=math.inf),
         CachedSession(outbox=None),
@@ -168,7 +169,9 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
     stats = session.stats
     assert_type(stats, Stats)
     assert_type(stats.hits + stats.misses + stats.requests + stats.retries, int)
-    assert_type(stats.reconciliations + stats.items + stats.bytes + stats.waiting, int)
+    assert_type(
+        stats.reconciliations + stats.items + stats.bytes + stats.waiting + stats.stale, int
+    )
     assert_type(stats.waiting_bytes + stats.waiting_seconds, float)
     assert_type(stats.sending, Sending)
     assert_type(session.observe(print), Callable[[], None])
@@ -205,6 +208,8 @@ def watch() -> Observer:
                 assert_type(event.landed, int)
             case CopyEvicted():
                 assert_type(event.bytes, int)
+            case StaleRead():
+                assert_type((event.seconds, event.error), tuple[float, str])
             case RequestFinished():
                 assert_type(event.attempt, int)
                 assert_type((event.status, event.request_id), tuple[int | None, str | None])

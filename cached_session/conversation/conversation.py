@@ -35,8 +35,8 @@ from cached_session.errors import (
     naming,
     verb,
 )
-from cached_session.events import CallStarted, Sending, logger
-from cached_session.server.classify import classify, says_gone
+from cached_session.events import CallStarted, Sending, StaleRead, logger
+from cached_session.server.classify import classify, is_away, says_gone
 from cached_session.server.connections import Account
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class Conversation:
         self._renamed = renamed
         # Backlogs that closed sessions have left, and that give way to this one's.
         self._before: Collection[Backlog] = ()
+        # How many reads on end could not ask the server, and what the last of them met.
+        self._outages, self._outage = 0, ""
         # What is done to its end, whatever becomes of the caller.
         self._errands = Errands()
         # Who deletes it: what comes meanwhile is for the next conversation.
@@ -273,29 +275,42 @@ class Conversation:
             self.backlog.sender.start(through)
 
     async def read(
-        self, operation: Operation, limit: int | None, trust: Trust
+        self, operation: Operation, limit: int | None, trust: Trust, stale: float | None = None
     ) -> list[dict[str, Any]]:
         """Answers a read of the newest `limit` items (None: all), with as few requests as it takes.
+
+        Args:
+            operation: The reader's.
+            limit: How many.
+            trust: For how long what is known is trusted.
+            stale: Seconds for which it is trusted where the server cannot be asked, or None.
 
         Returns:
             The caller's own copy, oldest first.
         """
-        ledger = self.ledger
+        ledger, outages = self.ledger, self._outages
         if self.backlog is not None:
             await self.backlog.room.used(operation)
         while True:
             backlog = self.backlog
             try:
                 async with self.order.turn(operation):
-                    if backlog is None:
-                        history = await fresh(ledger, None, operation, limit, trust)
-                        return copies(history.tail(limit))
-                    if ledger.queue or ledger.local:
-                        # Whoever had the turn may have left it so that no request is needed.
-                        held = self.view(limit, trust)
+                    if stale is not None and self._outages > outages:
+                        # Another read has found it so since this one came.
+                        held = self._stale(operation, limit, stale)
                         if held is not None:
                             return held
-                    held = await self._read_with(backlog, operation, limit, trust)
+                    try:
+                        held = await self._ask(backlog, operation, limit, trust)
+                    except OpenAIError as error:
+                        if not is_away(error):
+                            raise
+                        self._outages, self._outage = self._outages + 1, type(error).__name__
+                        held = None if stale is None else self._stale(operation, limit, stale)
+                        if held is None:
+                            raise
+                        return held
+                    self._outages = 0
                     if held is not None:
                         return held
             except Elsewhere:
@@ -305,6 +320,34 @@ class Conversation:
                 await backlog.at_rest(operation, LOOK_AFTER / 4)
                 if ledger.paused is not None:
                     await backlog.held_elsewhere(operation)
+
+    def _stale(
+        self, operation: Operation, limit: int | None, seconds: float
+    ) -> list[dict[str, Any]] | None:
+        """What was confirmed that long ago at most, unless it is in doubt, or None. In the turn."""
+        ledger, now = self.ledger, operation.now()
+        if self.order.invalid:
+            return None
+        held = ledger.view(limit, Trust(0, now - seconds, now), idle=True)
+        if held is not None:
+            operation.meter.stale += 1
+            operation.meter.tell(StaleRead(self.conversation_id, ledger.age(now), self._outage))
+        return held
+
+    async def _ask(
+        self, backlog: Backlog | None, operation: Operation, limit: int | None, trust: Trust
+    ) -> list[dict[str, Any]] | None:
+        """Reads, with the requests that it takes; None: look again. In the turn."""
+        ledger = self.ledger
+        if backlog is None:
+            history = await fresh(ledger, None, operation, limit, trust)
+            return copies(history.tail(limit))
+        if ledger.queue or ledger.local:
+            # Whoever had the turn may have left it so that no request is needed.
+            held = self.view(limit, trust)
+            if held is not None:
+                return held
+        return await self._read_with(backlog, operation, limit, trust)
 
     async def _read_with(
         self, backlog: Backlog, operation: Operation, limit: int | None, trust: Trust

@@ -342,6 +342,10 @@ class Ledger:
         at = self._checked_at
         return trust.since == -math.inf or (at is not None and at.told(trust.now) >= trust.since)
 
+    def age(self, now: float) -> float:
+        """Seconds since a listing was asked for that confirmed what is known; inf: none was."""
+        return math.inf if self._checked_at is None else now - self._checked_at.told(now)
+
     def trusted(self, trust: Trust) -> History | None:
         """What is known, if it may be served without asking."""
         return self.known if self.checked(trust) and not self.watch.active else None

@@ -170,6 +170,18 @@ def found_nobody(error: Exception) -> bool:
     )
 
 
+def is_away(error: Exception) -> bool:
+    """Whether an error says that the server cannot be asked at present, whoever asks.
+
+    There was no answer, or a 5xx, or a 429 that time helps. All else is an answer.
+    """
+    if isinstance(error, APIStatusError):
+        return error.status_code >= 500 or (error.status_code == 429 and _retryable(error))
+    # One without a cause was about a header: see `classify`.
+    causes = (type(None).__name__, "UnsupportedProtocol")
+    return isinstance(error, APIConnectionError) and type(error.__cause__).__name__ not in causes
+
+
 def of_http_layer(error: Exception) -> bool:
     """Whether an exception comes from an HTTP library, whichever it is."""
     libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")

@@ -78,16 +78,14 @@ def check_id(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a conversation's id, not {value!r}")
 
 
-def check_staleness(value: object) -> None:
-    """Refuses what `max_staleness` cannot be."""
+def check_staleness(name: str, value: object) -> None:
+    """Refuses what is no number of seconds for which a copy may be used."""
     if value is None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(
-            f"max_staleness must be a number of seconds or None, not {type(value).__name__}"
-        )
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
     if math.isnan(value) or value < 0:
-        raise ValueError("max_staleness must not be negative or NaN")
+        raise ValueError(f"{name} must not be negative or NaN")
 
 
 def check_timeout(value: object, name: str = "timeout") -> None:

@@ -47,6 +47,7 @@ class Binding:
     Attributes:
         chosen: The openai client, and where it is from.
         meter: Who counts the session's requests.
+        stale_if_error: For how long what is known counts where a read cannot ask, or None.
         outbox: Where appends are recorded before they are sent, or None.
         conversation: The copy that was bound last; `bound` says whether it still counts.
         closed: Whether the session takes no calls any more.
@@ -61,6 +62,7 @@ class Binding:
         policy: RetryPolicy,
         meter: Meter,
         max_staleness: float | None,
+        stale_if_error: float | None,
         outbox: Outbox | None,
     ) -> None:
         """Makes one; nothing is bound yet.
@@ -73,8 +75,10 @@ class Binding:
             policy: How requests are repeated.
             meter: See the class.
             max_staleness: When a read asks what other processes wrote, see `CachedSession`.
+            stale_if_error: See the class.
             outbox: See the class.
         """
+        self.stale_if_error = stale_if_error
         self.chosen = chosen
         self.meter = meter
         self.outbox = outbox

@@ -73,6 +73,12 @@ class CachedSession(OpenAIConversationsSession):
             request for each 100 items added since the last time. What other
             processes did through the file of an outbox, each read asks that,
             without a request; with seconds, if it was not asked for longer.
+        stale_if_error: Where a read has to ask and the server cannot be asked,
+            because nobody answers, or with 5xx, or with a 429 that time helps,
+            after the repeats: for how many seconds after the server last
+            confirmed it the copy is the answer all the same, with what waits
+            in the outbox behind it. Not while anything in the copy is in
+            doubt, and not for `pop_item` or `add_items`. None: the read raises.
         retry: How requests are repeated; None: `RetryPolicy()`.
         outbox: Where appends are recorded before they are sent: a
             `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
@@ -102,6 +108,7 @@ class CachedSession(OpenAIConversationsSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         cache: ConversationCache | None = None,
         max_staleness: float | None = None,
+        stale_if_error: float | None = None,
         retry: RetryPolicy | None = None,
         outbox: Outbox | None = None,
         observer: Observer | None = None,
@@ -115,7 +122,8 @@ class CachedSession(OpenAIConversationsSession):
             check_observer(observer)
         if conversation_id is not None:
             check_id("conversation_id", conversation_id)
-        check_staleness(max_staleness)
+        check_staleness("max_staleness", max_staleness)
+        check_staleness("stale_if_error", stale_if_error)
         check_outbox(outbox, conversation_id)
         if underlying_session is not None:
             check_absent(conversation_id=conversation_id)
@@ -149,6 +157,7 @@ class CachedSession(OpenAIConversationsSession):
             RetryPolicy() if retry is None else retry,
             Meter(observer, cache.observers),
             max_staleness,
+            stale_if_error,
             outbox,
         )
         if outbox is not None:
@@ -232,6 +241,7 @@ class CachedSession(OpenAIConversationsSession):
             requests=meter.requests,
             retries=meter.retries,
             reconciliations=meter.reconciliations,
+            stale=meter.stale,
             **held._asdict(),
         )
 
@@ -309,7 +319,9 @@ class CachedSession(OpenAIConversationsSession):
                     if held is not None:
                         return held
                     binding.count(hit=False)
-                    return await conversation.read(operation, limit, binding.trust(conversation))
+                    return await conversation.read(
+                        operation, limit, binding.trust(conversation), binding.stale_if_error
+                    )
 
                 held = await binding.perform(read)
             call.items = 0 if held is None else len(held)

@@ -175,6 +175,21 @@ async def test_a_late_copy(emulator: Emulator, client: AsyncOpenAI, sdk: Sdk) ->
     assert [(span.attributes or {}).get("http.request.resend_count") for span in again] == [None, 1]
 
 
+async def test_a_stale_read(emulator: Emulator, client: AsyncOpenAI, sdk: Sdk) -> None:
+    """A read that the copy answers, as the server is away, is a miss, and is told by its error."""
+    cache = ConversationCache()
+    sdk.instrument(cache)
+    session = session_on(client, cache, max_staleness=0, stale_if_error=60)
+    await session.get_items()
+    emulator.faults = lambda request: REFUSED
+    await session.get_items()
+    emulator.faults = None
+    assert sdk.values("cache.stale_reads") == {("InternalServerError",): 1}
+    assert sdk.values("cache.hits") == {}
+    *_, read = sdk.spans("get_items")
+    assert "cached_session.stale_read" in [event.name for event in read.events]
+
+
 async def test_an_eviction(emulator: Emulator, client: AsyncOpenAI, sdk: Sdk) -> None:
     """A copy that has to go for another one counts as evicted, and the bytes with it."""
     cache = ConversationCache(max_bytes=12_000)
@@ -461,6 +476,11 @@ async def test_the_page_is_right(emulator: Emulator, client: AsyncOpenAI, sdk: S
     """The page's tables have each metric and span that is made, its kind, unit and attributes."""
     cache, outbox = ConversationCache(max_bytes=11_000), MemoryOutbox()
     sdk.instrument(cache)
+    stale = session_on(client, cache, max_staleness=0, stale_if_error=60)
+    await stale.get_items()
+    emulator.faults = lambda request: REFUSED
+    await stale.get_items()
+    emulator.faults = None
     plain = session_on(client, cache)
     await plain.add_items([user("a")])
     on_appends(emulator, LOST)
