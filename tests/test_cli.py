@@ -94,6 +94,43 @@ def test_demo_without_a_terminal_prints_plain_lines(capsys: pytest.CaptureFixtur
     assert "\x1b" not in output
 
 
+def test_demo_draws_the_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each run's time is drawn with characters, and no line is wider than the console."""
+    assert main((*QUICK, "--plot")) == 0
+    output = capsys.readouterr().out
+    drawn, _, legend = output[output.index("(s)") :].partition("Legend:")
+    assert drawn.count("o") == 7
+    assert re.findall(r"⠤(\w)⠤ (\w+)", legend) == [
+        ("x", "OpenAIConversationsSession"),
+        ("o", "CachedSession"),
+    ]
+    assert all(len(line) <= 80 for line in drawn.splitlines())
+    assert "\x1b" not in output
+
+
+@pytest.mark.long
+def test_demo_draws_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With matplotlib the same is drawn into a PNG file."""
+    path = tmp_path / "times.png"
+    assert main((*QUICK, "--png", str(path))) == 0
+    assert str(path) in capsys.readouterr().out.replace("\n", "")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_without_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where a file of the plot is asked for and cannot be made, that is said at once."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    assert main((*QUICK, "--png", str(tmp_path / "times.png"))) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "pip install matplotlib" in captured.err
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
 def test_demo_on_a_terminal_draws_bars() -> None:

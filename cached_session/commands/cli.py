@@ -38,7 +38,7 @@ COMMANDS = {
         "the same agent on OpenAIConversationsSession and on CachedSession, side by side",
         "cached_session.commands.demo.command",
         "cli",
-        ("h11", "rich", "starlette"),
+        ("h11", "plotille", "rich", "starlette"),
     ),
     "serve": Command(
         "a Conversations API server for offline work and tests",
@@ -48,7 +48,7 @@ COMMANDS = {
         function="serve",
     ),
     "outbox": Command(
-        "what waits in an outbox: list, show, retry, move, relay, discard, export, migrate",
+        "what waits in an outbox: list, watch, show, retry, move, relay, discard, export, migrate",
         "cached_session.commands.outbox.command",
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,10 +16,12 @@ from agents.exceptions import AgentsException
 from agents.testing import ModelScriptError, ScriptedModel
 from openai import AsyncOpenAI, OpenAIError
 from rich.console import Console
+from rich.text import Text
 
 from cached_session.commands.demo.comparison import histories_differ, inputs_differ
 from cached_session.commands.demo.display import LoopProgress, results_table
 from cached_session.commands.demo.loop import LoopResult, Place, run_loop
+from cached_session.commands.demo.plots import draw_png, text_plot
 from cached_session.commands.demo.scenario import questions, script
 from cached_session.emulator import Emulator
 from cached_session.errors import CachedSessionError
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--model needs --live; without it the model is scripted")
     if options.live and not os.environ.get("OPENAI_API_KEY"):
         parser.error("--live needs an API key in the environment variable OPENAI_API_KEY")
+    if options.png is not None and importlib.util.find_spec("matplotlib") is None:
+        return _fail("--png needs matplotlib, which no extra brings: pip install matplotlib")
     latency = 0.05 if options.latency is None else options.latency
 
     # Highlighting would colour the figures that rich finds in a line.
@@ -88,6 +93,12 @@ async def _demo(console: Console, options: argparse.Namespace, latency: float) -
     console.print(
         results_table(one, other, same_history=history is None, same_inputs=inputs is None)
     )
+    if options.plot:
+        plot = text_plot((one, other), console.width, colours=console.is_terminal)
+        console.print(Text.from_ansi(plot), soft_wrap=True)
+    if options.png is not None:
+        draw_png((one, other), options.png)
+        console.print(f"The times are drawn in {options.png}.", markup=False, soft_wrap=True)
     if history is not None or inputs is not None:
         found = {"history on the server": history, "model inputs": inputs}
         raise LoopsDiffer(
@@ -178,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="use the real service and a real model, with the key in OPENAI_API_KEY; "
         "the model is called for one of the two loops, and its answers are replayed for the other",
+    )
+    parser.add_argument("--plot", action="store_true", help="draw each run's time, too")
+    parser.add_argument(
+        "--png",
+        metavar="PATH",
+        help="draw them into this file, with matplotlib if that is there",
     )
     parser.add_argument("--model", help="the real model (the Agents SDK's default)")
     return parser

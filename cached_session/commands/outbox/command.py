@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from cached_session.commands.outbox.migrate import migrate
 from cached_session.commands.outbox.records import (
     Stop,
     age,
+    aligned,
     conversation,
     facts,
     fitting,
@@ -116,12 +118,20 @@ async def _list(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     lines = [_HEAD, *map(overview, chosen)]
     if sys.stdout.isatty():
         lines = fitting(lines, shutil.get_terminal_size().columns)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned(lines)))
     if len(chosen) < len(found):
         print(f"--all lists {idle}, too.")
+
+
+async def _watch(admin: OutboxAdmin, options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("rich") is None:
+        raise Stop(
+            "watch needs rich: the extra cli is not installed. From a checkout: "
+            'pip install ".[cli]". `list` shows the same, once.'
+        )
+    from cached_session.commands.outbox.watch import watch  # only now: rich is an extra
+
+    await watch(admin, options)
 
 
 async def _retry(admin: OutboxAdmin, options: argparse.Namespace) -> None:
@@ -254,7 +264,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
             help="the outbox's file; or its database, as postgresql://app@db/agents, or as "
             '"host=db dbname=agents"',
         )
-        if name not in ("list", "relay"):
+        if name not in ("list", "watch", "relay"):
             command.add_argument(
                 "number", metavar="NUMBER", type=int, help="the backlog's number, as `list` shows"
             )
@@ -263,6 +273,11 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     table = add("list", _list, "lists the backlogs, one a line, without content")
     table.add_argument("--all", action="store_true", help="those in which nothing waits, too")
     table.add_argument("--json", action="store_true", help="as JSON, for programs")
+    live = add("watch", _watch, "shows the backlogs in a live table, until Ctrl-C")
+    live.add_argument("--all", action="store_true", help="those in which nothing waits, too")
+    live.add_argument(
+        "--every", metavar="SECONDS", type=_interval, default=1.0, help="how often it looks (1)"
+    )
     show = add("show", _show, "shows one backlog and its items, one a line")
     show.add_argument("--content", action="store_true", help="show each item's JSON, too")
     again = add("retry", _retry, "clears what a backlog was paused for, and sends it")

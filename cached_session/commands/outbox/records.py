@@ -28,6 +28,20 @@ def overview(summary: BacklogSummary) -> tuple[str, ...]:
     )
 
 
+def state_and_error(summary: BacklogSummary) -> tuple[str, str]:
+    """Its state in a word or two, and what keeps it from being sent."""
+    if summary.paused is not None:
+        return "paused", visible(summary.paused)
+    return state(summary).removesuffix(" by a living process"), "-"
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """A table's lines, one column below the other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = (zip(line, widths, strict=True) for line in lines)
+    return ["  ".join(f"{cell:{width}}" for cell, width in row).rstrip() for row in rows]
+
+
 def facts(summary: BacklogSummary) -> dict[str, Any]:
     """The same for a program; times are seconds since the epoch."""
     address = summary.address
@@ -49,9 +63,9 @@ def facts(summary: BacklogSummary) -> dict[str, Any]:
 
 
 def fitting(lines: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
-    """A table's lines, its conversations and then its states cut so that no line is wider."""
+    """A table's lines, its conversations and then its last column cut so that none is wider."""
     kept = [list(line) for line in lines]
-    for column, least in ((1, 16), (5, 8)):
+    for column, least in ((1, 16), (len(lines[0]) - 1, 8)):
         widths = [max(map(len, cells)) for cells in zip(*kept, strict=True)]
         over = sum(widths) + 2 * (len(widths) - 1) - width
         room = max(least, widths[column] - max(0, over))

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from openai import AsyncOpenAI
 
 from cached_session.commands.outbox.records import Stop, key, server, visible
 from cached_session.commands.outbox.retry import need_key
+from cached_session.commands.outbox.signals import signals
 from cached_session.errors import OutboxUnavailable, counted, verb
 from cached_session.events import logger
 from cached_session.outbox.admin import OutboxAdmin
@@ -106,22 +106,6 @@ def _said(found: Standing) -> str:
     conversations = counted(found.waiting, "conversation")
     said = f"{conversations} {verb(found.waiting, 'waits', 'wait')}, {found.paused} paused"
     return f"{said}, {found.others} of other accounts" if found.others else said
-
-
-@contextlib.contextmanager
-def signals(stop: asyncio.Event) -> Iterator[None]:
-    """Within it, what asks a process to end sets the event."""
-    loop, asked = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
-    for number in asked:
-        # Where the loop has no such handlers, Ctrl-C interrupts as everywhere.
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in asked:
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager
