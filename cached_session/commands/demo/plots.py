@@ -29,8 +29,9 @@ def text_plot(results: Sequence[LoopResult], width: int, *, colours: bool) -> st
     for kind in (int, float):
         figure.register_label_formatter(kind, _label)
     runs = len(results[0].seconds)
-    figure.set_x_limits(1, max(2, runs))
-    figure.set_y_limits(0, max(max(result.seconds) for result in results))
+    # With room for the marks, which are left out at the very edge.
+    figure.set_x_limits(1, runs + 1)
+    figure.set_y_limits(0, 1.1 * max(max(result.seconds) for result in results))
     for result, colour, mark in zip(results, _COLOURS, _MARKS, strict=True):
         figure.plot(range(1, runs + 1), result.seconds, lc=colour, marker=mark, label=result.name)
     drawn: str = figure.show(legend=True)
