@@ -15,8 +15,11 @@ PINNED = $(addprefix --ignore=tests/,core emulator test_house.py test_house_figu
 # Where the HTTP client and the driver of PostgreSQL do all that they do for the product.
 DRIVERS = tests/session/test_connections.py tests/outbox tests/outbox_sessions/test_lost_calls.py tests/outbox_sessions/test_coherence.py
 BENCHMARKS = benchmarks/requirements.txt
+# It finds the packages by the first Python on the path.
+PYRIGHT = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" pyright
+CHECK_SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
-.PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation prepare bench bench-bars bench-fleet bench-guard bench-web clean
+.PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation prepare bench bench-bars bench-fleet bench-guard bench-web docs dist clean
 .NOTPARALLEL:
 
 help:
@@ -34,6 +37,8 @@ help:
 	@echo "make bench-fleet      what a fleet on PostgreSQL has to reach, on servers of its own"
 	@echo "make bench-guard      ratios that a change must not make worse"
 	@echo "make bench-web        what a web request costs, side by side, for docs/web.md"
+	@echo "make docs             the documentation as a site, into site; a broken link is an error"
+	@echo "make dist             wheel and sdist, into dist, and the wheel used in an empty environment"
 	@echo "make clean            remove what the others made"
 
 demo: $(VENV)/.demo
@@ -55,7 +60,13 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PYRIGHT)
+	$(PYRIGHT) --verifytypes cached_session --ignoreexternal > $(VENV)/types.txt || { grep -B 1 error: $(VENV)/types.txt; exit 1; }
 	$(VENV)/bin/lint-imports
+	$(CHECK_SCHEMA) vendor.github-workflows $(wildcard .github/workflows/*.yml)
+	$(CHECK_SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(CHECK_SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(CHECK_SCHEMA) vendor.dependabot .github/dependabot.yml
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix .
@@ -98,8 +109,14 @@ bench-web: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks web --output benchmarks/results $(ARGS)
 	$(VENV)/bin/python -m benchmarks workers --output benchmarks/results
 
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist .
+	$(VENV)/bin/twine check --strict dist/*
+	.ci/stranger $(VENV)/bin/python dist/*.whl
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist
+	rm -rf $(VENV) $(OLDEST) $(SIMULATION) build dist site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -123,6 +140,10 @@ $(VENV)/.node: | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[cli]" -r $(BENCHMARKS)
+	@touch $@
+
+$(VENV)/.dist: | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) build twine
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python

@@ -55,13 +55,16 @@ if TYPE_CHECKING:
         SQLiteOutbox,
     )
     from cached_session.outbox.admin import OutboxAdmin
-    from cached_session.outbox.postgres.outbox import PostgresOutbox
+    from cached_session.outbox.postgres.outbox import PostgresOutbox as PostgresOutbox
     from cached_session.outbox.records import WaitingItem
     from cached_session.server.retrying import RetryBudget, RetryPolicy
     from cached_session.session.cache import ConversationCache
     from cached_session.session.relay import Relay, Standing
     from cached_session.session.session import CachedSession
 
+__version__ = "0.1.0"
+
+# All but `PostgresOutbox`: who asks for all would have to have psycopg, an extra.
 __all__ = [
     "AbandonedWriteFailed",
     "AppendOutcomeUnknown",
@@ -89,7 +92,6 @@ __all__ = [
     "OutboxFull",
     "OutboxPaused",
     "OutboxUnavailable",
-    "PostgresOutbox",
     "Reconciled",
     "Relay",
     "RequestFinished",
@@ -150,7 +152,6 @@ _HOMES = {
     "SQLiteOutbox": "cached_session.outbox",
     "OutboxAdmin": "cached_session.outbox.admin",
     "WaitingItem": "cached_session.outbox.records",
-    # Only here: psycopg is an extra.
     "PostgresOutbox": "cached_session.outbox.postgres.outbox",
     "RetryBudget": "cached_session.server.retrying",
     "RetryPolicy": "cached_session.server.retrying",
@@ -172,4 +173,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from cached_session.errors import counted, verb
 from cached_session.forks import Lock
 
-logger = logging.getLogger("cached_session")
+logger: logging.Logger = logging.getLogger("cached_session")
 
 # For changes of who is told, which are rare.
 _lock = Lock()
@@ -458,8 +458,12 @@ class Meter(Observers):
 
     def __init__(self, observer: Observer | None, beyond: Observers | None = None) -> None:
         super().__init__(observer, beyond)
-        self.hits = self.misses = self.requests = self.retries = self.reconciliations = 0
-        self.stale = 0
+        self.hits: int = 0
+        self.misses: int = 0
+        self.requests: int = 0
+        self.retries: int = 0
+        self.reconciliations: int = 0
+        self.stale: int = 0
 
     def apart(self) -> Meter:
         """One with the same observers, that counts for somebody else."""

@@ -40,10 +40,12 @@ try:
     from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, TracerProvider
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "cached_session.telemetry needs opentelemetry-api: pip install 'cached-session[otel]'"
-    ) from error
+    ) from _error
+
+__all__ = ["Instrumented", "instrument"]
 
 Target: TypeAlias = CachedSession | ConversationCache
 Attributes: TypeAlias = dict[str, str | int | float | bool]

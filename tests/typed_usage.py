@@ -1,4 +1,4 @@
-"""Typed usage: what a checker must accept and infer. mypy reads this file, and nobody runs it."""
+"""Typed usage: what a checker must accept and infer. mypy and pyright read it, nobody runs it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from agents import Agent, OpenAIConversationsSession, Runner, RunResult, TRespon
 from agents.memory import Session, SessionSettings
 from openai import AsyncOpenAI
 
+import cached_session.testing
 from cached_session import (
     AbandonedWriteFailed,
     AppendOutcomeUnknown,
@@ -142,7 +143,9 @@ async def look_after(place: Path, client: AsyncOpenAI) -> None:
 
 def takes_the_place_of(session: CachedSession) -> tuple[OpenAIConversationsSession, Session]:
     """It is what the SDK expects, as a class and as a protocol."""
-    return session, session
+    # pyright finds no session of the SDK's that has `session_id` as a property to be a `Session`,
+    # whose protocol says attribute; its own OpenAIConversationsSession neither. mypy takes both.
+    return session, session  # pyright: ignore[reportReturnType]
 
 
 async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
@@ -179,7 +182,8 @@ async def use(session: CachedSession, items: list[TResponseInputItem]) -> None:
 
 async def run(agent: Agent[None], session: CachedSession) -> RunResult:
     """The Runner takes it as it is."""
-    return await Runner.run(agent, "hello", session=session)
+    # As above: it says the same of the SDK's own session.
+    return await Runner.run(agent, "hello", session=session)  # pyright: ignore[reportArgumentType]
 
 
 def whole_cache(cache: ConversationCache) -> CacheStats:
@@ -259,7 +263,7 @@ def handle(error: Exception) -> int | None:
             assert_type(error.conversation_id, str | None)
         case ConversationBusy():
             assert_type(error.conversation_id, str | None)
-        case CachedSessionError():
+        case CachedSessionError() | _:
             pass
     return None
 
@@ -276,3 +280,10 @@ async def emulate() -> list[dict[str, Any]]:
         assert_type(emulator.base_url, str)
         assert_type([request.status for request in emulator.requests], list[int | None])
         return emulator.items("conv_1")
+
+
+def misspelt() -> None:
+    """A name that is not there is an error, although the names are imported when asked for."""
+    assert cached_session.CachedSesion  # type: ignore[attr-defined]  # pyright: ignore
+    assert cached_session.emulator.Emulater  # type: ignore[attr-defined]  # pyright: ignore
+    assert cached_session.testing.apend  # type: ignore[attr-defined]  # pyright: ignore

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from cached_session import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=importlib.metadata.version("cached-session")
-    )
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below"
     )

@@ -122,8 +122,8 @@ class Backlog:
         self._ledger = order.ledger
         self._renamed = renamed
         self._parted = parted
-        self.sender = Sender(order, self.create)
-        self.record = Record(
+        self.sender: Sender = Sender(order, self.create)
+        self.record: Record = Record(
             outbox,
             address,
             order.ledger,
@@ -135,8 +135,8 @@ class Backlog:
         )
         self.sender.use(self.record)
         self.sender.then = self.look
-        self.room = Room(order.ledger, outbox, self.record.changed)
-        self.users = Users()
+        self.room: Room = Room(order.ledger, outbox, self.record.changed)
+        self.users: Users = Users()
         # The oldest row of others' on which somebody here keeps an eye.
         self._eyed = 0
         # What goes on behind those who have left.
@@ -490,8 +490,8 @@ class Place:
     def __init__(self, room: Room, count: int, size: int) -> None:
         self._room = room
         self._loop = asyncio.get_running_loop()
-        self.count = count
-        self.size = size
+        self.count: int = count
+        self.size: int = size
 
     @property
     def lost(self) -> bool:

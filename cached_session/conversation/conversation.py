@@ -101,7 +101,7 @@ class Conversation:
             renamed: Called with the new id when the conversation gets its own.
         """
         self.key = key
-        self.order = Order(conversation_id, functools.partial(resized, self))
+        self.order: Order = Order(conversation_id, functools.partial(resized, self))
         self.ledger: Ledger = self.order.ledger
         self.backlog: Backlog | None = None
         self.replaced = False

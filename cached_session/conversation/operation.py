@@ -80,13 +80,13 @@ class Operation:
         self.meter = meter
         self.conversation_id = conversation_id
         self._retrier = Retrier(policy, meter)
-        self.deadline = deadline
+        self.deadline: float = deadline
         self._caller = caller
         # By this name its caller knows the conversation.
         self._begun_on = conversation_id
         self.turn: Turn | None = None
         self.within: Run | None = None
-        self.transfer = 0.0
+        self.transfer: float = 0.0
         self.before = 0
 
     @staticmethod
@@ -291,10 +291,10 @@ class Order:
             conversation_id: The conversation.
             worked: Called whenever somebody has worked on it; its size may have changed.
         """
-        self.lock = threading.Lock()
-        self.ledger = Ledger(conversation_id, self.lock)
-        self.turns = Turns()
-        self.invalid = False
+        self.lock: threading.Lock = threading.Lock()
+        self.ledger: Ledger = Ledger(conversation_id, self.lock)
+        self.turns: Turns = Turns()
+        self.invalid: bool = False
         self._worked = worked
         self._writes: set[asyncio.Task[Any]] = set()
 

@@ -86,8 +86,8 @@ class Record:
             moment: Tells when it is.
         """
         self.outbox = outbox
-        self.address = address
-        self.changed = Signal()
+        self.address: Address = address
+        self.changed: Signal = Signal()
         self._ledger = ledger
         self._lock = lock
         self._turns = turns

@@ -70,7 +70,7 @@ class Sender:
         self._process = os.getpid()
         # Sent since the last look back.
         self._batches = 0
-        self.state = Sending.IDLE
+        self.state: Sending = Sending.IDLE
         self.failure: OutboxError | None = None
         self._trouble: Exception | None = None
         self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing

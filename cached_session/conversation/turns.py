@@ -42,7 +42,7 @@ class Turn:
         # Weakly: an operation refers to its turn, and may be kept for what is sent later.
         self._loop = weakref.ref(loop)
         self._process = os.getpid()
-        self.taken_over = False
+        self.taken_over: bool = False
 
     @property
     def lost(self) -> bool:
@@ -272,7 +272,7 @@ class Run:
         """Begins with the turn of this process, for the present task."""
         self.outbox = outbox
         self.ticket: Ticket | None = None
-        self.given_back = False
+        self.given_back: bool = False
         self._turn = turn
         # Weakly: the outbox has it until its thread has found that the loop was closed.
         self._task = weakref.ref(task) if (task := asyncio.current_task()) else None

@@ -29,10 +29,10 @@ class History:
     def __init__(self, items: Sequence[Held] = (), *, complete: bool) -> None:
         """Starts from a listing's newest items, oldest first."""
         self._items = list(items)
-        self.complete = complete
-        self.verified = len(self._items)
-        self.size = sum(item.size for item in self._items)
-        self.revision = 0
+        self.complete: bool = complete
+        self.verified: int = len(self._items)
+        self.size: int = sum(item.size for item in self._items)
+        self.revision: int = 0
 
     def __len__(self) -> int:
         return len(self._items)

@@ -140,7 +140,7 @@ class Batch:
 
     def __init__(self, promise: Promise) -> None:
         self.promise = promise
-        self.front = Front.NONE
+        self.front: Front = Front.NONE
         self.items: tuple[Outgoing, ...] = ()
         # Whether an earlier request of these items may still be alive, and whether a sign that one
         # of them came through was followed already.
@@ -260,15 +260,15 @@ class Ledger:
             conversation_id: The conversation.
             lock: Guards the queue, which commits change in another thread.
         """
-        self.conversation_id = conversation_id
+        self.conversation_id: str = conversation_id
         self.known: History | None = None
-        self.watch = Unsettled()
-        self.queue = Queue()
-        self.recorded = Batch(Promise.RECORDED)
-        self.own = Batch(Promise.DELIVERED)
-        self.listings = 0
-        self.removed = 0
-        self.delivered = 0
+        self.watch: Unsettled = Unsettled()
+        self.queue: Queue = Queue()
+        self.recorded: Batch = Batch(Promise.RECORDED)
+        self.own: Batch = Batch(Promise.DELIVERED)
+        self.listings: int = 0
+        self.removed: int = 0
+        self.delivered: int = 0
         self.paused: str | None = None
         self.refusal: Exception | None = None
         self.left: object = None

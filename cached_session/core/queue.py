@@ -41,9 +41,9 @@ class Entry:
     __slots__ = ("_held", "at", "data", "seq")
 
     def __init__(self, seq: int, data: Outgoing, at: float) -> None:
-        self.seq = seq
-        self.data = data
-        self.at = at
+        self.seq: int = seq
+        self.data: Outgoing = data
+        self.at: float = at
         self._held: Held | None = None
 
     @property
@@ -68,11 +68,11 @@ class Queue:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.size = 0
-        self.seen = 0
-        self.sealed = 0
-        self.landed = 0
-        self.shown_size = 0
+        self.size: int = 0
+        self.seen: int = 0
+        self.sealed: int = 0
+        self.landed: int = 0
+        self.shown_size: int = 0
         self._shown: list[Held] | None = None
         self._complete = False
 

@@ -46,19 +46,22 @@ __all__ = [
 _NEEDS_SERVER = {"Emulator": "server", "create_app": "app"}
 
 
-def __getattr__(name: str) -> object:
-    """Imports what needs Starlette and h11 only when it is asked for."""
-    import importlib
+# Not where a checker looks: it would take every misspelt name for one that is there.
+if not TYPE_CHECKING:
 
-    if name not in _NEEDS_SERVER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f".{_NEEDS_SERVER[name]}", __name__)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("h11", "starlette"):
-            raise
-        raise ImportError(
-            f"{name} needs Starlette and h11, the extra emulator: "
-            'pip install "cached-session[emulator]"; from a checkout, pip install ".[emulator]"'
-        ) from error
-    return getattr(module, name)
+    def __getattr__(name: str) -> object:
+        """Imports what needs Starlette and h11 only when it is asked for."""
+        import importlib
+
+        if name not in _NEEDS_SERVER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            module = importlib.import_module(f".{_NEEDS_SERVER[name]}", __name__)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ("h11", "starlette"):
+                raise
+            raise ImportError(
+                f"{name} needs Starlette and h11, the extra emulator: "
+                'pip install "cached-session[emulator]"; from a checkout, pip install ".[emulator]"'
+            ) from error
+        return getattr(module, name)

@@ -161,7 +161,9 @@ class Faults:
             ValueError: A name is not a kind, or a rate or span is out of bounds.
         """
         self.seed = seed
-        self.rates = {FaultKind(kind): float(rate) for kind, rate in rates.items()}
+        self.rates: dict[FaultKind, float] = {
+            FaultKind(kind): float(rate) for kind, rate in rates.items()
+        }
         self.spans: dict[str, tuple[float, float]] = dict(_SPANS)
         for span_kind, span in (spans or {}).items():
             self.spans[span_kind] = span

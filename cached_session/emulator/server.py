@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from types import TracebackType
 from typing import Any
 
+from starlette.applications import Starlette
+
 from .app import Sleep, create_app
 from .faults import Fault, FaultPlan
 from .habits import Habits
@@ -101,7 +103,7 @@ class Emulator:
         self.faults = faults
         self._sleep = sleep
         self._log = RequestLog(on_request)
-        self.app = create_app(
+        self.app: Starlette = create_app(
             service, latency=latency, faults=self._decide, sleep=sleep, log=self._log
         )
         self._host = host

@@ -60,8 +60,8 @@ class Service:
             on_change: Called after each change of the store, before it is answered. Where it
                 raises ``OSError``, the answer is 500.
         """
-        self.store = store or ConversationStore()
-        self.habits = habits or Habits()
+        self.store: ConversationStore = store or ConversationStore()
+        self.habits: Habits = habits or Habits()
         self._lock = threading.RLock()  # `handle_late` handles
         self._requests = itertools.count(1)
         self._initial = initial or Snapshot()

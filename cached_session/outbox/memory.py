@@ -70,7 +70,7 @@ class MemoryOutbox(Shared):
         super().__init__(
             max_items, max_bytes, max_age, max_wait, max_window_bytes=0, account=account
         )
-        self.holdings = Holdings(shared=False)
+        self.holdings: Holdings = Holdings(shared=False)
         self._verbs = threading.Lock()
         self._log = MemoryLog()
         # Also where the process ends.

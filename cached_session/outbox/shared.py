@@ -90,9 +90,9 @@ class Shared(abc.ABC):
         if account is not None:
             check_account(account)
         self.account = account
-        self.told = Told()
+        self.told: Told = Told()
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
-        self.holdings = Holdings()
+        self.holdings: Holdings = Holdings()
         self._pid = os.getpid()
         self._begin()
         in_child(self, Shared._begin_anew)
@@ -113,7 +113,7 @@ class Shared(abc.ABC):
             )
 
     def _begin(self) -> None:
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self.backlogs: weakref.WeakValueDictionary[Address, Any] = weakref.WeakValueDictionary()
         self.adopters: dict[Address, Any] = {}
 

@@ -152,7 +152,7 @@ class Pool:
         self._http = http
         self._settings = settings(client)
         self._sockets = Sockets(check_may_be_written)
-        self.client = client
+        self.client: AsyncOpenAI = client
         if http is not None:
             self.client = client.with_options(http_client=http)
             self._sockets.serve(http)

@@ -83,7 +83,7 @@ class Binding:
         self.meter = meter
         self.outbox = outbox
         self.conversation: Conversation | None = None
-        self.closed = False
+        self.closed: bool = False
         self._client = chosen.client
         self._cache = cache
         self._policy = policy

@@ -56,7 +56,7 @@ class ConversationCache:
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a finite number of seconds above 0, or None")
         self._max_bytes, self._ttl = max_bytes, ttl
-        self.observers = Observers()
+        self.observers: Observers = Observers()
         self._begin()
         in_child(self, ConversationCache._begin_anew)
 

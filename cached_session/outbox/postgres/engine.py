@@ -121,8 +121,8 @@ class Engine:
     def __init__(
         self, conninfo: str, name: str, lease: Lease, patience: float, *, make: bool = True
     ) -> None:
-        self.token = secrets.token_hex(16)
-        self.made = False
+        self.token: str = secrets.token_hex(16)
+        self.made: bool = False
         self._conninfo = conninfo
         self._name = name
         self._lease = lease

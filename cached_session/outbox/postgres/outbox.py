@@ -13,10 +13,10 @@ from urllib.parse import quote, urlencode
 try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'an outbox in a database needs psycopg: pip install "cached-session[postgres]"'
-    ) from error
+    ) from _error
 
 from cached_session.errors import OutboxError
 from cached_session.events import logger
@@ -107,9 +107,9 @@ class PostgresOutbox(Threaded):
         self._conninfo = conninfo
         self._keep_for = keep_for
         self._lease = Lease(lease)
-        self.holdings = Holdings(lease=self._lease)
+        self.holdings: Holdings = Holdings(lease=self._lease)
         # `list` says which there are; the help of `outbox`, what can be done.
-        self.advice = (
+        self.advice: str = (
             f"`cached-session outbox list {shlex.quote(self._name)}` shows it; see "
             "`cached-session outbox --help`"
         )

@@ -75,7 +75,7 @@ class OpenFile:
         self._owner: Owner | None = None
         _make(path)
         try:
-            self.connection = connect(path, timeout=busy_timeout)
+            self.connection: sqlite3.Connection = connect(path, timeout=busy_timeout)
         except sqlite3.Error as error:
             raise self.explain(error) from error
         try:
@@ -87,7 +87,7 @@ class OpenFile:
         except BaseException:
             self.close()
             raise
-        self.log = SQLiteLog(
+        self.log: SQLiteLog = SQLiteLog(
             Store(
                 self.connection,
                 owner.token,
@@ -368,7 +368,7 @@ class Owner:
     """
 
     def __init__(self, path: str) -> None:
-        self.token = secrets.token_hex(16)
+        self.token: str = secrets.token_hex(16)
         self._main = path
         self._path = _path(path, self.token)
         create(self._path)
