@@ -109,6 +109,11 @@ bench-web: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks web --output benchmarks/results $(ARGS)
 	$(VENV)/bin/python -m benchmarks workers --output benchmarks/results
 
+docs: $(VENV)/.docs
+	$(VENV)/bin/python .ci/site.py stage
+	$(VENV)/bin/zensical build --clean --strict
+	$(VENV)/bin/python .ci/site.py check
+
 dist: $(VENV)/.dist
 	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist .
@@ -140,6 +145,10 @@ $(VENV)/.node: | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml $(BENCHMARKS) | $(VENV)/bin/python
 	$(VENV)/$(INSTALL) --editable ".[cli]" -r $(BENCHMARKS)
+	@touch $@
+
+$(VENV)/.docs: docs/requirements.txt | $(VENV)/bin/python
+	$(VENV)/$(INSTALL) -r $<
 	@touch $@
 
 $(VENV)/.dist: | $(VENV)/bin/python

@@ -71,6 +71,24 @@ def test_public_names_are_documented(module: str) -> None:
             )
 
 
+def test_the_api_page_has_every_public_name() -> None:
+    """The site's API page shows each public name of the package, and none that is not there."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: cached_session\.(\w+)$", text, re.M))
+    # The union of events and what is called with one; the protocol of outboxes; the number.
+    apart = {"Event", "Observer", "Outbox", "__version__"}
+    assert shown | apart == {*public_api.names("cached_session"), "testing"}
+    [members] = re.findall(r"members: \[(.+)\]", text)
+    assert sorted(members.split(", ")) == public_api.names("cached_session.testing")
+
+
+def test_every_page_is_in_the_site() -> None:
+    """The site's navigation has each page of `docs/` once."""
+    site = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    assert sorted(re.findall(r'"([a-z-]+\.md)"', site)) == pages
+
+
 @pytest.mark.processes
 def test_a_star_import_needs_no_extra() -> None:
     """`from cached_session import *`, and `help`, work without psycopg, which an extra brings."""
