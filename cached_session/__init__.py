@@ -61,10 +61,12 @@ if TYPE_CHECKING:
     from cached_session.session.cache import ConversationCache
     from cached_session.session.relay import Relay, Standing
     from cached_session.session.session import CachedSession
+    from cached_session.session.telemetry import Instrumented as Instrumented
+    from cached_session.session.telemetry import instrument as instrument
 
 __version__ = "0.1.0"
 
-# All but `PostgresOutbox`: who asks for all would have to have psycopg, an extra.
+# All but what an extra brings: whoever asks for all would have to have psycopg, and OpenTelemetry.
 __all__ = [
     "AbandonedWriteFailed",
     "AppendOutcomeUnknown",
@@ -158,6 +160,8 @@ _HOMES = {
     "Relay": "cached_session.session.relay",
     "Standing": "cached_session.session.relay",
     "CachedSession": "cached_session.session.session",
+    "Instrumented": "cached_session.session.telemetry",
+    "instrument": "cached_session.session.telemetry",
 }
 
 # Not where a checker looks: it would take every misspelt name for one that is there.

@@ -13,9 +13,8 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import generate_latest
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox
+from cached_session import CachedSession, ConversationCache, MemoryOutbox, instrument
 from cached_session.emulator import Emulator, Fault, FaultKind
-from cached_session.telemetry import instrument
 
 
 async def main() -> None:

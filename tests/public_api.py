@@ -17,11 +17,10 @@ from typing import Protocol
 
 PAGE = Path(__file__).with_suffix(".txt")
 
-# Whose names are public. Beyond `__all__`: `PostgresOutbox`, which `import *` leaves out.
+# Whose names are public. Beyond `__all__`: what an extra brings, which `import *` leaves out.
 MODULES = {
-    "cached_session": ("PostgresOutbox", "__version__"),
+    "cached_session": ("Instrumented", "PostgresOutbox", "__version__", "instrument"),
     "cached_session.emulator": (),
-    "cached_session.telemetry": (),
     "cached_session.testing": (),
 }
 

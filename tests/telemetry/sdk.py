@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cached_session.telemetry import Instrumented, Target, instrument
+from cached_session import Instrumented, instrument
+from cached_session.session.telemetry import Target
 
 
 class Sdk:

@@ -30,10 +30,10 @@ from cached_session import (
     SendFinished,
     SendStarted,
     SQLiteOutbox,
+    instrument,
 )
 from cached_session.emulator import Emulator, Fault, FaultKind, Request
 from cached_session.emulator.requests import is_append
-from cached_session.telemetry import instrument
 from tests.outbox_sessions.support import QUICK, until
 from tests.pages import ROOT
 from tests.session.support import Elsewhere, user, users
@@ -437,9 +437,9 @@ def test_not_loaded_unless_asked_for() -> None:
     """`import cached_session`, and the use of a session, load nothing of OpenTelemetry."""
     program = (
         "import sys; from cached_session import CachedSession, ConversationCache; "
-        "assert 'cached_session.telemetry' not in sys.modules; "
+        "assert 'cached_session.session.telemetry' not in sys.modules; "
         "sys.modules['opentelemetry'] = None\n"
-        "try: import cached_session.telemetry\n"
+        "try: from cached_session import instrument\n"
         "except ImportError as error: print(error)"
     )
     done = subprocess.run(

@@ -42,7 +42,7 @@ try:
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, TracerProvider
 except ImportError as _error:
     raise ImportError(
-        "cached_session.telemetry needs opentelemetry-api: pip install 'cached-session[otel]'"
+        "cached_session.instrument needs opentelemetry-api: pip install 'cached-session[otel]'"
     ) from _error
 
 __all__ = ["Instrumented", "instrument"]
