@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         SQLiteOutbox,
     )
     from cached_session.outbox.admin import OutboxAdmin
+    from cached_session.outbox.ciphers import Cipher, fernet_cipher
     from cached_session.outbox.postgres.outbox import PostgresOutbox as PostgresOutbox
     from cached_session.outbox.records import WaitingItem
     from cached_session.server.retrying import RetryBudget, RetryPolicy
@@ -77,6 +78,7 @@ __all__ = [
     "CachedSessionError",
     "CallFinished",
     "CallStarted",
+    "Cipher",
     "ConversationBusy",
     "ConversationCache",
     "CopyEvicted",
@@ -111,6 +113,7 @@ __all__ = [
     "TurnLost",
     "UnexpectedAnswer",
     "WaitingItem",
+    "fernet_cipher",
 ]
 
 # Where each name is defined. Imported when it is asked for: the command line's
@@ -154,6 +157,8 @@ _HOMES = {
     "SQLiteOutbox": "cached_session.outbox",
     "OutboxAdmin": "cached_session.outbox.admin",
     "WaitingItem": "cached_session.outbox.records",
+    "Cipher": "cached_session.outbox.ciphers",
+    "fernet_cipher": "cached_session.outbox.ciphers",
     "PostgresOutbox": "cached_session.outbox.postgres.outbox",
     "RetryBudget": "cached_session.server.retrying",
     "RetryPolicy": "cached_session.server.retrying",

@@ -9,6 +9,7 @@ from typing import Any, assert_never, assert_type
 
 from agents import Agent, OpenAIConversationsSession, Runner, RunResult, TResponseInputItem
 from agents.memory import Session, SessionSettings
+from cryptography.fernet import Fernet
 from openai import AsyncOpenAI
 
 import cached_session.testing
@@ -22,6 +23,7 @@ from cached_session import (
     CacheStats,
     CallFinished,
     CallStarted,
+    Cipher,
     ConversationBusy,
     ConversationCache,
     CopyEvicted,
@@ -56,6 +58,7 @@ from cached_session import (
     TurnLost,
     UnexpectedAnswer,
     WaitingItem,
+    fernet_cipher,
 )
 from cached_session.emulator import Emulator, FaultKind, Faults, Habits
 
@@ -78,7 +81,19 @@ def construct(client: AsyncOpenAI, wrapped: OpenAIConversationsSession) -> list[
     ]
 
 
-def outboxes(path: Path) -> list[Outbox]:
+class Backwards:
+    """A cipher of one's own."""
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Turns it round."""
+        return data[::-1]
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Turns it back."""
+        return data[::-1]
+
+
+def outboxes(path: Path, cipher: Cipher | None) -> list[Outbox]:
     """All kinds, with every argument, and what they have in common."""
     return [
         SQLiteOutbox(
@@ -89,7 +104,10 @@ def outboxes(path: Path) -> list[Outbox]:
             max_wait=0.5,
             max_window_bytes=0,
             account="prod",
+            cipher=fernet_cipher("new", b"old"),
         ),
+        SQLiteOutbox(path, cipher=Fernet(b"key")),
+        SQLiteOutbox(path, cipher=Backwards()),
         PostgresOutbox(
             "postgresql://app@db/agents",
             account="prod",
@@ -100,6 +118,7 @@ def outboxes(path: Path) -> list[Outbox]:
             max_window_bytes=0,
             lease=10,
             keep_for=86_400,
+            cipher=cipher,
         ),
         MemoryOutbox(max_items=1000, max_bytes=1_000_000, max_age=None, max_wait=0.5, account=None),
     ]
@@ -129,7 +148,7 @@ async def look_after(place: Path, client: AsyncOpenAI) -> None:
         assert_type((await admin.backlog("conv_1")).oldest, float | None)
         items = await admin.waiting(1)
         assert_type(items, list[WaitingItem])
-        assert_type((items[0].item, items[0].data), tuple[dict[str, Any], bytes])
+        assert_type((items[0].item, items[0].data), tuple[dict[str, Any] | None, bytes | None])
         assert_type(await admin.export("conv_1", place), list[WaitingItem])
         assert_type(await admin.retry(1), BacklogSummary)
         assert_type(await admin.discard(1), int)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import math
 import threading
 import time
@@ -40,6 +41,8 @@ from cached_session.errors import (
 from cached_session.events import Sending, logger
 from cached_session.outbox import Outbox
 from cached_session.outbox.records import Address
+from cached_session.outbox.shared import Unreadable
+from cached_session.outbox.told import Trouble
 
 
 class User(Protocol):
@@ -341,7 +344,12 @@ class Backlog:
                 alone = await record.alone(operation, doubt=True)
         except CachedSessionError as error:
             # It stays where it is, for the next who looks.
-            logger.debug("%s: not adopted: %s", operation.conversation_id, error)
+            account = record.address._replace(conversation="")
+            unread = isinstance(error, Unreadable)
+            # Once: it may be so of each that waits.
+            news = unread and record.outbox.told.news(account, Trouble.UNREADABLE)
+            level = logging.WARNING if news else logging.DEBUG
+            logger.log(level, "%s: not adopted: %s", operation.conversation_id, error)
             alone = False
         if alone and ledger.waits and not sender.working:
             logger.info(

@@ -14,7 +14,7 @@ import json
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,7 +22,7 @@ from cached_session.conversation.operation import Elsewhere, Operation
 from cached_session.conversation.tasks import Signal
 from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
-from cached_session.core.items import MAX_ITEMS, Outgoing, copies, hold
+from cached_session.core.items import MAX_ITEMS, Held, Outgoing, copies, hold
 from cached_session.core.ledger import Ledger, Moment
 from cached_session.core.queue import Entry, Queue, Row
 from cached_session.errors import (
@@ -46,7 +46,8 @@ from cached_session.outbox.log import (
     Sealed,
     Written,
 )
-from cached_session.outbox.records import NAMED, Address, Namesake, whose
+from cached_session.outbox.records import NAMED, Address, Namesake, StoredItem, whose
+from cached_session.outbox.shared import Unreadable
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
 
@@ -105,7 +106,8 @@ class Record:
         self._turned = False
         # For how many calls on which event loop it is not known yet whether they were recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
-        self._keeping = Keeping(wanted=outbox.max_window_bytes > 0)
+        self._contents = outbox.contents
+        self._keeping = Keeping(wanted=outbox.max_window_bytes > 0, stored=outbox.contents.stored)
         self._calls = Calls()
         # Which state of the log is known here, when it was asked for that, and what a glance at it
         # had shown before.
@@ -262,8 +264,12 @@ class Record:
             if alone or not changed:
                 self._looked(begun, version if found is None else found.version, operation)
 
+        def validate(log: Log) -> Found | None:
+            found = log.validate(self.address, epoch, version, ledger.queue.seen, newest)
+            return None if found is None else self._contents.found(found)
+
         await self._run(
-            lambda log: log.validate(self.address, epoch, version, ledger.queue.seen, newest),
+            validate,
             apply,
             locked=False,
             reads=True,
@@ -351,8 +357,11 @@ class Record:
             ledger.caught_up(rows)
             self._minds = ledger.queue.seen
 
+        def catch_up(log: Log) -> tuple[Row, ...]:
+            return self._contents.rows(log.catch_up(self.address, epoch, ledger.queue.seen))
+
         try:
-            await self._run(lambda log: log.catch_up(self.address, epoch, ledger.queue.seen), apply)
+            await self._run(catch_up, apply)
         except BaseException:
             self._come = True
             raise
@@ -377,6 +386,16 @@ class Record:
             # Also where the caller leaves before it is told.
             self._minds = ledger.queue.seen
 
+        def read(log: Log) -> Found:
+            seen = ledger.queue.seen
+            found = log.open(self.address, before, seen, claim=claim, first=first)
+            plain = self._contents.found(found)
+            if found.window is not None and plain.window is None and found.mine:
+                # Its key is gone. One with the same items would be left as it is.
+                log.forget(found.address, found.epoch)
+                plain = plain._replace(newest=None, version=None)
+            return plain
+
         def apply(found: Found) -> None:
             # One with nothing in it is not made by looking at it.
             if not (first and unknown and not found.exists):
@@ -384,10 +403,8 @@ class Record:
                 self._looked(begun, found.version, operation)
                 self._minds = ledger.queue.seen
 
-        found = await self._run(
-            lambda log: log.open(self.address, before, ledger.queue.seen, claim=claim, first=first),
-            apply,
-        )
+        async with self._free_if_unreadable():
+            found = await self._run(read, apply)
         self._tell_of(found.namesakes)
         if self._epoch is None:
             name = ledger.conversation_id
@@ -484,6 +501,15 @@ class Record:
         ledger, epoch, loop = self._ledger, self._known_epoch(), asyncio.get_running_loop()
         ticket = None if run is None else run.ticket
 
+        def accept(log: Log) -> Accepted | None:
+            recorded = [*map(self._contents.put, items)]
+            found = log.accept(
+                self.address, epoch, ledger.queue.seen, recorded, time.time(), ticket
+            )
+            own = (row._replace(data=item) for row, item in zip(found.rows, items, strict=True))
+            others = self._readable(found.others)
+            return None if others is None else Accepted(tuple(own), others)
+
         def take_in(found: Accepted, *, idle: bool) -> None:
             with self._lock:
                 self._heard(loop)
@@ -491,7 +517,12 @@ class Record:
                 if call is not None:
                     self._calls.accepted(ledger.queue, found.rows, call)
 
-        def apply(found: Accepted) -> None:
+        def apply(found: Accepted | None) -> None:
+            if found is None:
+                # They are recorded, behind what cannot be read, which the next use tells.
+                with self._lock:
+                    self._heard(loop)
+                return
             self._minds = max(self._minds, found.rows[-1].seq)
             # Nobody gets the turn in between: a pop that does would not see what is shown now.
             if not self._turns.when_idle(lambda: take_in(found, idle=True)):
@@ -500,13 +531,7 @@ class Record:
         with self._lock:
             self._unheard[loop] += 1
         try:
-            await self._run(
-                lambda log: log.accept(
-                    self.address, epoch, ledger.queue.seen, items, time.time(), ticket
-                ),
-                apply,
-                locked=False,
-            )
+            await self._run(accept, apply, locked=False)
         except Exception as error:
             with self._lock:
                 self._heard(loop)
@@ -540,8 +565,21 @@ class Record:
         ticket = None if run is None else run.ticket
         if not ledger.queue:
             return None
+
+        def withdraw(log: Log) -> Row | None:
+            row = log.withdraw(self.address, epoch, ticket)
+            try:
+                return None if row is None else self._contents.rows((row,))[0]
+            except Unreadable:
+                assert row is not None  # it is what cannot be read
+                # Where it is not undone: it goes back to where it was.
+                log.accept(
+                    self.address, epoch, ledger.queue.seen, [row.data], row.accepted_at, ticket
+                )
+                raise
+
         row = await self._run(
-            lambda log: log.withdraw(self.address, epoch, ticket),
+            withdraw,
             lambda row: None if row is None else ledger.withdrawn(row.seq),
         )
         return None if row is None else copies([Entry(row.seq, row.data, 0).held])[0]
@@ -606,22 +644,24 @@ class Record:
             elif sealed is not None:
                 self._hold(True)
                 self._put_down = landed
-                ledger.sealed(sealed.rows, through, sealed.newer)
+                ledger.sealed(sealed.rows, through, self._readable(sealed.newer) or ())
                 self._epoch = sealed.epoch
                 written(sealed.written)
 
-        sealed = await self._run(
-            lambda log: log.seal(
+        def seal(log: Log) -> Sealed | Found | None:
+            sealed = log.seal(
                 self.address,
                 epoch,
                 ledger.queue.seen,
                 through=through,
                 landed=landed,
-                doubt=doubt,
+                doubt=self._contents.put(doubt),
                 kept=kept,
-            ),
-            apply,
-        )
+            )
+            return self._contents.found(sealed) if isinstance(sealed, Found) else sealed
+
+        async with self._free_if_unreadable():
+            sealed = await self._run(seal, apply)
         if sealed is None:
             raise Elsewhere
         if isinstance(sealed, Found):
@@ -657,7 +697,8 @@ class Record:
             self._put_down = landed
             if release:
                 self._hold(False)
-            ledger.noted(noted.newer, unsent=noted.doubt and bool(batch))
+            newer = self._readable(noted.newer) or ()
+            ledger.noted(newer, unsent=noted.doubt and bool(batch))
             if noted.left is not None:
                 ledger.left_as_of(noted.left)
             if noted.epoch is not None:
@@ -669,7 +710,7 @@ class Record:
                 epoch,
                 ledger.queue.seen,
                 landed=landed,
-                doubt=doubt,
+                doubt=None if doubt is None else self._contents.put(doubt),
                 undoubted=not batch,
                 kept=kept,
                 release=release,
@@ -740,6 +781,26 @@ class Record:
         except (Reopened, OutboxUnavailable):
             # Or it is not known what became of the verb.
             self._reopened = True
+            raise
+
+    def _readable(self, rows: tuple[Row, ...]) -> tuple[Row, ...] | None:
+        """Rows of others that came with what is recorded already; None: they cannot be read.
+
+        Then all is read anew before anything else is done, and whoever does so hears why.
+        """
+        try:
+            return self._contents.rows(rows)
+        except Unreadable:
+            self._reopened = True
+            return None
+
+    @contextlib.asynccontextmanager
+    async def _free_if_unreadable(self) -> AsyncIterator[None]:
+        """Around what may claim the conversation: who can read it must find it free."""
+        try:
+            yield
+        except Unreadable:
+            await self._run(lambda log: log.release(self.address), lambda _: self._hold(False))
             raise
 
     def _known_epoch(self) -> Epoch:
@@ -838,9 +899,10 @@ class Calls:
 class Keeping:
     """What of a conversation the log keeps for the next process."""
 
-    def __init__(self, *, wanted: bool) -> None:
-        """`wanted` says whether the log keeps anything at all."""
+    def __init__(self, *, wanted: bool, stored: Callable[[Held], StoredItem]) -> None:
+        """`wanted` says whether the log keeps anything at all; `stored`, how: see `Kept`."""
         self._wanted = wanted
+        self._stored = stored
         # A history, its revision, how much of it there is, and how much of that is
         # verified. Weakly: what the cache lets go of must not stay for this.
         self._state: tuple[weakref.ref[History], int, int, int] | None = None
@@ -894,6 +956,7 @@ class Keeping:
             before[2] if before is not None and before[:2] == state[:2] else None,
             self._newest,
             listed,
+            self._stored,
         )
 
         def stored(written: Written | None) -> None:

@@ -26,6 +26,7 @@ from cached_session.outbox.records import (
     StoredItem,
     StoredWindow,
 )
+from cached_session.outbox.shared import Contents
 from cached_session.outbox.sqlite.outbox import SQLiteOutbox
 from cached_session.outbox.told import Told
 
@@ -95,6 +96,10 @@ class Outbox(Protocol):
     @property
     def account(self) -> str | None:
         """The account that all who use the outbox belong to, whatever their keys, or None."""
+
+    @property
+    def contents(self) -> Contents:
+        """How what it holds is recorded: as it is, or encrypted."""
 
     @property
     def told(self) -> Told:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import Outbox
+from cached_session.outbox.ciphers import Cipher
 from cached_session.outbox.log import Log
 from cached_session.outbox.place import place
 from cached_session.outbox.records import NAMED, Address, BacklogSummary, WaitingItem
@@ -40,6 +42,7 @@ class OutboxAdmin:
         place: The file of an `SQLiteOutbox`; or the database of a `PostgresOutbox`, as
             "postgresql://app@db/agents", or as "host=db dbname=agents".
         account: What the program passes as `account=`, for what is sent through `outbox`.
+        cipher: What it passes as `cipher=`. Only what was said needs it, see `waiting`.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -48,18 +51,25 @@ class OutboxAdmin:
             reached or used.
     """
 
-    def __init__(self, place: str | os.PathLike[str], *, account: str | None = None) -> None:
+    def __init__(
+        self,
+        place: str | os.PathLike[str],
+        *,
+        account: str | None = None,
+        cipher: Cipher | None = None,
+    ) -> None:
         self.name = os.fspath(place)
         if not isinstance(self.name, str):
             raise TypeError("place must be made of str, not bytes")
         if account is not None:
             check_account(account)
         self._account = account
+        self._cipher = cipher
         self._outbox: Outbox | None = None
 
     async def __aenter__(self) -> Self:
         # A database may take its time.
-        found = await asyncio.to_thread(place, self.name)
+        found = await asyncio.to_thread(place, self.name, self._cipher)
         self.name = found.name
         self._outbox = await asyncio.to_thread(found.open, self._account)
         return self
@@ -93,31 +103,48 @@ class OutboxAdmin:
 
     async def waiting(self, backlog: int | str) -> list[WaitingItem]:
         """The items that wait in a backlog, oldest first. They belong to the caller."""
+        return await self._items(backlog, self.outbox.contents.readable)
 
-        def work(log: Log) -> list[WaitingItem]:
-            mailbox = log.mailbox(self._find(log, backlog).address)
-            return [
-                WaitingItem(seq, data, at, sealed, sealed and mailbox.refused)
-                for seq, data, sealed, at in mailbox.rows
-            ]
+    async def lines(self, backlog: int | str) -> list[bytes]:
+        """What waits as UTF-8 JSON, an item each, oldest first, byte for byte as it is sent.
 
-        return await self.outbox.consult(work)
+        Raises:
+            OutboxError: It is encrypted, and the key is not there.
+        """
+        items = await self._items(backlog, self.outbox.contents.get)
+        return [one.data for one in items if one.data is not None]
 
-    async def export(self, backlog: int | str, path: str | os.PathLike[str]) -> list[WaitingItem]:
-        """Writes what waits to a new file as JSON lines, as it will be sent; changes nothing else.
+    async def export(self, backlog: int | str, path: str | os.PathLike[str]) -> list[bytes]:
+        """Writes the `lines` of a backlog to a new file; changes nothing else.
 
         Only its owner may read the file. It is written in full, or not left there.
 
         Returns:
-            What was written.
+            What was written, without the ends of the lines.
 
         Raises:
+            OutboxError: As `lines`.
             FileExistsError: There is such a file, which was left as it is.
             OSError: It cannot be made or written.
         """
-        items = await self.waiting(backlog)
-        await asyncio.to_thread(_write, path, b"".join(one.data + b"\n" for one in items))
-        return items
+        lines = await self.lines(backlog)
+        await asyncio.to_thread(_write, path, b"".join(line + b"\n" for line in lines))
+        return lines
+
+    async def _items(
+        self, backlog: int | str, read: Callable[[bytes], bytes | None]
+    ) -> list[WaitingItem]:
+        readable = self.outbox.contents.readable
+
+        def work(log: Log) -> list[WaitingItem]:
+            mailbox = log.mailbox(self._find(log, backlog).address)
+            refused = mailbox.refused(readable)
+            return [
+                WaitingItem(seq, read(data), len(data), at, sealed, sealed and refused)
+                for seq, data, sealed, at in mailbox.rows
+            ]
+
+        return await self.outbox.consult(work)
 
     async def retry(self, backlog: int | str) -> BacklogSummary:
         """Clears what a backlog is paused for. Nothing is sent by this itself.

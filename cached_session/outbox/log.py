@@ -11,7 +11,7 @@ Whoever writes another kind of outbox writes this: `memory.py` has it on lists,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from cached_session.core.items import Held
@@ -22,6 +22,7 @@ from cached_session.outbox.records import (
     Mark,
     Namesake,
     Row,
+    StoredItem,
     StoredWindow,
 )
 
@@ -106,6 +107,7 @@ class Kept(NamedTuple):
             all of them are to be written.
         newest: As it was when this process read or wrote it.
         listed: Whether the server was asked for them just now.
+        stored: Makes of an item what is recorded; None only where there are none.
     """
 
     items: Sequence[Held] | None
@@ -114,6 +116,7 @@ class Kept(NamedTuple):
     new: int | None = None
     newest: tuple[int, str] | None = None
     listed: bool = False
+    stored: Callable[[Held], StoredItem] | None = None
 
 
 class Written(NamedTuple):
@@ -286,7 +289,7 @@ class Log(Protocol):
             address: Where the conversation is.
             epoch: As of when it was read here.
             seen: The newest place that is known here.
-            items: Each as UTF-8 JSON.
+            items: Each as UTF-8 JSON, or encrypted.
             now: Seconds since the epoch.
             ticket: The turn that they belong to, or None.
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from cached_session.errors import OutboxError
 from cached_session.outbox import Outbox, SQLiteOutbox
+from cached_session.outbox.ciphers import Cipher
 from cached_session.outbox.sqlite.schema import APPLICATION_ID
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def in_database(text: str) -> bool:
     return _KEYWORD.match(text) is not None and not os.path.lexists(text)
 
 
-def place(text: str) -> Place:
-    """Where the outbox of a name is. Nothing is made to find out.
+def place(text: str, cipher: Cipher | None) -> Place:
+    """Where the outbox of a name is, with its cipher. Nothing is made to find out.
 
     Raises:
         OutboxError: There is none, it cannot be reached or used, or the extra for databases is
@@ -58,13 +59,13 @@ def place(text: str) -> Place:
     """
     if not in_database(text):
         _check(text)
-        return Place(text, lambda account: SQLiteOutbox(text, account=account))
+        return Place(text, lambda account: SQLiteOutbox(text, account=account, cipher=cipher))
     engine, name = connected(text, make=False)
     engine.close()
     # Only now: psycopg is an extra.
     from cached_session.outbox.postgres.outbox import PostgresOutbox
 
-    return Place(name, lambda account: PostgresOutbox(text, account=account))
+    return Place(name, lambda account: PostgresOutbox(text, account=account, cipher=cipher))
 
 
 def statements() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -103,17 +104,20 @@ class Mailbox:
     doubt: bytes | None
     paused: str | None
 
-    @property
-    def refused(self) -> bool:
+    def refused(self, read: Callable[[bytes], bytes | None]) -> bool:
         """Whether the batch that was sent last is certainly not on the server.
 
         A listing that is to tell what became of a request without an answer may be
-        refused, too. Such requests are noted with the doubt.
+        refused, too. Such requests are noted with the doubt, which `read` decrypts: where it
+        cannot, nothing is certain.
         """
         status = re.search(r", status (\d+)", self.paused or "")
         if status is None or not 400 <= int(status[1]) < 500 or int(status[1]) == 408:
             return False
-        return self.doubt is None or not json.loads(self.doubt).get("sends")
+        if self.doubt is None:
+            return True
+        doubt = read(self.doubt)
+        return doubt is not None and not json.loads(doubt).get("sends")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +126,25 @@ class WaitingItem:
 
     Attributes:
         seq: Its place in the order of acceptance, of all conversations.
-        data: The item as UTF-8 JSON, byte for byte as it is sent. No `repr` shows it.
+        data: The item as UTF-8 JSON, byte for byte as it is sent; None: it is encrypted, and
+            the key is not there. No `repr` shows it.
+        size: Bytes that it takes where it is recorded.
         accepted_at: When it was accepted, seconds since the epoch.
         sealed: Whether it belongs to a batch that was sent, or may have been.
         refused: Whether that batch was refused for certain, and is not on the server.
     """
 
     seq: int
-    data: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
+    size: int
     accepted_at: float
     sealed: bool
     refused: bool
 
     @property
-    def item(self) -> dict[str, Any]:
-        """The item, as `add_items` was given it; another copy each time."""
-        found: dict[str, Any] = json.loads(self.data)
+    def item(self) -> dict[str, Any] | None:
+        """The item, as `add_items` was given it; another copy each time. None as in `data`."""
+        found: dict[str, Any] | None = None if self.data is None else json.loads(self.data)
         return found
 
 

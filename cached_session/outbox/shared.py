@@ -1,22 +1,32 @@
-"""What the outboxes have in common: their limits, and who uses them."""
+"""What the outboxes have in common: limits, how they record contents, and who uses them."""
 
 from __future__ import annotations
 
 import abc
 import asyncio
+import json
 import math
 import os
 import shlex
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from cached_session.core.items import Held, unhold
 from cached_session.errors import OutboxError
 from cached_session.forks import in_child, keep
 from cached_session.outbox.holdings import Holdings
-from cached_session.outbox.log import Log
-from cached_session.outbox.records import Address, BacklogSummary, Left, LeftConversation
+from cached_session.outbox.log import Found, Log
+from cached_session.outbox.records import (
+    Address,
+    BacklogSummary,
+    Left,
+    LeftConversation,
+    Row,
+    StoredItem,
+)
 from cached_session.outbox.told import Told
 
 T = TypeVar("T")
@@ -25,6 +35,86 @@ MIB = 1024 * 1024
 
 # The characters of an account's name, at most.
 _LONGEST = 100
+
+
+# Stands before what is encrypted. What is recorded as it is, is JSON, and begins with a brace.
+MARK = b"encrypted:"
+
+
+class Unreadable(OutboxError):
+    """What is recorded cannot be decrypted here. It stays as it is."""
+
+
+class Contents:
+    """How what was said is recorded: as it is, in an outbox without a cipher.
+
+    Items, windows and doubts come here before a log gets them, and after it has given them: a log
+    knows none of them. What is encrypted is marked, so that both may stand in one outbox.
+
+    Args:
+        place: The outbox in words, for errors.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def put(self, data: bytes) -> bytes:
+        """A value as it is recorded.
+
+        Raises:
+            OutboxError: It could not be encrypted.
+        """
+        return data
+
+    def stored(self, item: Held) -> StoredItem:
+        """An item of a window as it is recorded; raises as `put`."""
+        # JSON: what is held in memory has a form that is this process's own.
+        return StoredItem(
+            item.id, self.put(json.dumps(unhold(item), separators=(",", ":")).encode())
+        )
+
+    def get(self, data: bytes) -> bytes:
+        """A value that was recorded.
+
+        Raises:
+            Unreadable: It is encrypted, and cannot be decrypted.
+        """
+        return self._decrypted(data[len(MARK) :]) if data.startswith(MARK) else data
+
+    def _decrypted(self, data: bytes) -> bytes:
+        raise Unreadable(
+            f"{self._place}: what is recorded is encrypted, and the outbox was made without a "
+            "cipher. All of it is kept. Pass the cipher= that it was recorded with."
+        )
+
+    def readable(self, data: bytes) -> bytes | None:
+        """A value that was recorded, or None where `get` raises."""
+        try:
+            return self.get(data)
+        except Unreadable:
+            return None
+
+    def rows(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        """Rows that were recorded; raises as `get`."""
+        if not any(row.data.startswith(MARK) for row in rows):
+            return rows
+        return tuple([row._replace(data=self.get(row.data)) for row in rows])
+
+    def found(self, found: Found) -> Found:
+        """What was read of a conversation; raises as `get`, but for the window.
+
+        One that cannot be decrypted is as if it were not there: the server has all of it.
+        """
+        doubt = None if found.doubt is None else self.get(found.doubt)
+        found = found._replace(rows=self.rows(found.rows), doubt=doubt)
+        window = found.window
+        if window is None or not any(item.data.startswith(MARK) for item in window.items):
+            return found
+        try:
+            items = [StoredItem(item.id, self.get(item.data)) for item in window.items]
+        except Unreadable:
+            return found._replace(window=None, continued=False)
+        return found._replace(window=replace(window, items=tuple(items)))
 
 
 class Shared(abc.ABC):
@@ -37,6 +127,7 @@ class Shared(abc.ABC):
         max_wait: Seconds that a call waits for room at most.
         max_window_bytes: Bytes for the stored windows of all conversations together.
         account: The account that all who use the outbox belong to, whatever their keys, or None.
+        contents: How what it holds is recorded.
         told: What somebody was warned of.
         users: The open sessions that use the outbox.
         lock: Guards `backlogs` and `adopters`.
@@ -73,6 +164,7 @@ class Shared(abc.ABC):
         max_wait: float,
         max_window_bytes: int,
         account: str | None = None,
+        contents: Contents | None = None,
     ) -> None:
         _check_count("max_items", max_items, 1)
         _check_count("max_bytes", max_bytes, 1)
@@ -90,6 +182,7 @@ class Shared(abc.ABC):
         if account is not None:
             check_account(account)
         self.account = account
+        self.contents: Contents = contents or Contents("")
         self.told: Told = Told()
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.holdings: Holdings = Holdings()

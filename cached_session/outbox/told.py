@@ -16,6 +16,8 @@ class Trouble(Enum):
     """Nothing of it is sent until somebody decides."""
     FAILED = auto()
     """The sender could not write the outbox, or may not send under its client's key."""
+    UNREADABLE = auto()
+    """What waits cannot be decrypted here; of the whole account."""
     LEFT = auto()
     """Only this process's memory has it, and nothing sends it."""
 

@@ -9,6 +9,7 @@ from cached_session.core.history import History
 from cached_session.core.items import hold
 from cached_session.outbox import SQLiteOutbox
 from cached_session.outbox.log import Epoch, Noted
+from cached_session.outbox.shared import Contents
 from cached_session.outbox.sqlite.log import SQLiteLog
 from tests.outbox.support import ADDRESS
 
@@ -55,7 +56,7 @@ async def names(outbox: SQLiteOutbox) -> list[str] | None:
 
 async def test_what_changes_is_kept(on_disk: SQLiteOutbox) -> None:
     """What was appended is added, and what was removed goes, while all of it is known."""
-    kept, known = Keeping(wanted=True), history("a", "b")
+    kept, known = Keeping(wanted=True, stored=Contents("").stored), history("a", "b")
     await keep(on_disk, kept, known)
     known.append(history("c").items)
     await keep(on_disk, kept, known, landed=1)
@@ -68,7 +69,7 @@ async def test_what_changes_is_kept(on_disk: SQLiteOutbox) -> None:
 @pytest.mark.parametrize("so", [{"landed": 3}, {"removed": 1}], ids=str)
 async def test_not_known_any_more(so: dict[str, int], on_disk: SQLiteOutbox) -> None:
     """What lacks items that landed, or holds some that were removed, is forgotten."""
-    kept = Keeping(wanted=True)
+    kept = Keeping(wanted=True, stored=Contents("").stored)
     await keep(on_disk, kept, history("a", "b"))
     await keep(on_disk, kept, None)
     assert await names(on_disk) == ["a", "b"]
@@ -81,7 +82,7 @@ async def test_not_known_any_more(so: dict[str, int], on_disk: SQLiteOutbox) -> 
 
 async def test_what_has_landed_and_is_not_kept(on_disk: SQLiteOutbox) -> None:
     """A window that would lack what has just landed goes: others read it with what waits."""
-    kept = Keeping(wanted=True)
+    kept = Keeping(wanted=True, stored=Contents("").stored)
     await keep(on_disk, kept, history("a", "b"))
 
     def work(log: SQLiteLog) -> Noted:

@@ -394,10 +394,11 @@ async def test_a_window_that_somebody_else_has_kept_since(
 
     def work(log: Log) -> list[str]:
         log.open(ADDRESS, None, 0, claim=True, first=True)
-        whole = Kept(held[:2], complete=True)
+        whole = Kept(held[:2], complete=True, stored=outbox.contents.stored)
         assert note(log, kept=whole).written is not None
         # As one writes who had kept another window before, and has listed just now.
-        more = Kept(held, complete=True, new=2, newest=(10**6, "z"), listed=True)
+        newest, stored = (10**6, "z"), outbox.contents.stored
+        more = Kept(held, complete=True, new=2, newest=newest, listed=True, stored=stored)
         assert note(log, kept=more).written is not None
         window = log.open(ADDRESS, None, 0, claim=False, first=False).window
         assert window is not None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agents import set_tracing_disabled
+from cryptography.fernet import Fernet
 
-from cached_session import MemoryOutbox, Outbox, PostgresOutbox, SQLiteOutbox
+from cached_session import MemoryOutbox, Outbox, PostgresOutbox, SQLiteOutbox, fernet_cipher
 from tests.pgbouncer import Pooler
 from tests.postgres import Server
 from tests.session.support import clean_environment
@@ -34,8 +36,8 @@ def new_outbox(path: Path) -> Iterator[Callable[[], SQLiteOutbox]]:
     """Makes outboxes on the one file, as processes would; they are closed at the end."""
     made: list[SQLiteOutbox] = []
 
-    def make(**options: float) -> SQLiteOutbox:
-        made.append(SQLiteOutbox(path, **options))  # type: ignore[arg-type]
+    def make(**options: Any) -> SQLiteOutbox:
+        made.append(SQLiteOutbox(path, **options))
         return made[-1]
 
     yield make
@@ -64,6 +66,7 @@ def in_pgbouncer(postgres: Server, request: pytest.FixtureRequest) -> Iterator[P
     params=[
         "memory",
         "file",
+        pytest.param("encrypted", marks=pytest.mark.long),
         pytest.param("postgres", marks=pytest.mark.processes),
         pytest.param("pgbouncer", marks=pytest.mark.processes),
     ]
@@ -75,5 +78,6 @@ def outbox(request: pytest.FixtureRequest) -> Outbox:
     if request.param in ("postgres", "pgbouncer"):
         shared: PostgresOutbox = request.getfixturevalue(f"in_{request.param}")
         return shared
-    found: SQLiteOutbox = request.getfixturevalue("new_outbox")()
+    cipher = fernet_cipher(Fernet.generate_key()) if request.param == "encrypted" else None
+    found: SQLiteOutbox = request.getfixturevalue("new_outbox")(cipher=cipher)
     return found

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import pytest
 from openai import AsyncOpenAI
 
-from cached_session import CachedSession, PostgresOutbox, RetryPolicy, SQLiteOutbox, TurnLost
+from cached_session import (
+    CachedSession,
+    PostgresOutbox,
+    RetryPolicy,
+    SQLiteOutbox,
+    TurnLost,
+    fernet_cipher,
+)
 from cached_session.conversation.record import Record
 from cached_session.server import connections, remote, sockets
 from tests.session.support import clean_environment, texts, users
@@ -45,6 +52,7 @@ class Setting(NamedTuple):
         point: Where it stops itself, one of `POINTS`, or nowhere.
         dies: Whether it ends as soon as its batch was answered.
         guarded: Whether it looks at its lease right before it writes.
+        keys: Of the cipher of its outbox; none: it has none.
     """
 
     place: str
@@ -55,6 +63,7 @@ class Setting(NamedTuple):
     point: str = ""
     dies: bool = False
     guarded: bool = True
+    keys: tuple[bytes, ...] = ()
 
 
 class Run(NamedTuple):
@@ -197,10 +206,11 @@ class _Life:
     async def run_all(self) -> None:
         """Does what it is told, until it is told to close."""
         place, name = self._setting.place, ""
+        cipher = fernet_cipher(*self._setting.keys) if self._setting.keys else None
         outbox: PostgresOutbox | SQLiteOutbox = (
-            PostgresOutbox(place, lease=self._setting.lease)
+            PostgresOutbox(place, lease=self._setting.lease, cipher=cipher)
             if place.startswith("postgresql://")
-            else SQLiteOutbox(place)
+            else SQLiteOutbox(place, cipher=cipher)
         )
         async with AsyncOpenAI(
             base_url=self._setting.base_url, api_key="key", max_retries=0

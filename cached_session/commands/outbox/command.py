@@ -19,6 +19,7 @@ from openai import OpenAIError
 
 from cached_session.commands.outbox.export import export
 from cached_session.commands.outbox.migrate import migrate
+from cached_session.commands.outbox.keys import KEYS, KEYS_FILE, cipher
 from cached_session.commands.outbox.records import (
     Stop,
     age,
@@ -39,7 +40,7 @@ from cached_session.outbox import Address, BacklogSummary
 from cached_session.outbox.admin import OutboxAdmin, in_use
 from cached_session.outbox.place import in_database
 from cached_session.outbox.records import WaitingItem
-from cached_session.outbox.shared import check_account
+from cached_session.outbox.shared import Unreadable, check_account
 
 _HEAD = ("number", "conversation", "items", "bytes", "oldest", "state")
 
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str]) -> int:
             migrate(options.url, print_sql=options.print_sql)
             return 0
         return asyncio.run(_run(options))
+    except Unreadable as error:
+        return _fail(f"{error} The keys go into {KEYS}, or a file that {KEYS_FILE} names.")
     except (Stop, CachedSessionError) as error:
         return _fail(str(error))
     except OpenAIError as error:
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     # Those that decide for an account have the option.
-    async with OutboxAdmin(options.outbox, account=getattr(options, "account", None)) as admin:
+    async with OutboxAdmin(options.outbox, account=getattr(options, "account", None), cipher=cipher()) as admin:
         status: int | None = await options.run(admin, options)
         return status or 0
 
@@ -174,15 +177,15 @@ async def _show(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     ):
         print(f"{name:14}{visible(value) or '-'}")
     for one in items:
-        item = one.item
+        item = {"type": "encrypted"} if one.data is None else json.loads(one.data)
         kind = word(item.get("type") or ("message" if "role" in item else None))
         sent = f"sealed, {became}" if one.sealed else "not sent"
         print(
-            f"{one.seq}  {kind}  {word(item.get('role'))}  {counted(len(one.data), 'byte')}  "
+            f"{one.seq}  {kind}  {word(item.get('role'))}  {counted(one.size, 'byte')}  "
             f"{moment(one.accepted_at)}  {sent}"
         )
         if options.content:
-            print(visible(one.data.decode()))
+            print("encrypted" if one.data is None else visible(one.data.decode()))
 
 
 async def _key(address: Address) -> str:

@@ -20,15 +20,15 @@ async def export(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     """
     path = options.output
     if path in (None, "-"):
-        items = await admin.waiting(options.number)
-        sys.stdout.buffer.write(b"".join(one.data + b"\n" for one in items))
+        lines = await admin.lines(options.number)
+        sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
         sys.stdout.buffer.flush()
         return
     try:
-        items = await admin.export(options.number, path)
+        lines = await admin.export(options.number, path)
     except FileExistsError:
         raise Stop(f"{path} exists already, and was left as it is.") from None
     except OSError as error:
         raise Stop(f"{path}: {error.strerror}. Nothing was left there.") from error
-    size, are = sum(len(one.data) + 1 for one in items), verb(len(items), "is", "are")
-    print(f"{counted(len(items), 'item')}, {counted(size, 'byte')}, {are} in {path}.")
+    size, are = sum(len(line) + 1 for line in lines), verb(len(lines), "is", "are")
+    print(f"{counted(len(lines), 'item')}, {counted(size, 'byte')}, {are} in {path}.")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Collection, Hashable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from cached_session.core.items import Held, unhold
 from cached_session.core.ledger import LOCAL
 from cached_session.errors import AppendOutcomeUnknown, OutboxError, Reopened, counted, run_is_over
 from cached_session.outbox.log import (
@@ -393,11 +391,12 @@ class PostgresLog(Log):
 
     def _window(self, kept: Kept, new: int | None) -> Sequence[Any]:
         assert kept.items is not None  # there is something to be kept
-        items = kept.items[new or 0 :]
+        assert kept.stored is not None
+        items = [*map(kept.stored, kept.items[new or 0 :])]
         seq, item_id = kept.newest or (None, None)
         return (
             [item.id for item in items],
-            [*map(_stored, items)],
+            [item.data for item in items],
             kept.complete,
             kept.unverified,
             seq,
@@ -472,8 +471,3 @@ def _from_hex(data: str | None) -> bytes | None:
 
 def _newest(found: Any) -> tuple[int, str] | None:
     return None if found.newest_seq is None else (found.newest_seq, found.newest_id)
-
-
-def _stored(item: Held) -> bytes:
-    # JSON: what is held in memory has a form that is this process's own.
-    return json.dumps(unhold(item), separators=(",", ":")).encode()

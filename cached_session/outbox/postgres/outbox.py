@@ -20,12 +20,13 @@ except ImportError as _error:
 
 from cached_session.errors import OutboxError
 from cached_session.events import logger
+from cached_session.outbox.ciphers import Cipher, Encrypted
 from cached_session.outbox.holdings import Holdings
 from cached_session.outbox.postgres.engine import Engine
 from cached_session.outbox.postgres.engine import schema as schema  # for those who look after it
 from cached_session.outbox.postgres.lease import Lease
 from cached_session.outbox.postgres.log import PostgresLog
-from cached_session.outbox.shared import MIB, check_seconds, how_to_move
+from cached_session.outbox.shared import MIB, Contents, check_seconds, how_to_move
 from cached_session.outbox.writer import Outcome, Threaded, Work
 
 # A lease that is shorter than this ends while a request is on its way.
@@ -77,6 +78,9 @@ class PostgresOutbox(Threaded):
             begun without one, nor may one take longer.
         keep_for: Seconds after which what is kept of a conversation is removed,
             if nobody has used it and nothing waits.
+        cipher: Encrypts what was said before it leaves the process, as one of
+            `fernet_cipher` does. All workers need one that decrypts what the
+            others encrypt. None: it is recorded as it is.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -97,9 +101,13 @@ class PostgresOutbox(Threaded):
         max_window_bytes: int = 8 * MIB,
         lease: float = 30.0,
         keep_for: float = 30 * 86_400.0,
+        cipher: Cipher | None = None,
     ) -> None:
-        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
         self._name, self._place = named(conninfo)
+        contents = Contents(self._name) if cipher is None else Encrypted(self._name, cipher)
+        super().__init__(
+            max_items, max_bytes, max_age, max_wait, max_window_bytes, account, contents
+        )
         check_seconds("lease", lease, "")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds")

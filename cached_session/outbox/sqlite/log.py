@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Hashable, Sequence
 
-from cached_session.core.items import Held, unhold
 from cached_session.errors import Reopened, run_is_over
 from cached_session.outbox.log import (
     Accepted,
@@ -26,7 +24,6 @@ from cached_session.outbox.records import (
     Mailbox,
     Mark,
     Row,
-    StoredItem,
     StoredWindow,
 )
 from cached_session.outbox.sqlite.store import Store
@@ -316,6 +313,7 @@ class SQLiteLog(Log):
                 return None
             store.replace_window(address, None)
             return Written(None)
+        assert kept.stored is not None  # there is something to be kept
         ours = newest == kept.newest
         if not owns:
             # Whoever has claimed it since may have changed what is on the server.
@@ -338,10 +336,13 @@ class SQLiteLog(Log):
             store.append_window(address, (), kept.unverified)
             return Written(newest)
         if added:
-            newer = tuple(map(_stored, kept.items[kept.new :]))
-            store.append_window(address, newer, kept.unverified)
+            store.append_window(
+                address, tuple(map(kept.stored, kept.items[kept.new :])), kept.unverified
+            )
         else:
-            window = StoredWindow(tuple(map(_stored, kept.items)), kept.complete, kept.unverified)
+            window = StoredWindow(
+                tuple(map(kept.stored, kept.items)), kept.complete, kept.unverified
+            )
             # A window of nothing that may not be all shows nothing: no batch could be told by
             # what stands before it.
             some = bool(kept.items) or kept.complete
@@ -352,8 +353,3 @@ class SQLiteLog(Log):
 def _claims(mark: Mark) -> tuple[int, int]:
     # Whoever accepts makes a record, and changes nothing by that.
     return (mark.number, mark.claims) if mark.claims else (0, 0)
-
-
-def _stored(item: Held) -> StoredItem:
-    # JSON: what is held in memory has a form that is this process's own.
-    return StoredItem(item.id, json.dumps(unhold(item), separators=(",", ":")).encode())

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from cached_session.forks import in_child, keep
-from cached_session.outbox.shared import MIB, how_to_move
+from cached_session.outbox.ciphers import Cipher, Encrypted
+from cached_session.outbox.shared import MIB, Contents, how_to_move
 from cached_session.outbox.sqlite.file import OpenFile
 from cached_session.outbox.writer import Threaded
 
@@ -42,6 +43,9 @@ class SQLiteOutbox(Threaded):
         account: A name for the account that all who use the outbox belong to,
             such as "prod". Clients with different keys then have one backlog,
             and one copy, of a conversation. None: each key has its own.
+        cipher: Encrypts what was said before it is recorded, as one of
+            `fernet_cipher` does. All who use the file need one that decrypts
+            what the others encrypt. None: it is recorded as it is.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -62,9 +66,13 @@ class SQLiteOutbox(Threaded):
         max_wait: float = 10.0,
         max_window_bytes: int = 64 * MIB,
         account: str | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
-        super().__init__(max_items, max_bytes, max_age, max_wait, max_window_bytes, account)
         self._path = _absolute(path)
+        contents = Contents(self._path) if cipher is None else Encrypted(self._path, cipher)
+        super().__init__(
+            max_items, max_bytes, max_age, max_wait, max_window_bytes, account, contents
+        )
         self._glances = _Glances(self._path)
         weakref.finalize(self, self._glances.close)
         self._open()
