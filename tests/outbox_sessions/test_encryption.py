@@ -323,10 +323,11 @@ async def test_one_that_lacks_the_other_s_key(place: Place, emulator: Emulator) 
         await until(lambda: batches(emulator) > 0)
         await b.add_items(users("b"))
         assert await raised(a.add_items(users("c"))) is None
-        await b.add_items(users("d"))
         emulator.faults = None
         emulator.stop()
         emulator.start()
+        assert "cannot be decrypted" in str(await raised(a.flush()))
+        await b.add_items(users("d"))
         for call in (a.pop_item, a.get_items, a.flush):
             assert "cannot be decrypted" in str(await raised(call())), call
         assert words(await b.get_items()) == ["first", "a", "b", "c", "d"]
