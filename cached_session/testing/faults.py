@@ -7,6 +7,7 @@ A sentence says nothing of when counting begins; a `Plan` of sentences counts.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,14 +77,17 @@ class Requests:
             settings: Other attributes of `Fault`, such as `delay`, in seconds, or `status`.
 
         Raises:
-            TypeError: A setting is none of a fault's.
-            ValueError: There is no such kind.
+            TypeError: A setting is none of a fault's, or of the wrong kind.
+            ValueError: There is no such kind, or a number of seconds is negative or not finite.
         """
         try:
             known = FaultKind(kind)
         except ValueError:
             raise ValueError(f"{kind!r} is none of the faults: {', '.join(FaultKind)}") from None
-        return Befalls(self, Fault(known, **settings))
+        fault = Fault(known, **settings)
+        for name, value in settings.items():
+            _check(name, value, type(getattr(_USUAL, name)))
+        return Befalls(self, fault)
 
     def loses_its_answer(self) -> Befalls:
         """They are carried out, and the connection is reset before the answer."""
@@ -111,6 +115,10 @@ class Requests:
 
         Args:
             retry_after: For how many seconds the answer asks. In test mode nobody waits for them.
+
+        Raises:
+            TypeError: `retry_after` is no number.
+            ValueError: It is negative or not finite.
         """
         return self.suffers(FaultKind.RATE_LIMITED, retry_after=retry_after)
 
@@ -121,6 +129,20 @@ class Requests:
     def hangs(self) -> Befalls:
         """Nothing is done, and no answer comes: see `attempt_timeout` of `set_testing`."""
         return self.suffers(FaultKind.HANG)
+
+
+# Whose settings are of the kinds that a fault takes.
+_USUAL: Final = Fault(FaultKind.SLOW)
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    """Refuses a fault's setting here: the emulator would meet it in the middle of a test."""
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        what = {float: "a number", int: "an int", bool: "a bool"}[kind]
+        raise TypeError(f"{name} must be {what}, not {type(value).__name__}")
+    if isinstance(value, float | int) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite, and not negative")
 
 
 class Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,14 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], word
         (lambda: append("2"), TypeError, "append: a request's number is an int, not str"),
         (lambda: append(1).suffers("sleepy"), ValueError, "none of the faults: reset_before"),
         (lambda: append(1).fails(404), ValueError, "5xx"),
+        (lambda: append(1).is_rate_limited("2"), TypeError, "retry_after must be a number, not s"),
+        (lambda: append(1).is_rate_limited(-1), ValueError, "retry_after must be finite, and not"),
+        (lambda: append(1).suffers("slow", delay="x"), TypeError, "delay must be a number, not s"),
+        (lambda: append(1).suffers("slow", delay=math.inf), ValueError, "delay must be finite"),
+        (lambda: append(1).suffers("slow", items=1.5), TypeError, "items must be an int, not flo"),
+        (lambda: append(1).suffers("slow", status=True), TypeError, "status must be an int, not b"),
+        (lambda: append(1).suffers("slow", silent=1), TypeError, "silent must be a bool, not int"),
+        (lambda: append(1).suffers("slow", late=1), TypeError, "'late'"),
         (lambda: Plan(append(1)), TypeError, r"not append\(1\)"),
     ],
 )

@@ -195,6 +195,21 @@ def test_a_fault_that_does_not_happen_is_an_error(
 
 
 @pytest.mark.parametrize(
+    ("ending", "outcome"),
+    [("pytest.skip('no')", "skipped"), ("pytest.xfail('no')", "xfailed"), ("assert 0", "failed")],
+)
+def test_a_test_that_left_lacks_nothing(
+    ending: str, outcome: str, pytester: pytest.Pytester
+) -> None:
+    """A test that is skipped in its middle, or fails, is not in error for what did not happen."""
+    pytester.makepyfile(
+        f"{HEADER}\n@pytest.mark.conversations_faults(append(2).loses_its_answer())\n"
+        f"def test(conversations_emulator):\n    {ending}\n"
+    )
+    pytester.runpytest_inprocess(*OURS, *STRICT).assert_outcomes(**{outcome: 1})
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("append(2)", "*must be a sentence such as*not append(2)*"),
