@@ -98,6 +98,8 @@ def _serve(emulator: Emulator, output: _Output) -> int:
     try:
         emulator.start()
     except OSError as error:
+        if error.filename is not None:
+            return _cannot(f"{error.filename}: {error.strerror}")
         return _cannot(f"cannot listen: {error.strerror}")
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -97,8 +97,9 @@ class Emulator:
             raise ValueError("host is empty; 0.0.0.0 stands for all interfaces")
         if service is not None and any(one is not None for one in (habits, seed, initial, state)):
             raise ValueError("habits, seed, initial and state belong to the service that was given")
+        self._state = None if state is None else StateFile(state)
         if service is None:
-            service = _service(habits or Habits(), seed, initial, state)
+            service = _service(habits or Habits(), seed, initial, self._state)
         self.service = service
         self.faults = faults
         self._sleep = sleep
@@ -166,14 +167,22 @@ class Emulator:
         """Starts to serve; returns when connections are accepted.
 
         Raises:
-            OSError: The port is taken, or the host is no interface of this machine.
+            OSError: The port is taken, the host is no interface of this machine, or another
+                emulator that serves keeps its state in the file of ``state``.
             RuntimeError: It is serving already.
         """
         if self._running is not None:
             raise RuntimeError("the emulator is serving already")
-        port = ReservedPort(self._wanted_port, self._host)
-        self._wanted_port = port.number
-        self._running = _Running(self, port)
+        if self._state is not None:
+            self._state.lock()
+        try:
+            port = ReservedPort(self._wanted_port, self._host)
+            self._wanted_port = port.number
+            self._running = _Running(self, port)
+        except BaseException:
+            if self._state is not None:
+                self._state.unlock()
+            raise
 
     def stop(self) -> None:
         """Stops serving; returns when the thread has ended. Open connections are reset.
@@ -184,6 +193,8 @@ class Emulator:
         running, self._running = self._running, None
         if running is not None:
             running.stop()
+            if self._state is not None:
+                self._state.unlock()
 
     def __enter__(self) -> Emulator:
         self.start()
@@ -228,15 +239,14 @@ def _service(
     habits: Habits,
     seed: int | None,
     initial: Mapping[str, Any] | str | os.PathLike[str] | None,
-    state: str | os.PathLike[str] | None,
+    file: StateFile | None,
 ) -> Service:
     new_id = random_ids() if seed is None else seeded_ids(seed)
     store = ConversationStore(new_id=new_id, now=lambda: int(time.time()))
     first = Snapshot() if initial is None else read_initial(initial, habits)
-    if state is None:
+    if file is None:
         store.restore(first)
         return Service(store, habits=habits, initial=first)
-    file = StateFile(state)
     kept = file.load(habits)
     store.restore(first if kept is None else kept)
     # At once: that it cannot be written is told at the start, not at the first change.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,35 @@ class StateFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._locks = self._path.with_name(f"{self._path.name}.lock")
+        self._lock: sqlite3.Connection | None = None
+
+    def lock(self) -> None:
+        """Keeps other emulators from it until `unlock`, or the end of the process.
+
+        Raises:
+            OSError: Another one has it.
+        """
+        # A file beside it: the state's own is replaced. The lock is SQLite's, which is there on
+        # every system, holds within a process, too, and ends with it.
+        lock = sqlite3.connect(
+            self._locks, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            lock.execute("PRAGMA journal_mode = MEMORY")
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            lock.close()
+            why = "another emulator keeps its state there; stop it, or name another file"
+            raise OSError(errno.EBUSY, why, str(self._path)) from None
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Lets others have it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            self._locks.unlink(missing_ok=True)
+            lock.close()
 
     def load(self, habits: Habits) -> Snapshot | None:
         """Returns what is kept; None: nothing yet.

@@ -179,6 +179,25 @@ def test_what_comes_late_does_not_come_after_a_reset() -> None:
         assert len(emulator.items("conv_123")) == 2
 
 
+def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second emulator on a file refuses to start, and names it, until the first stops."""
+    path = tmp_path / "state.json"
+    with Emulator(state=path) as first:
+        second = Emulator(state=path)
+        with pytest.raises(OSError, match="another emulator keeps its state there") as raised:
+            second.start()
+        assert raised.value.filename == str(path)
+        assert main(["--state", str(path), "--port", "0"]) == 1
+        assert f"{path}: another emulator keeps its state there" in capsys.readouterr().err
+        with connect(first) as client:
+            client.conversations.create()
+    # One that cannot listen has not got it either.
+    with Emulator() as busy, pytest.raises(OSError, match="in use"):
+        Emulator(state=path, port=int(busy.base_url.split(":")[2].split("/")[0])).start()
+    with second:
+        pass
+
+
 @pytest.mark.parametrize("habits", [Habits(), Habits(content_left_as_string=True, rewrites="trim")])
 def test_state_survives_a_restart(tmp_path: Path, habits: Habits) -> None:
     """Whatever an emulator holds, the next one on its file holds, to the last field."""
