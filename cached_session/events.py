@@ -435,20 +435,29 @@ class Observers:
         beyond = () if self._beyond is None else self._beyond._all()
         return (*dict.fromkeys((*self._each, *beyond)),) if beyond else self._each
 
-    def tell(self, event: Event, *, quietly: bool = False) -> None:
+    def tell(
+        self, event: Event, *, quietly: bool = False, heard: tuple[Observer, ...] = ()
+    ) -> tuple[Observer, ...]:
         """Passes an event on. An observer's failure is logged and goes no further.
 
         Args:
             event: What has happened.
             quietly: Whether it needs nobody's attention, whatever its kind.
+            heard: Who has heard of its beginning, and hears of its end, though it may not be told
+                of anything else any more.
+
+        Returns:
+            Who was told.
         """
         level, text = (logging.DEBUG, event) if quietly else _said(event)
         logger.log(level, "%s", text)
-        for observer in self._all():
+        told = (*dict.fromkeys((*heard, *self._all())),) if heard else self._all()
+        for observer in told:
             try:
                 observer(event)
             except Exception:  # whatever it is, an observer must not break a write half way
                 logger.exception("the observer failed on %s", type(event).__name__)
+        return told
 
 
 class Meter(Observers):

@@ -317,7 +317,7 @@ class Sender:
         clock, delivered = asyncio.get_running_loop().time, ledger.delivered
         begun, went_wrong = clock(), None
         started = SendStarted(ledger.conversation_id, items, attempt, calls)
-        meter.tell(started)
+        heard = meter.tell(started)
         try:
             yield
         except BaseException as error:
@@ -325,8 +325,10 @@ class Sender:
             raise
         finally:
             landed = ledger.delivered - delivered
+            seconds = clock() - begun
             meter.tell(
-                SendFinished(started, ledger.conversation_id, clock() - begun, landed, went_wrong)
+                SendFinished(started, ledger.conversation_id, seconds, landed, went_wrong),
+                heard=heard,
             )
 
     def _operation(self) -> Operation:

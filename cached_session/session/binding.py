@@ -604,7 +604,7 @@ class Call:
         items: As in `CallFinished`.
     """
 
-    __slots__ = ("_begun", "_binding", "_clock", "_name", "hit", "items", "started")
+    __slots__ = ("_begun", "_binding", "_clock", "_heard", "_name", "hit", "items", "started")
 
     def __init__(self, binding: Binding, name: str) -> None:
         """Tells nobody yet.
@@ -625,7 +625,7 @@ class Call:
             self._clock = asyncio.get_running_loop().time
             self._begun = self._clock()
             self.started = CallStarted(self._name, binding.conversation_id)
-            binding.meter.tell(self.started)
+            self._heard = binding.meter.tell(self.started)
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -640,7 +640,8 @@ class Call:
                 self.hit,
                 None if exc_type else self.items,
                 exc_type.__name__ if exc_type else None,
-            )
+            ),
+            heard=self._heard,
         )
 
 

@@ -108,7 +108,11 @@ class Instrumented:
         self._ends = ends
 
     def uninstrument(self) -> None:
-        """Takes it back. Nothing more is measured or traced of it; twice does nothing."""
+        """Takes it back; twice does nothing.
+
+        Nothing more is measured or traced of it, but for the ends of calls and of batches that
+        have begun.
+        """
         for end in self._ends:
             end()
 

@@ -309,6 +309,27 @@ async def test_uninstrument(client: AsyncOpenAI, sdk: Sdk) -> None:
     assert sdk.values("cache.conversations") == {(): 1}
 
 
+async def test_uninstrument_in_the_middle(client: AsyncOpenAI, sdk: Sdk) -> None:
+    """The span of a call, or of a batch, that has begun by then ends as it would have."""
+    async with session_on(client, ConversationCache(), outbox=MemoryOutbox()) as session:
+        await session.get_items()
+        way_back = sdk.instrument(session)
+        session.observe(
+            lambda event: way_back.uninstrument() if isinstance(event, RequestFinished) else None
+        )
+        await session.refresh()
+        await session.get_items()
+        assert len(sdk.spans("get_items")) == 1
+        assert not trace.get_current_span().get_span_context().is_valid
+        way_back = sdk.instrument(session)
+        await session.add_items(users("a"))
+        await session.flush()
+        assert len(sdk.spans("send")) == 1
+        assert sdk.values("send.items") == {(): 1}
+        await session.get_items()
+        assert len(sdk.spans("get_items")) == 1
+
+
 async def test_nothing_is_kept_alive(client: AsyncOpenAI, sdk: Sdk) -> None:
     """A session and a cache that nobody has any more go, though they were instrumented."""
     cache = ConversationCache()
