@@ -149,7 +149,7 @@ async def look_after(place: Path, client: AsyncOpenAI) -> None:
         items = await admin.waiting(1)
         assert_type(items, list[WaitingItem])
         assert_type((items[0].item, items[0].data), tuple[dict[str, Any] | None, bytes | None])
-        assert_type(await admin.export("conv_1", place), list[WaitingItem])
+        assert_type(await admin.export("conv_1", place), list[bytes])
         assert_type(await admin.retry(1), BacklogSummary)
         assert_type(await admin.discard(1), int)
         assert_type(await admin.move(1, "prod"), BacklogSummary)

@@ -88,7 +88,7 @@ async def test_what_waits_is_seen_kept_and_removed(
         assert [each.item for each in items] == [user(SECRET), user("2")]
         assert SECRET not in repr(items)
         path = tmp_path / "waiting.jsonl"
-        assert await admin.export(one, path) == items
+        assert await admin.export(one, path) == [each.data for each in items]
         assert [json.loads(line) for line in path.read_bytes().splitlines()] == users(SECRET, "2")
         with pytest.raises(FileExistsError):
             await admin.export(one, path)
