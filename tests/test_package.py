@@ -32,6 +32,7 @@ ROOMS = {
     "testing": ("emulator",),
     "telemetry": ("otel",),
     "postgres": ("postgres",),
+    "ciphers": ("encryption",),
 }
 
 

@@ -358,6 +358,8 @@ class Conversation:
             Elsewhere: Another process sends what waits.
         """
         ledger, record = self.ledger, backlog.record
+        if record.outbox.vouches and ledger.evicted:
+            await record.read(operation, anew=True)
         claims = bool(ledger.queue) or ledger.watch.active
         if not await record.alone(operation):
             # What is kept and what waits were read in one step: what has landed since is in
@@ -367,8 +369,7 @@ class Conversation:
             if shown is None:
                 raise Elsewhere
             return shown
-        if record.outbox.vouches and ledger.evicted:
-            await record.read(operation, anew=True)
+        # In the step in which nobody else sends: what comes to it later, others may send.
         waited = bool(ledger.queue)
         async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)
@@ -389,9 +390,12 @@ class Conversation:
                 # was checked in this turn; there may be less of it than is wanted.
                 history = await fresh(ledger, record, operation, limit, ANY)
                 return copies(history.tail(limit))
-            # What was accepted meanwhile may stand behind another process's items, of which some
-            # were listed. And what was withdrawn meanwhile leaves room for older ones.
-            return shown if waited else None
+            if waited:
+                # Or, where it is None: what was withdrawn meanwhile leaves room for older ones.
+                return shown
+        # What others have recorded meanwhile they may have sent before the server answered: it is
+        # in the listing, and known here as waiting. It is read anew, with a claim.
+        return await self._read_with(backlog, operation, limit, trust)
 
     async def _settle(self, record: Record, operation: Operation) -> None:
         """Finds out what landed; where nothing can tell, it is paused from now on.

@@ -9,7 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from cached_session import SQLiteOutbox, fernet_cipher
-from cached_session.commands.outbox.place import KEYS, KEYS_FILE
+from cached_session.commands.outbox.keys import KEYS, KEYS_FILE
 from cached_session.emulator import Emulator
 from cached_session.outbox import Address
 from tests.outbox_command.support import SECRET, address, do, rows, run, told

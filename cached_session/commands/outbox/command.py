@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 from openai import OpenAIError
 
 from cached_session.commands.outbox.export import export
-from cached_session.commands.outbox.migrate import migrate
 from cached_session.commands.outbox.keys import KEYS, KEYS_FILE, cipher
+from cached_session.commands.outbox.migrate import migrate
 from cached_session.commands.outbox.records import (
     Stop,
     age,
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     # Those that decide for an account have the option.
-    async with OutboxAdmin(options.outbox, account=getattr(options, "account", None), cipher=cipher()) as admin:
+    async with OutboxAdmin(
+        options.outbox, account=getattr(options, "account", None), cipher=cipher()
+    ) as admin:
         status: int | None = await options.run(admin, options)
         return status or 0
 
