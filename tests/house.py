@@ -1,9 +1,8 @@
 """The house in figures: `python -m tests.house`.
 
-Rooms are the entries of the package's first level, the emulator, the commands and what is
-for tests aside. Floors are how many rooms stand upon each other by their imports, those for
-type checkers included. Paths are the files of the product that run when something
-is done once: in them a reader has to look.
+Rooms are the entries of the package's first level, the emulator and the commands aside. Floors
+are how many rooms stand upon each other by their imports, those for type checkers included. Paths
+are the files of the product that run when something is done once: in them a reader has to look.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 
 ROOT = Path(cached_session.__file__).parent
-ANNEX = frozenset({"emulator", "commands", "testing", "__main__"})
+ANNEX = frozenset({"emulator", "commands", "__main__"})
 
 
 def files() -> dict[str, Path]:

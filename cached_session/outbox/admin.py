@@ -58,7 +58,7 @@ class OutboxAdmin:
         account: str | None = None,
         cipher: Cipher | None = None,
     ) -> None:
-        self.name = os.fspath(place)
+        self.name: str = os.fspath(place)
         if not isinstance(self.name, str):
             raise TypeError("place must be made of str, not bytes")
         if account is not None:

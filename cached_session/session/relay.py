@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from cached_session.conversation.record import address_of, owner_of
 from cached_session.errors import OutboxUnavailable
 from cached_session.events import Meter, Observer, logger
-from cached_session.outbox import Outbox
+from cached_session.outbox import Address, Outbox
 from cached_session.outbox.shared import check_seconds
 from cached_session.server.connections import account as account_of
 from cached_session.server.retrying import RetryPolicy
@@ -74,7 +74,7 @@ class Relay:
         if not outbox.durable:
             raise ValueError("outbox: one in memory leaves nothing to others")
         self._outbox = outbox
-        self.account = address_of(owner_of(outbox, account_of(client)), "")
+        self.account: Address = address_of(owner_of(outbox, account_of(client)), "")
         if not self.account.credentials:
             raise ValueError(
                 "openai_client: its key is not fixed, so that nothing tells what is its account's; "
