@@ -314,6 +314,44 @@ async def test_beside_one_that_sends(first: bool, path: Path) -> None:
                 await session.aclose()
 
 
+class Lingering(Vouching):
+    """One that keeps from its caller for a while what it has read of a conversation anew."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.goes_on = asyncio.Event()
+
+    async def transact(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        opens = self.verbs["open"]
+        result = await super().transact(work, applied)
+        if opens == 1 and self.verbs["open"] == 2:
+            await self.goes_on.wait()
+        return result
+
+
+async def test_recorded_while_all_is_read_anew(path: Path) -> None:
+    """Nobody takes what others record at that moment for what waits behind the server's answer."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with processes(emulator, path, Lingering, Vouching) as (one, two):
+            reader, writer = one.session(conversation), two.session(conversation)
+            first = asyncio.create_task(reader.get_items())
+            await until(lambda: one.outbox.verbs["open"] == 2)
+            gate.hold()
+            await writer.add_items(users("b"))
+            await gate.arrived()
+            second = asyncio.create_task(one.session(conversation).get_items())
+            await until(lambda: reader.stats.waiting == 1)
+            gate.open()
+            await writer.flush()
+            await writer.add_items(users("c"))
+            await writer.flush()
+            one.outbox.goes_on.set()
+            assert words(await first) == words(await second) == ["a", "b", "c"]
+
+
 async def test_landed_and_not_noted(path: Path, emulator: Emulator) -> None:
     """What has landed, and its process does not know, is shown once, also when that has ended."""
     async with Process(emulator, SQLiteOutbox(path)) as two:
