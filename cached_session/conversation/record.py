@@ -14,7 +14,7 @@ import json
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -403,8 +403,7 @@ class Record:
                 self._looked(begun, found.version, operation)
                 self._minds = ledger.queue.seen
 
-        async with self._free_if_unreadable():
-            found = await self._run(read, apply)
+        found = await self._run_or_free(read, apply)
         self._tell_of(found.namesakes)
         if self._epoch is None:
             name = ledger.conversation_id
@@ -660,8 +659,7 @@ class Record:
             )
             return self._contents.found(sealed) if isinstance(sealed, Found) else sealed
 
-        async with self._free_if_unreadable():
-            sealed = await self._run(seal, apply)
+        sealed = await self._run_or_free(seal, apply)
         if sealed is None:
             raise Elsewhere
         if isinstance(sealed, Found):
@@ -794,11 +792,10 @@ class Record:
             self._reopened = True
             return None
 
-    @contextlib.asynccontextmanager
-    async def _free_if_unreadable(self) -> AsyncIterator[None]:
-        """Around what may claim the conversation: who can read it must find it free."""
+    async def _run_or_free(self, verb: Callable[[Log], T], apply: Callable[[T], None]) -> T:
+        """Runs what may claim the conversation: who can read it must find it free."""
         try:
-            yield
+            return await self._run(verb, apply)
         except Unreadable:
             await self._run(lambda log: log.release(self.address), lambda _: self._hold(False))
             raise
