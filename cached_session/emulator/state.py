@@ -36,7 +36,8 @@ class StateFile:
     """The file that an emulator's state is kept in, by one emulator at a time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        # Where a link leads: a rename would replace the link.
+        self._path = Path(os.path.realpath(path))
         self._locks = self._path.with_name(f"{self._path.name}.lock")
         self._lock: sqlite3.Connection | None = None
 

@@ -166,7 +166,10 @@ class OutboxAdmin:
     async def discard(self, backlog: int | str) -> int:
         """Removes what waits, for good, and clears what it is paused for. Asks nobody.
 
-        What was sent already stays on the server, and may be items that still waited here.
+        What was sent already stays on the server, and may be items that still waited here. Where
+        nothing waits, late copies of what was sent are still looked for; but what is noted for
+        that is removed if it is `unreadable`. What was accepted a moment ago, and is not being
+        sent yet, is removed, too, whoever has accepted it.
 
         Returns:
             How many items were removed.
@@ -177,12 +180,25 @@ class OutboxAdmin:
 
         def work(log: Log) -> int:
             found = self._find(log, backlog)
+            if not found.items and not self._unreadable(log, found):
+                log.resume(found.address)
+                return 0
             removed = log.discard(found.address)
             if removed is None:
                 raise in_use(found)
             return removed
 
         return await self.outbox.transact(work)
+
+    async def unreadable(self, backlog: int | str) -> bool:
+        """Whether what is noted of a backlog is encrypted, and its key is not there.
+
+        Without that key no session can use the conversation. If it is lost, `discard` removes
+        what it has encrypted.
+        """
+        return await self.outbox.consult(
+            lambda log: self._unreadable(log, self._find(log, backlog))
+        )
 
     async def move(self, backlog: int | str, to: str | Address) -> BacklogSummary:
         """Makes a backlog another account's, and sends nothing. It stays paused if it is.
@@ -219,6 +235,12 @@ class OutboxAdmin:
             return next(one for one in log.summaries() if one.address == there)
 
         return await self.outbox.transact(work)
+
+    def _unreadable(self, log: Log, found: BacklogSummary) -> bool:
+        mailbox = log.mailbox(found.address)
+        noted = [row.data for row in mailbox.rows]
+        noted += [] if mailbox.doubt is None else [mailbox.doubt]
+        return any(self.outbox.contents.readable(one) is None for one in noted)
 
     def _find(self, log: Log, backlog: int | str) -> BacklogSummary:
         if not isinstance(backlog, int | str):

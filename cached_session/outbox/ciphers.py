@@ -92,5 +92,6 @@ class Encrypted(Contents):
             raise Unreadable(
                 f"{self._place}: what is recorded cannot be decrypted with the outbox's cipher "
                 f"({type(error).__name__}). All of it is kept. Add the key that it was recorded "
-                "with to those that decrypt."
+                "with to those that decrypt; if that is lost, `cached-session outbox discard` "
+                "removes what it has encrypted."
             ) from error

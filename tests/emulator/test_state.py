@@ -180,9 +180,13 @@ def test_what_comes_late_does_not_come_after_a_reset() -> None:
 
 
 def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second emulator on a file refuses to start, and names it, until the first stops."""
-    path = tmp_path / "state.json"
-    with Emulator(state=path) as first:
+    """A second emulator on a file refuses to start, and names it, until the first stops.
+
+    Also by a link to it, which stays one.
+    """
+    path, link = tmp_path / "state.json", tmp_path / "link.json"
+    link.symlink_to(path)
+    with Emulator(state=link) as first:
         second = Emulator(state=path)
         with pytest.raises(OSError, match="another emulator keeps its state there") as raised:
             second.start()
@@ -191,6 +195,7 @@ def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert f"{path}: another emulator keeps its state there" in capsys.readouterr().err
         with connect(first) as client:
             client.conversations.create()
+    assert link.is_symlink()
     # One that cannot listen has not got it either.
     with Emulator() as busy, pytest.raises(OSError, match="in use"):
         Emulator(state=path, port=int(busy.base_url.split(":")[2].split("/")[0])).start()

@@ -51,15 +51,42 @@ def test_without_the_key(
     assert "1 of them may have been sent" in shown
     assert shown.count("\nencrypted\n") == 2
     assert shown.count("  encrypted  -  ") == 2
-    for command in ("export", "retry"):
-        assert run(command, file, 1) == 1
-        told(capsys, str(file), "is encrypted", KEYS, KEYS_FILE)
+    assert run("export", file, 1) == 1
+    told(capsys, str(file), "is encrypted", KEYS, KEYS_FILE)
+    assert run("retry", file, 1) == 1
+    said = capsys.readouterr()
+    assert "0 items have landed, 2 wait." in said.out
+    assert all(part in said.err for part in (str(file), "is encrypted", KEYS, KEYS_FILE))
     assert texts(emulator.items(at.conversation)) == []
     [summary] = do(file, lambda log: log.summaries())
     # `retry` has cleared the pause: whoever has the key sends it.
     assert (summary.items, summary.paused) == (2, None)
     assert run("discard", file, 1, "--yes") == 0
     assert do(file, lambda log: log.summaries()) == []
+
+
+def test_only_what_is_noted_is_encrypted(
+    at: Address, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing waits, and what is noted cannot be decrypted any more, `discard` removes that.
+
+    With its key it is left: late copies are still looked for.
+    """
+    do(file, lambda log: (log.store.landed(at, 1), log.store.withdraw(at)))
+
+    def noted() -> bytes | None:
+        return do(file, lambda log: log.mailbox(at).doubt)
+
+    monkeypatch.setenv(KEYS, KEY)
+    assert run("discard", file, 1) == 0
+    assert "Nothing waits in backlog 1. It is paused" in capsys.readouterr().out
+    monkeypatch.setenv(KEYS, OTHER)
+    assert run("discard", file, 1) == 1
+    told(capsys, "what is noted of it, which cannot be decrypted", "--yes")
+    assert noted() is not None
+    assert run("discard", file, 1, "--yes") == 0
+    assert "Removed what is noted of it" in capsys.readouterr().out
+    assert noted() is None
 
 
 @pytest.mark.parametrize("how", [KEYS, KEYS_FILE])
@@ -112,13 +139,17 @@ def test_keys_that_are_none(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is no key, or cannot be read, is told by its name and place, and not quoted."""
+    """What is no key, or cannot be read, is told by its name and place, and not quoted.
+
+    Commands that need no key go on without it.
+    """
     monkeypatch.setenv(KEYS, f"{KEY} s3cret")
-    assert run("list", file) == 1
-    error = capsys.readouterr().err
-    assert f"{KEYS}: keys[1] is no Fernet key" in error
-    assert "s3cret" not in error
+    for command, status in ((("list",), 0), (("show", 1), 0), (("export", 1), 1)):
+        assert run(command[0], file, *command[1:]) == status
+        error = capsys.readouterr().err
+        assert f"{KEYS}: keys[1] is no Fernet key" in error
+        assert "s3cret" not in error
     monkeypatch.delenv(KEYS)
     monkeypatch.setenv(KEYS_FILE, str(tmp_path / "missing"))
-    assert run("list", file) == 1
+    assert run("export", file, 1) == 1
     told(capsys, "missing", KEYS_FILE, "cannot be read")

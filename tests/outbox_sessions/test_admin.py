@@ -30,6 +30,7 @@ from cached_session import (
 )
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
+from tests.outbox_sessions.support import until
 from tests.postgres import Server
 from tests.session.support import PATIENCE, Elsewhere, new_client, texts, user, users
 
@@ -71,6 +72,32 @@ def no_appends(emulator: Emulator, kind: FaultKind = FaultKind.RESET_BEFORE_COMM
 def told_of(kind: type, event: asyncio.Event) -> Observer:
     """An observer that sets an event at the first trouble of a kind."""
     return lambda told: event.set() if isinstance(told, kind) and told.error else None
+
+
+async def test_nothing_is_discarded_where_nothing_waits(
+    place: str, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """Where nothing waits, late copies of what was sent are removed all the same."""
+    conversation = Elsewhere(emulator).conversation()
+    late = [Fault(FaultKind.LATE_COMMIT, delay=1.0)]
+    emulator.faults = lambda request: late.pop() if late and is_append(request) else None
+    outbox = an_outbox(place)
+    async with CachedSession(
+        conversation_id=conversation,
+        openai_client=client,
+        outbox=outbox,
+        retry=RetryPolicy(attempt_timeout=0.2),
+    ) as session:
+        await session.add_items(users("once"))
+        await session.flush()
+        async with OutboxAdmin(place) as admin:
+            assert await admin.discard(conversation) == 0
+            assert not await admin.unreadable(conversation)
+        await until(lambda: len(emulator.items(conversation)) == 2)
+        await session.refresh()
+        assert texts(await session.get_items()) == ["once"]
+        assert texts(emulator.items(conversation)) == ["once"]
+    await outbox.aclose()
 
 
 async def test_what_waits_is_seen_kept_and_removed(

@@ -102,10 +102,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    try:
+        keys = cipher()
+    except Stop as error:
+        if options.run not in (_list, _show, _watch, _discard, _move):
+            raise
+        print(f"cached-session outbox: {error} It goes without.", file=sys.stderr)
+        keys = None
     # Those that decide for an account have the option.
-    async with OutboxAdmin(
-        options.outbox, account=getattr(options, "account", None), cipher=cipher()
-    ) as admin:
+    account = getattr(options, "account", None)
+    async with OutboxAdmin(options.outbox, account=account, cipher=keys) as admin:
         status: int | None = await options.run(admin, options)
         return status or 0
 
@@ -207,6 +213,13 @@ async def _read(
 
 async def _discard(admin: OutboxAdmin, options: argparse.Namespace) -> None:
     summary, items = await _read(admin, options)
+    if not summary.items and await admin.unreadable(options.number):
+        what = "what is noted of it, which cannot be decrypted"
+        if not options.yes:
+            raise Stop(f"nothing waits; this would remove {what}. Give --yes to remove it.")
+        await admin.discard(options.number)
+        print(f"Nothing waits in backlog {summary.number}. Removed {what}.")
+        return
     if not summary.items:
         pause = ""
         if summary.paused is not None and options.yes:

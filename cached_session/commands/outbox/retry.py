@@ -56,7 +56,7 @@ async def retry(admin: OutboxAdmin, options: argparse.Namespace) -> None:
             number = (await admin.move(number, own)).number
         await admin.retry(number)
         try:
-            await _send(outbox, client, own.conversation, summary.items, options.timeout)
+            await _send(admin, client, own.conversation, number, summary.items, options.timeout)
         finally:
             # Before the client is closed: nothing is sent for a command that has ended.
             await outbox.aclose()
@@ -110,9 +110,12 @@ def _another_account(summary: BacklogSummary) -> str:
     )
 
 
-async def _send(outbox: Outbox, client: AsyncOpenAI, name: str, total: int, timeout: float) -> None:
+async def _send(
+    admin: OutboxAdmin, client: AsyncOpenAI, name: str, number: int, total: int, timeout: float
+) -> None:
+    cache = ConversationCache()
     session = CachedSession(
-        conversation_id=name, openai_client=client, outbox=outbox, cache=ConversationCache()
+        conversation_id=name, openai_client=client, outbox=admin.outbox, cache=cache
     )
     to = visible(server(str(client.base_url)))
     print(f"Sending {counted(total, 'item')} to {to}", flush=True)
@@ -120,7 +123,8 @@ async def _send(outbox: Outbox, client: AsyncOpenAI, name: str, total: int, time
         try:
             await session.flush(timeout)
         except Exception:
-            left = session.stats.waiting
+            # By the outbox: where the session could not read it, it knows of none.
+            left = sum(one.items for one in await admin.backlogs() if one.number == number)
             waits = verb(left, "waits", "wait")
             print(f"{_landed(max(0, total - left))}, {left} {waits}.", flush=True)
             raise
