@@ -214,14 +214,17 @@ class Fleet:
         lease = self._setting.lease
         return self._random.choice((lease / 2, lease + 1, lease + 100))
 
-    def later(self, query: Any, params: Any, call: Call | None) -> None:
-        """Does a call when whoever made it has given it up."""
+    def later(self, host: Host, query: Any, params: Any, call: Call | None) -> None:
+        """Does a call when whoever made it has given it up, or is gone."""
         seconds = self._random.choice((0.01, 0.5, 3.0, 12.0, 40.0))
-        asyncio.get_running_loop().call_later(seconds, self._late, query, params, call)
+        asyncio.get_running_loop().call_later(seconds, self._late, host, query, params, call)
 
-    def _late(self, query: Any, params: Any, call: Call | None) -> None:
+    def _late(self, host: Host, query: Any, params: Any, call: Call | None) -> None:
         if self.away or self._connection.closed:
             return
+        if call is not None and not host.alive:
+            # Nobody was told of it: it need not stand before what was appended since.
+            call.worker = call
         with engine._Connection.connect(self.tables.address, autocommit=True) as connection:
             engine.hold_any_text(connection)
             connection.row_factory = psycopg.rows.namedtuple_row
@@ -328,7 +331,7 @@ class Wire(engine._Connection):
         call, fate = self.outbox.call, fleet.fate(_function(query))
         sleep(host.delay())
         if fate is Fate.LATE:
-            fleet.later(query, params, call)
+            fleet.later(host, query, params, call)
         if fate in (Fate.LATE, Fate.LOST, Fate.CRASH) or self._cut_off:
             raise self._lost()
         rows = self._transaction(host, query, params, call)
