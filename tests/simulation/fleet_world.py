@@ -21,9 +21,6 @@ class FleetWorld(OutboxWorld):
     def __init__(self, setting: FleetSetting, tables: Tables) -> None:
         self._fleet_setting, self._tables = setting, tables
         super().__init__(setting)
-        # Where all is kept, a read is answered from one moment of the engine, whoever writes
-        # meanwhile. Where it is not, the server is listed, and shows what has landed by then.
-        self.account.alone = setting.max_window_bytes > 1 << 20
         if Fate.SLEEP in setting.fates and setting.engine:
             # Whoever stands still, and perhaps again and again, keeps no time.
             self.slack = math.inf
