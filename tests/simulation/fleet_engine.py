@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import psycopg
@@ -70,7 +70,11 @@ class FleetOutbox(PostgresOutbox):
             self.call = call
             return work(log)
 
-        return await super()._do(called, applied, reads=reads)
+        try:
+            return await super()._do(called, applied, reads=reads)
+        except Ended:
+            # In a process that crashed nobody hears anything any more.
+            return cast(T, await asyncio.get_running_loop().create_future())
 
     def _put(self, job: Any) -> None:
         Thread.host = self.host
