@@ -233,9 +233,11 @@ def reads_of_the_server_alone(patch: pytest.MonkeyPatch) -> None:
     """Whether something waits is looked at before a read gets its turn, and not in it."""
     read = conversation.Conversation.read
 
-    async def decided(self: Any, operation: Any, limit: Any, trust: Any) -> Any:
+    async def decided(
+        self: Any, operation: Any, limit: Any, trust: Any, stale: float | None = None
+    ) -> Any:
         if self.ledger.queue or self.ledger.local or self.ledger.watch.active:
-            return await read(self, operation, limit, trust)
+            return await read(self, operation, limit, trust, stale)
         async with self.order.turn(operation):
             history = await conversation.fresh(self.ledger, None, operation, limit, trust)
             return conversation.copies(history.tail(limit))
