@@ -127,6 +127,8 @@ async def test_wrapped_sessions_agree(looked_at: bool, outbox: Outbox) -> None:
             assert session.session_id == wrapped.session_id
             assert await wrapped.get_items() == emulator.items(session.session_id)
             await session.aclose()
+            # What is noted behind the session has its end with the outbox.
+            await outbox.aclose()
 
 
 @in_virtual_time
