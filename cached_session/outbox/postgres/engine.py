@@ -270,8 +270,10 @@ class Engine:
             try:
                 self._connected()
             except psycopg.Error as error:
+                # It was there, and went away at what is asked first: that may be asked again.
+                was_there = self._connection is not None and error.sqlstate is None
                 self._drop()
-                if not sent:
+                if not sent and (not was_there or time.monotonic() > end):
                     raise OutboxUnavailable(
                         f"{self._name} cannot be reached ({self._said(error)}); nothing was "
                         "recorded. It is tried again at the next use."
