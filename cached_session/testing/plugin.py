@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _MARKER = "conversations_faults"
 
-_LEFT: pytest.StashKey[bool] = pytest.StashKey()
-"""Whether a test ended before its end: it was skipped there, or failed."""
+# For tests that ran to their end: none of their fixtures, nor they themselves, failed or skipped.
+_ENDED: pytest.StashKey[bool] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,9 +51,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Notes which tests did not come to their end: what they lack is not an error beside that."""
+    """Notes which tests ran to their end: of others a fault that did not happen is no error."""
     if call.when == "call":
-        item.stash[_LEFT] = call.excinfo is not None
+        item.stash[_ENDED] = call.excinfo is None
 
 
 @pytest.fixture
@@ -92,8 +92,13 @@ def _conversations_faults(
             conversations_emulator.faults = plan
         yield
         conversations_emulator.faults = before
-    missed = [] if request.node.stash.get(_LEFT, False) else plan.missed()
+    missed = plan.missed() if request.node.stash.get(_ENDED, False) else []
     if missed and all(strict):
+        if "conversations_emulator" not in request.node.fixturenames:
+            missed.append(
+                "only what is sent to conversations_emulator counts, and the test asks for none "
+                "of the fixtures conversations_emulator, conversations_client and cached_session"
+            )
         pytest.fail(f"{_MARKER}: " + "\n".join(missed), pytrace=False)
 
 

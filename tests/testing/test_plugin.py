@@ -171,6 +171,19 @@ def test_a_marked_test_without_our_fixtures(
     result.stdout.fnmatch_lines([words])
 
 
+def test_who_sends_nothing_is_told_why(pytester: pytest.Pytester) -> None:
+    """Where a marked test has no fixture of ours, the error says that, and which there are."""
+    mark = "@pytest.mark.conversations_faults(append(1).fails())\n"
+    pytester.makepyfile(
+        f"{HEADER}\n{mark}def test_without():\n    pass\n"
+        f"\n{mark}def test_with(conversations_client):\n    pass\n"
+    )
+    result = pytester.runpytest_inprocess(*OURS, *STRICT)
+    result.assert_outcomes(passed=2, errors=2)
+    said = "the test asks for none of the fixtures conversations_emulator, conversations_client"
+    assert result.stdout.str().count(said) == 1
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
@@ -205,6 +218,21 @@ def test_a_test_that_left_lacks_nothing(
     pytester.makepyfile(
         f"{HEADER}\n@pytest.mark.conversations_faults(append(2).loses_its_answer())\n"
         f"def test(conversations_emulator):\n    {ending}\n"
+    )
+    pytester.runpytest_inprocess(*OURS, *STRICT).assert_outcomes(**{outcome: 1})
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"), [("pytest.skip('no')", "skipped"), ("assert 0", "errors")]
+)
+def test_a_test_that_never_began_lacks_nothing(
+    ending: str, outcome: str, pytester: pytest.Pytester
+) -> None:
+    """Where a fixture of its own skips a test, or fails, nothing is said of what did not happen."""
+    pytester.makepyfile(
+        f"{HEADER}\n@pytest.fixture\ndef other():\n    {ending}\n"
+        "\n@pytest.mark.conversations_faults(append(1).fails())\n"
+        "def test(conversations_client, other):\n    pass\n"
     )
     pytester.runpytest_inprocess(*OURS, *STRICT).assert_outcomes(**{outcome: 1})
 
