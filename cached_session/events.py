@@ -228,10 +228,10 @@ class Sending(StrEnum):
     PAUSED = "paused"
     """The server refused a batch. All is kept, and nothing is sent until somebody decides."""
     ELSEWHERE = "elsewhere"
-    """Another living process that uses the same file sends them."""
+    """Another living process that uses the same outbox sends them."""
     FAILED = "failed"
-    """The outbox could not be written, or the client has another key than the one that
-    accepted them; the next use of the session tries again."""
+    """The outbox could not be read or written, or the client has another key than the one
+    that accepted them; the next use of the session tries again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,9 +272,7 @@ class Backlog:
         failure = sender.failure
         if failure is not None and not condition():
             raise OutboxError(
-                f"{operation.conversation_id}: {self._recorded} and "
-                f"not known to be on the server; sending them failed. {failure}",
-                conversation_id=operation.conversation_id,
+                self.record.why_failed(failure), conversation_id=operation.conversation_id
             ) from failure
 
     async def held_elsewhere(self, operation: Operation) -> None:
@@ -310,16 +308,11 @@ class Backlog:
         async with self.order.turn(operation):
             await self.record.read(operation, anew=True)
 
-    @property
-    def _recorded(self) -> str:
-        waiting = len(self._ledger.queue)
-        return f"{counted(waiting)} {verb(waiting, 'is', 'are')} recorded"
-
     def _too_late(self, operation: Operation, why: str) -> DeadlineExceeded:
         trouble = self.sender.trouble
         met = "" if trouble is None else f", {type(trouble).__name__}"
         return DeadlineExceeded(
-            f"{operation.conversation_id}: {why}. {self._recorded} "
+            f"{operation.conversation_id}: {why}. {self.record.recorded} "
             f"in the outbox and not known to be on the server (sending: {self.sender.state}{met})",
             conversation_id=operation.conversation_id,
         )
@@ -468,7 +461,7 @@ class Backlog:
         if ledger.paused is not None:
             return f"paused: {ledger.paused}"
         if sender.failure is not None:
-            return f"the outbox could not be written: {sender.failure}"
+            return f"sending failed: {sender.failure}"
         if sender.trouble is not None:
             return f"the server could not be reached: {type(sender.trouble).__name__}"
         if sender.state is Sending.ELSEWHERE:

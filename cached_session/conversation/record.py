@@ -32,6 +32,7 @@ from cached_session.errors import (
     OutboxUnavailable,
     Reopened,
     counted,
+    verb,
 )
 from cached_session.events import CallStarted, logger
 from cached_session.outbox import Outbox
@@ -748,6 +749,20 @@ class Record:
             f"{ledger.conversation_id}: {_why(ledger.paused or '')} ({ledger.paused}); "
             f"{counted(len(ledger.queue))} kept in the outbox and not sent. {self.outbox.advice}"
         )
+
+    @property
+    def recorded(self) -> str:
+        """How many items are recorded, in words."""
+        waiting = len(self._ledger.queue)
+        return f"{counted(waiting)} {verb(waiting, 'is', 'are')} recorded"
+
+    def why_failed(self, error: OutboxError) -> str:
+        """What is so after the sender has failed with an error, which says what somebody can do."""
+        said = "what waits is not sent"
+        # What cannot be decrypted is in no queue that could be counted.
+        if not isinstance(error, Unreadable):
+            said = f"sending failed, {self.recorded} and not known to be on the server"
+        return f"{self._ledger.conversation_id}: {said}. {str(error).rstrip('.')}"
 
     # How
 

@@ -268,13 +268,8 @@ class Sender:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)
                 if record.outbox.told.news(record.address, Trouble.FAILED):
-                    logger.warning(
-                        "%s: sending failed, %s recorded and not known to be on the server. %s. "
-                        "The next use of the conversation tries again.",
-                        ledger.conversation_id,
-                        counted(len(ledger.queue)),
-                        str(error).rstrip("."),
-                    )
+                    tries_again = "The next use of the conversation tries again."
+                    logger.warning("%s. %s", record.why_failed(error), tries_again)
                 if record.held:
                     # Others would wait for it as long as the outbox is open here.
                     await record.outbox.let_go()

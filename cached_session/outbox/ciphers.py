@@ -81,8 +81,8 @@ class Encrypted(Contents):
             return MARK + self._cipher.encrypt(data)
         except Exception as error:
             raise OutboxError(
-                f"{self._place}: the outbox's cipher could not encrypt ({type(error).__name__}); "
-                "nothing was recorded."
+                f"{self._place}: the outbox's cipher could not encrypt ({type(error).__name__}), "
+                "and what it was given was not recorded."
             ) from error
 
     def _decrypted(self, data: bytes) -> bytes:
@@ -93,5 +93,5 @@ class Encrypted(Contents):
                 f"{self._place}: what is recorded cannot be decrypted with the outbox's cipher "
                 f"({type(error).__name__}). All of it is kept. Add the key that it was recorded "
                 "with to those that decrypt; if that is lost, `cached-session outbox discard` "
-                "removes what it has encrypted."
+                "removes what waits."
             ) from error

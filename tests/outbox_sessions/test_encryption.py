@@ -338,6 +338,47 @@ async def test_one_that_lacks_the_other_s_key(place: Place, emulator: Emulator) 
         await b.aclose()
 
 
+async def test_what_is_said_where_the_sender_cannot_read(
+    place: Place, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sender that cannot decrypt what waits says that, and which key to add, and counts nothing.
+
+    So do the call that waits for it, and what the outbox says is left.
+    """
+    conversation = Elsewhere(emulator).conversation("first")
+
+    def told() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+
+    async with (
+        Process(emulator, place.new(OLD)) as old,
+        Process(emulator, place.new(NEW, OLD)) as new,
+    ):
+        a, b = old.session(conversation), new.session(conversation)
+        emulator.faults = lambda request: LOST if is_append(request) else None
+        await a.get_items()
+        await b.get_items()
+        await a.add_items(users("a"))
+        await b.add_items(users("b"))
+        # It is sealed anew before each attempt, and what others have recorded comes with that.
+        emulator.clear_log()
+        await until(lambda: batches(emulator) > 1)
+        emulator.faults = None
+        error = str(await raised(a.flush()))
+        await until(lambda: bool(told()))
+        left = await old.outbox.aclose()
+        for said in (error, *told(), left.conversations[0].reason):
+            assert "cannot be decrypted" in said
+            assert "Add the key that it was recorded with" in said
+            assert "0 items" not in said
+            assert "written" not in said
+        assert len(told()) == 1
+        await b.flush()
+        assert texts(emulator.items(conversation)) == ["first", "a", "b"]
+        await a.aclose()
+        await b.aclose()
+
+
 @pytest.mark.processes
 async def test_a_killed_process(path: Path, emulator: Emulator) -> None:
     """What a killed process had recorded encrypted is sent by the next one, each item once."""
@@ -388,10 +429,33 @@ async def test_a_cipher_of_one_s_own(path: Path, emulator: Emulator) -> None:
         cipher.works = False
         error = await raised(session.add_items(users("lost")))
         assert isinstance(error, OutboxError)
-        assert "could not encrypt (ConnectionError); nothing was recorded" in str(error)
+        assert "could not encrypt (ConnectionError), and what it was given was not" in str(error)
         assert "canary" not in str(error)
         cipher.works = True
         assert texts(await session.get_items()) == ["canary said"]
+        await session.aclose()
+
+
+async def test_a_cipher_that_fails_while_something_waits(
+    path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the sender cannot encrypt, what waits is kept, and nothing else is said of it."""
+    cipher = Odd()
+    async with Process(emulator, SQLiteOutbox(path, cipher=cipher)) as process:
+        session = process.session(Elsewhere(emulator).conversation())
+        await session.get_items()
+        emulator.faults = lambda request: LOST if is_append(request) else None
+        await session.add_items(users("canary said"))
+        cipher.works = False
+        error = str(await raised(session.flush()))
+        told = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+        assert len(told) == 1
+        for said in (error, *told):
+            assert "sending failed, 1 item is recorded and not known to be on the server" in said
+            assert "could not encrypt (ConnectionError)" in said
+            assert "nothing was recorded" not in said
+        emulator.faults, cipher.works = None, True
+        await session.flush()
         await session.aclose()
 
 
