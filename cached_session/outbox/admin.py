@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,16 +32,19 @@ class OutboxAdmin:
     local name, where one account alone has a backlog of that conversation.
 
     Every method raises `OutboxError` where the outbox cannot be read or written, or has no such
-    backlog, and `TypeError` where an argument is of the wrong kind.
+    backlog, `TypeError` where an argument is of the wrong kind, and `RuntimeError` outside of
+    `async with`. An admin that was left may be entered again.
 
     Attributes:
-        name: Where the outbox is, in words, and as the command line takes it; no password.
+        name: Where the outbox is, in words, and as the command line takes it; no password. Empty
+            before it is entered.
 
     Args:
         place: The file of an `SQLiteOutbox`; or the database of a `PostgresOutbox`, as
             "postgresql://app@db/agents", or as "host=db dbname=agents".
         account: What the program passes as `account=`, for what is sent through `outbox`.
-        cipher: What it passes as `cipher=`. Only what was said needs it, see `waiting`.
+        cipher: What it passes as `cipher=`. Without it encrypted items are counted, moved and
+            discarded, but not read or sent.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -58,9 +60,10 @@ class OutboxAdmin:
         account: str | None = None,
         cipher: Cipher | None = None,
     ) -> None:
-        self.name: str = os.fspath(place)
-        if not isinstance(self.name, str):
+        self._place = os.fspath(place)
+        if not isinstance(self._place, str):
             raise TypeError("place must be made of str, not bytes")
+        self.name: str = ""
         if account is not None:
             check_account(account)
         self._account = account
@@ -69,7 +72,7 @@ class OutboxAdmin:
 
     async def __aenter__(self) -> Self:
         # A database may take its time.
-        found = await asyncio.to_thread(place, self.name, self._cipher)
+        found = await asyncio.to_thread(place, self._place, self._cipher)
         self.name = found.name
         self._outbox = await asyncio.to_thread(found.open, self._account)
         return self
@@ -80,7 +83,8 @@ class OutboxAdmin:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.outbox.let_go()
+        outbox, self._outbox = self.outbox, None
+        await outbox.let_go()
 
     @property
     def outbox(self) -> Outbox:
@@ -103,7 +107,17 @@ class OutboxAdmin:
 
     async def waiting(self, backlog: int | str) -> list[WaitingItem]:
         """The items that wait in a backlog, oldest first. They belong to the caller."""
-        return await self._items(backlog, self.outbox.contents.readable)
+        readable = self.outbox.contents.readable
+
+        def work(log: Log) -> list[WaitingItem]:
+            mailbox = log.mailbox(self._find(log, backlog).address)
+            refused = mailbox.refused(readable)
+            return [
+                WaitingItem(seq, readable(data), len(data), at, sealed, sealed and refused)
+                for seq, data, sealed, at in mailbox.rows
+            ]
+
+        return await self.outbox.consult(work)
 
     async def lines(self, backlog: int | str) -> list[bytes]:
         """What waits as UTF-8 JSON, an item each, oldest first, byte for byte as it is sent.
@@ -111,8 +125,12 @@ class OutboxAdmin:
         Raises:
             OutboxError: It is encrypted, and the key is not there.
         """
-        items = await self._items(backlog, self.outbox.contents.get)
-        return [one.data for one in items if one.data is not None]
+        get = self.outbox.contents.get
+
+        def work(log: Log) -> list[bytes]:
+            return [get(row.data) for row in log.mailbox(self._find(log, backlog).address).rows]
+
+        return await self.outbox.consult(work)
 
     async def export(self, backlog: int | str, path: str | os.PathLike[str]) -> list[bytes]:
         """Writes the `lines` of a backlog to a new file; changes nothing else.
@@ -130,21 +148,6 @@ class OutboxAdmin:
         lines = await self.lines(backlog)
         await asyncio.to_thread(_write, path, b"".join(line + b"\n" for line in lines))
         return lines
-
-    async def _items(
-        self, backlog: int | str, read: Callable[[bytes], bytes | None]
-    ) -> list[WaitingItem]:
-        readable = self.outbox.contents.readable
-
-        def work(log: Log) -> list[WaitingItem]:
-            mailbox = log.mailbox(self._find(log, backlog).address)
-            refused = mailbox.refused(readable)
-            return [
-                WaitingItem(seq, read(data), len(data), at, sealed, sealed and refused)
-                for seq, data, sealed, at in mailbox.rows
-            ]
-
-        return await self.outbox.consult(work)
 
     async def retry(self, backlog: int | str) -> BacklogSummary:
         """Clears what a backlog is paused for. Nothing is sent by this itself.
@@ -209,24 +212,21 @@ class OutboxAdmin:
                 `address` of any backlog that is that account's.
 
         Returns:
-            The backlog as it is now, which may have another number.
+            The backlog as it is now, which may have another number; as it was, if nothing waits.
 
         Raises:
             ValueError: `to` cannot be the name of an account.
-            OutboxError: Nothing waits; a living process has it; or the other account has a
-                backlog of the conversation. Nothing was changed.
+            OutboxError: A living process has it, or the other account has a backlog of the
+                conversation. Nothing was changed.
         """
         if not isinstance(to, Address):
             check_account(to)
 
         def work(log: Log) -> BacklogSummary:
             found = self._find(log, backlog)
-            address = found.address
             if not found.items:
-                raise OutboxError(
-                    f"nothing waits in backlog {found.number}; nothing was changed.",
-                    conversation_id=found.conversation_id,
-                )
+                return found
+            address = found.address
             if isinstance(to, Address):
                 there = to._replace(conversation=address.conversation)
             else:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from openai import AsyncOpenAI
 
@@ -206,9 +207,41 @@ async def test_a_backlog_becomes_another_accounts(
             Relay(admin.outbox, newer) as relay,
         ):
             await relay.run(every=0.05, once=True)
-        with pytest.raises(OutboxError, match="nothing waits"):
-            await admin.move(name, "dev")
+        # Where nothing waits any more, that is no error, as with `discard` and `retry`.
+        assert await admin.move(name, "dev") == await admin.backlog(name)
+        assert (await admin.backlog(name)).address.account == "prod"
     assert texts(emulator.items(name)) == ["1"]
+
+
+async def test_an_admin_that_was_left(place: str, emulator: Emulator, client: AsyncOpenAI) -> None:
+    """Once it was left it does nothing, and opens nothing, until it is entered again."""
+    name = Elsewhere(emulator).conversation()
+    no_appends(emulator)
+    await leave(place, client, name, "1")
+    admin = OutboxAdmin(place)
+    for _ in range(2):
+        async with admin:
+            assert (await admin.backlog(name)).items == 1
+        with pytest.raises(RuntimeError, match="async with"):
+            await admin.backlogs()
+
+
+@pytest.mark.processes
+async def test_an_admin_that_is_entered_again(
+    postgres: Server, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """It comes to a database by its whole address each time, and not by what is told of that."""
+    place, name = postgres.with_tables(), Elsewhere(emulator).conversation()
+    no_appends(emulator)
+    await leave(place, client, name, "1")
+    with psycopg.connect(place, autocommit=True) as connection:
+        database = place.rpartition("/")[2]
+        connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    admin = OutboxAdmin(f"{place}?options=-cdefault_transaction_read_only%3Doff")
+    async with admin:
+        assert admin.name == place
+    async with admin:
+        assert await admin.discard(name) == 1
 
 
 async def test_a_name_that_several_have_or_nobody(
@@ -248,6 +281,8 @@ async def test_no_outbox_is_made_by_looking(tmp_path: Path) -> None:
     assert path.read_text() == "something else"
     with pytest.raises(RuntimeError, match="async with"):
         await OutboxAdmin(path).backlogs()
+    # What may hold a password is told by nobody, before it is known to be none, either.
+    assert "secret" not in OutboxAdmin("postgresql://app:secret@db/agents").name
     with pytest.raises(TypeError, match="not bytes"):
         OutboxAdmin(b"agent.db")  # type: ignore[arg-type]  # what is refused
 

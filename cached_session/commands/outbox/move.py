@@ -22,12 +22,13 @@ async def move(admin: OutboxAdmin, options: argparse.Namespace) -> None:
         OutboxError: There is no such backlog, a living process has it, or the other account has
             a backlog of the conversation. Nothing was changed.
     """
-    summary = await admin.backlog(options.number)
-    if not summary.items:
-        print(f"Nothing waits in backlog {summary.number}.")
+    moved = await admin.backlog(options.number)
+    if moved.items:
+        to = options.account or await _own(moved.address, admin)
+        moved = await admin.move(options.number, to)
+    if not moved.items:
+        print(f"Nothing waits in backlog {moved.number}.")
         return
-    to = options.account or await _own(summary.address, admin)
-    moved = await admin.move(options.number, to)
     print(
         f"{counted(moved.items, 'item')} for {conversation(moved.address)} "
         f"{verb(moved.items, 'waits', 'wait')} in backlog {moved.number} now, which is that of "
