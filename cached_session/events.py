@@ -207,7 +207,7 @@ class StaleRead:
 
     Attributes:
         conversation_id: The conversation.
-        seconds: How long ago the copy was last confirmed by the server.
+        seconds: How long ago the copy was last confirmed by the server; inf: not in this process.
         error: The class name of what the server, or nobody, answered.
     """
 

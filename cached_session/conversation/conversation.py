@@ -295,8 +295,9 @@ class Conversation:
             backlog = self.backlog
             try:
                 async with self.order.turn(operation):
-                    if stale is not None and self._outages > outages:
-                        # Another read has found it so since this one came.
+                    away = self._outages > outages and not ledger.checked(trust)
+                    if stale is not None and away:
+                        # Another read has found it so since this one came, which has to ask.
                         held = self._stale(operation, limit, stale)
                         if held is not None:
                             return held

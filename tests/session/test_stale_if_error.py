@@ -294,6 +294,18 @@ async def test_one_read_asks_for_all_that_wait(emulator: Emulator, client: Async
     assert sent(emulator) == ["GET items"] * 2
 
 
+async def test_one_that_need_not_ask(emulator: Emulator, client: AsyncOpenAI) -> None:
+    """A read that waits for one that finds the server away, and need not ask, is no stale one."""
+    name, cache = Elsewhere(emulator).conversation("a"), ConversationCache()
+    asks = a_session(client, name, cache, retry=HURRIED)
+    trusts = a_session(client, name, cache, max_staleness=60)
+    await asks.get_items()
+    listings(emulator, Fault(FaultKind.HANG))
+    found = await asyncio.gather(asks.get_items(), trusts.get_items())
+    assert [texts(items) for items in found] == [["a"]] * 2
+    assert (asks.stats.stale, trusts.stats.stale) == (1, 0)
+
+
 async def test_one_that_gets_an_answer_ends_it(emulator: Emulator, client: AsyncOpenAI) -> None:
     """Where the server is there again before a read's turn comes, that read asks."""
     elsewhere, cache = Elsewhere(emulator), ConversationCache()
