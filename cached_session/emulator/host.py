@@ -15,7 +15,6 @@ import logging
 import socket
 import struct
 import sys
-from types import TracebackType
 from typing import Final
 from urllib.parse import unquote
 
@@ -209,12 +208,7 @@ class Host:
         self._listen()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._stop_listening()
         for accepted in self._serving.values():
             # Its transport, if it has one yet, may have closed it already.

@@ -9,7 +9,6 @@ import asyncio
 import os
 import shlex
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cached_session.errors import OutboxError
@@ -77,12 +76,7 @@ class OutboxAdmin:
         self._outbox = await asyncio.to_thread(found.open, self._account)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         outbox, self._outbox = self.outbox, None
         await outbox.let_go()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from openai import AsyncOpenAI
@@ -16,7 +15,7 @@ from cached_session.outbox.shared import check_seconds
 from cached_session.server.connections import account as account_of
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.adoption import Adopter, Means
-from cached_session.session.arguments import Chosen, check_observer, check_type
+from cached_session.session.arguments import Chosen, check_observer, check_outbox, check_type
 from cached_session.session.cache import ConversationCache
 
 
@@ -41,12 +40,11 @@ class Relay:
     What is paused it leaves alone. Any number may run beside living workers.
 
     Attributes:
-        account: Whose that is, as an address without a conversation.
+        account: The account, as an address without a conversation.
 
     Args:
-        outbox: The outbox, of which no session of this process has the same object: it is closed
-            with the relay.
-        openai_client: Through what is sent. It is never closed here, and not before the relay.
+        outbox: An outbox that no session has: closing the relay closes it.
+        openai_client: The client that sends. It is never closed here; close it after the relay.
         retry: How requests are repeated; None: `RetryPolicy()`.
         observer: Called with each event; see `CachedSession`.
 
@@ -64,9 +62,11 @@ class Relay:
         retry: RetryPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
-        if not isinstance(openai_client, AsyncOpenAI):
-            kind = type(openai_client).__name__
-            raise TypeError(f"openai_client must be AsyncOpenAI, not {kind}")
+        for name, value in (("outbox", outbox), ("openai_client", openai_client)):
+            if value is None:
+                raise TypeError(f"{name} must be given, not None")
+        check_outbox(outbox, None)
+        check_type("openai_client", openai_client, AsyncOpenAI)
         check_type("retry", retry, RetryPolicy)
         if observer is not None:
             check_observer(observer)
@@ -182,10 +182,5 @@ class Relay:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -317,13 +317,15 @@ async def test_a_relay_that_is_closed_lets_go(
     [
         (lambda path, client: Relay(MemoryOutbox(), client), ValueError, "in memory"),
         (lambda path, client: Relay(SQLiteOutbox(path), None), TypeError, "openai_client must be"),
+        (lambda path, client: Relay(str(path), client), TypeError, "outbox must be"),
+        (lambda path, client: Relay(None, client), TypeError, "outbox must be"),
         (
             lambda path, client: Relay(SQLiteOutbox(path), client.with_options(api_key=_key)),
             ValueError,
             "not fixed",
         ),
     ],
-    ids=["memory", "no client", "no fixed key"],
+    ids=["memory", "no client", "a path", "no outbox", "no fixed key"],
 )
 async def test_a_relay_that_cannot_be(
     make: Callable[[Path, AsyncOpenAI], Relay],
