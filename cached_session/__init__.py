@@ -2,6 +2,9 @@
 
 It reads like memory and writes like a ledger: repeated reads cost no request,
 and an append happens exactly once even when the network loses the answer.
+
+`PostgresOutbox` needs the extra `postgres`, `instrument` and `Instrumented` need `otel`: these
+three are imported by their names alone, and not by `*`.
 """
 
 # pytest rewrites the assertions of packages that bring a plugin, and warns where one was imported
@@ -10,6 +13,7 @@ __doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
 
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -181,5 +185,15 @@ if not TYPE_CHECKING:
         return value
 
 
+# What an extra brings, and a module that comes with it.
+_EXTRAS = {
+    "Instrumented": "opentelemetry",
+    "PostgresOutbox": "psycopg",
+    "instrument": "opentelemetry",
+}
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # `help` and `inspect` take each name that is listed, and fail where one cannot be imported.
+    there = (name for name, module in _EXTRAS.items() if importlib.util.find_spec(module))
+    return sorted({*globals(), *__all__, *there})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import email
 import importlib.metadata
+import pydoc
 import re
 import subprocess
 import sys
@@ -107,6 +108,38 @@ def test_a_star_import_needs_no_extra() -> None:
     name, _, error = python(code).partition(" | ")
     assert name == "CachedSession"
     assert "cached-session[postgres]" in error
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("module", "needs", "names"),
+    [
+        ("cached_session", "psycopg", {"PostgresOutbox"}),
+        # The SDK itself cannot be imported where that is missing, in some of its releases.
+        ("cached_session", None, {"Instrumented", "instrument"}),
+        ("cached_session.emulator", "starlette", {"Emulator", "create_app"}),
+        ("cached_session.emulator", "h11", {"Emulator", "create_app"}),
+    ],
+)
+def test_what_an_extra_brings_is_listed(module: str, needs: str | None, names: set[str]) -> None:
+    """`dir` lists what an extra brings where it is installed, and nothing that cannot be had."""
+    code = (
+        "import importlib, inspect, sys\n"
+        f"{{}}module = importlib.import_module({module!r})\n"
+        "inspect.getmembers(module)\n"
+        "print(*dir(module))\n"
+    )
+    assert set(python(code.format("")).split()) >= names
+    if needs is not None:
+        missing = f"sys.modules[{needs!r}] = None\n"
+        assert not set(python(code.format(missing)).split()) & names
+
+
+def test_help_tells_of_what_extras_bring() -> None:
+    """`help(cached_session)` names what an extra brings, and the extra."""
+    text = pydoc.plain(pydoc.render_doc(cached_session))
+    for name in ("PostgresOutbox", "postgres", "instrument", "Instrumented", "otel"):
+        assert f"`{name}`" in text
 
 
 @pytest.mark.processes

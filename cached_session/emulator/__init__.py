@@ -7,6 +7,7 @@ It imports nothing from the rest of ``cached_session``, so that it can be truste
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from .faults import Fault, FaultKind, FaultPlan, Faults
@@ -51,8 +52,6 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Imports what needs Starlette and h11 only when it is asked for."""
-        import importlib
-
         if name not in _NEEDS_SERVER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
@@ -65,3 +64,9 @@ if not TYPE_CHECKING:
                 'pip install "cached-session[emulator]"; from a checkout, pip install ".[emulator]"'
             ) from error
         return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    # See `cached_session.__dir__`.
+    there = all(map(importlib.util.find_spec, ("h11", "starlette")))
+    return sorted({*globals(), *(__all__ if there else ())})
