@@ -393,7 +393,7 @@ def _in_question(item_ids: tuple[str, ...]) -> str:
 class Observers:
     """Who is told of events; that may change at any time, from any thread."""
 
-    __slots__ = ("_added", "_beyond", "_each")
+    __slots__ = ("_added", "_beyond", "_each", "_failed")
 
     def __init__(self, observer: Observer | None = None, beyond: Observers | None = None) -> None:
         """Begins with one observer, or with none.
@@ -405,6 +405,7 @@ class Observers:
         self._added: list[Observer] = [] if observer is None else [observer]
         self._each: tuple[Observer, ...] = (*self._added,)
         self._beyond = beyond
+        self._failed: frozenset[Observer] = frozenset()
 
     def add(self, observer: Observer) -> Callable[[], None]:
         """Tells one more; returns what ends that. One that was added twice is told once."""
@@ -456,7 +457,11 @@ class Observers:
             try:
                 observer(event)
             except Exception:  # whatever it is, an observer must not break a write half way
-                logger.exception("the observer failed on %s", type(event).__name__)
+                # It is told of several events in each call.
+                level = logging.DEBUG if observer in self._failed else logging.ERROR
+                self._failed |= {observer}
+                said = "the observer failed on %s; its next failures are logged at DEBUG"
+                logger.log(level, said, type(event).__name__, exc_info=True)
         return told
 
 

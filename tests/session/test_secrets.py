@@ -126,6 +126,28 @@ async def test_failing_observer(
     assert CONTENT not in caplog.text
 
 
+async def test_an_observer_that_fails_at_each_event(
+    client: AsyncOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its first failure in a session is an error in the log, and the others do not flood it."""
+
+    def fails(_: object) -> None:
+        raise LookupError("observer")
+
+    heard = list[object]()
+    caplog.set_level(logging.DEBUG, logger="cached_session")
+    for _ in range(2):
+        caplog.clear()
+        session = CachedSession(openai_client=client, observer=fails)
+        session.observe(heard.append)
+        await session.add_items([ITEM])
+        told = [one.levelno for one in caplog.records if "the observer failed" in one.message]
+        assert told[0] == logging.ERROR
+        assert set(told[1:]) == {logging.DEBUG}
+        assert len(told) == len(heard)
+        heard.clear()
+
+
 async def test_a_failed_connection_names_the_host_alone() -> None:
     """The error of a connection that fails says which host it was, without user, path or query."""
     url = "http://user:pa55word@127.0.0.1:9/v1/secret?token=s3cret"
