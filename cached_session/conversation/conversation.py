@@ -370,7 +370,7 @@ class Conversation:
             if shown is None:
                 raise Elsewhere
             return shown
-        # In the step in which nobody else sends: what comes to it later, others may send.
+        # Of what waits now nobody else sends anything. What is recorded later, others may send.
         waited = bool(ledger.queue)
         async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)

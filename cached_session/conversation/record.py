@@ -392,7 +392,7 @@ class Record:
             found = log.open(self.address, before, seen, claim=claim, first=first)
             plain = self._contents.found(found)
             if found.window is not None and plain.window is None and found.mine:
-                # Its key is gone. One with the same items would be left as it is.
+                # Its key is gone. A new one with the same items would not take its place.
                 log.forget(found.address, found.epoch)
                 plain = plain._replace(newest=None, version=None)
             return plain
@@ -572,7 +572,7 @@ class Record:
                 return None if row is None else self._contents.rows((row,))[0]
             except Unreadable:
                 assert row is not None  # it is what cannot be read
-                # Where it is not undone: it goes back to where it was.
+                # In a database that was committed, and is not undone by this error.
                 log.accept(
                     self.address, epoch, ledger.queue.seen, [row.data], row.accepted_at, ticket
                 )
@@ -808,7 +808,7 @@ class Record:
             return None
 
     async def _run_or_free(self, verb: Callable[[Log], T], apply: Callable[[T], None]) -> T:
-        """Runs what may claim the conversation: who can read it must find it free."""
+        """Runs what may claim the conversation; if it is unreadable, leaves it to others."""
         try:
             return await self._run(verb, apply)
         except Unreadable:

@@ -75,7 +75,7 @@ class Outbox(Protocol):
 
     @property
     def users(self) -> weakref.WeakSet[object]:
-        """The open sessions that use the outbox."""
+        """The open sessions and relays that use the outbox."""
 
     @property
     def lock(self) -> threading.Lock:
@@ -91,7 +91,7 @@ class Outbox(Protocol):
 
     @property
     def holdings(self) -> Holdings:
-        """Those of them that others are kept from sending."""
+        """The backlogs and turns that this process keeps from others."""
 
     @property
     def account(self) -> str | None:

@@ -146,8 +146,8 @@ class OutboxAdmin:
     async def retry(self, backlog: int | str) -> BacklogSummary:
         """Clears what a backlog is paused for. Nothing is sent by this itself.
 
-        It is sent by the living process that has it, at its next use; or by a session that comes
-        to the conversation, any other one that adopts what is left, or a `Relay`.
+        The living process that has it sends it, at its next use of the conversation. If there is
+        none, a session on the conversation does, any other one of the account, or a `Relay`.
 
         Returns:
             How the backlog was before.
@@ -161,12 +161,12 @@ class OutboxAdmin:
         return await self.outbox.transact(work)
 
     async def discard(self, backlog: int | str) -> int:
-        """Removes what waits, for good, and clears what it is paused for. Asks nobody.
+        """Removes what waits, for good, and clears what it is paused for. Does not ask the server.
 
-        What was sent already stays on the server, and may be items that still waited here. Where
-        nothing waits, late copies of what was sent are still looked for; but what is noted for
-        that is removed if it is `unreadable`. What was accepted a moment ago, and is not being
-        sent yet, is removed, too, whoever has accepted it.
+        What the server has stays there, and may include items that still waited here. Where
+        nothing waits, sessions go on looking for late copies of what they sent, unless what is
+        noted for that is `unreadable`: then that is removed. Items that a session has accepted,
+        and has not begun to send, are removed with the others.
 
         Returns:
             How many items were removed.

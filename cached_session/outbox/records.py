@@ -211,7 +211,7 @@ class BacklogSummary:
         number: Its number in the file, which no other one ever gets.
         address: Which conversation it is for, and whose it is; no key and no password.
         items: How many items wait.
-        size: Bytes of their JSON.
+        size: Bytes that they take where they are recorded: of their JSON, or encrypted.
         sealed: How many of them belong to a batch that may have been sent.
         oldest: When the oldest was accepted, seconds since the epoch, or None.
         paused: Why it is not sent, or None.

@@ -46,10 +46,10 @@ class Unreadable(OutboxError):
 
 
 class Contents:
-    """How what was said is recorded: as it is, in an outbox without a cipher.
+    """How items, windows and doubts are recorded: as they are, in an outbox without a cipher.
 
-    Items, windows and doubts come here before a log gets them, and after it has given them: a log
-    knows none of them. What is encrypted is marked, so that both may stand in one outbox.
+    `Record` passes them through `put` before a log gets them, and through `get` when it reads
+    them: a log only holds bytes. What is encrypted is marked, so that both may stand in one outbox.
 
     Args:
         place: The outbox in words, for errors.
@@ -129,11 +129,11 @@ class Shared(abc.ABC):
         account: The account that all who use the outbox belong to, whatever their keys, or None.
         contents: How what it holds is recorded.
         told: What somebody was warned of.
-        users: The open sessions that use the outbox.
+        users: The open sessions and relays that use the outbox.
         lock: Guards `backlogs` and `adopters`.
         backlogs: The backlogs in use, one a conversation.
         adopters: Who sends what others have left, one an account.
-        holdings: Those of them that others are kept from sending.
+        holdings: The backlogs and turns that this process keeps from others.
 
     Raises:
         TypeError: An argument is of the wrong kind.

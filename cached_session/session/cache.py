@@ -251,7 +251,7 @@ class ConversationCache:
             # A value is measured when it is set, and an old one is kept when
             # the new one is too large: take it out first.
             self._copies.pop(key, None)
-            if conversation.ledger.known is None and not conversation.size:
+            if not conversation.holds:
                 return
             if _size(conversation) > self._copies.maxsize:
                 self._evicted.append(_eviction(conversation, "size"))

@@ -70,9 +70,9 @@ class CachedSession(OpenAIConversationsSession):
             whichever session object it was. None: at the first read of each
             session object, unless it made the conversation itself. 0: at every
             read. `math.inf`: never, while the copy is held. It takes one
-            request for each 100 items added since the last time. What other
-            processes did through the file of an outbox, each read asks that,
-            without a request; with seconds, if it was not asked for longer.
+            request for each 100 items added since the last time. Each read
+            also asks the outbox what other processes did through it, without a
+            request; with seconds, if that was not asked for longer.
         stale_if_error: Where a read has to ask and the server cannot be asked,
             because nobody answers, or with 5xx, or with a 429 that time helps,
             after the repeats: for how many seconds after the server last
@@ -80,9 +80,10 @@ class CachedSession(OpenAIConversationsSession):
             in the outbox behind it. Not while anything in the copy is in
             doubt, and not for `pop_item` or `add_items`. None: the read raises.
         retry: How requests are repeated; None: `RetryPolicy()`.
-        outbox: Where appends are recorded before they are sent: a
-            `SQLiteOutbox` or a `MemoryOutbox`; `add_items` then returns when
-            the record is made. None: it returns when the server has the items.
+        outbox: Where appends are recorded before they are sent: an
+            `SQLiteOutbox`, a `PostgresOutbox` or a `MemoryOutbox`; `add_items`
+            then returns when the record is made. None: it returns when the
+            server has the items.
             All sessions of a process on a conversation have the same outbox and
             the same cache; otherwise the first use raises `ValueError`.
         observer: Called with each event (see `cached_session.events`), on the
@@ -504,22 +505,23 @@ class CachedSession(OpenAIConversationsSession):
         """The conversation's turn, for a whole run of an agent: `async with session.turn():`.
 
         One at a time has it, in the order in which they came: of all sessions
-        on the conversation that share a cache and an account; and, where the
-        outbox is an `SQLiteOutbox`, of all processes on its file, of each of
-        which one waits in that line at a time. Two runs at once would mix their
-        items, and the API refuses what comes of that. It binds those who ask
-        for it; who appends without a turn is not kept from it.
+        on the conversation that share a cache and an account; and of all
+        processes that share an outbox's file or database, of each of which one
+        waits in that line at a time. Two runs at once would mix their items,
+        and the API refuses what comes of that. It binds those who ask for it;
+        who appends without a turn is not kept from it.
 
         What the task that has the turn does on the conversation belongs to it,
         through any session, and so does what the tasks do that it makes. The
         same task can take it again. A task that it makes waits as anybody does:
         a function tool, for example, and `asyncio.wait_for` before Python 3.12.
         When the turn is over, because it was given back, or its event loop was
-        stopped or closed and somebody else took it, or an `SQLiteOutbox` was
-        closed, `add_items`, `pop_item` and `clear_session` of those tasks raise
-        `TurnLost` and change nothing.
+        stopped or closed and somebody else took it, or the outbox's file or
+        database was closed, `add_items`, `pop_item` and `clear_session` of
+        those tasks raise `TurnLost` and change nothing.
 
-        The turn of a process that ends is free at once. A new session makes
+        The turn of a process that ends is free at once; in a database, after
+        its lease if it was killed. A new session makes
         its conversation first. `clear_session` in a turn leaves the
         conversation that it is on: nobody has a turn on the next one.
 
@@ -529,7 +531,7 @@ class CachedSession(OpenAIConversationsSession):
 
         Returns:
             What takes the turn when it is entered, and gives it back at its end,
-            where it raises `OutboxError` if the file cannot be written. Entering
+            where it raises `OutboxError` if the outbox cannot be written. Entering
             raises what a read may raise, and:
 
             ConversationBusy: The turn did not come in time.
@@ -549,7 +551,7 @@ class CachedSession(OpenAIConversationsSession):
         Without an outbox it flushes first. With one it does not wait for the
         server, unless it is given a time: what is recorded is the outbox's,
         which sends it as long as the event loop runs, after the last session
-        was closed, too, and closes its file when nothing is left.
+        was closed, too, and closes itself when nothing is left.
 
         The openai client stays open, and so do the connections to the server,
         which live as long as the client and the event loop.
