@@ -78,11 +78,14 @@ class OutboxAdmin:
 
     async def __aexit__(self, *_: object) -> None:
         outbox, self._outbox = self.outbox, None
+        if outbox.backlogs:
+            # Sessions have used it, and may have left something that is still being sent.
+            await outbox.aclose()
         await outbox.let_go()
 
     @property
     def outbox(self) -> Outbox:
-        """The outbox, for a `Relay`, or for a session that sends what waits.
+        """The outbox, for a `Relay`, or for sessions: what they send ends with the `async with`.
 
         Raises:
             RuntimeError: It is not open: `async with` opens it.

@@ -213,6 +213,31 @@ async def test_a_backlog_becomes_another_accounts(
     assert texts(emulator.items(name)) == ["1"]
 
 
+async def test_what_an_admin_s_outbox_sends(
+    place: str, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """What a session sends through an admin's outbox ends with the admin, and is left to others."""
+    name = Elsewhere(emulator).conversation()
+    no_appends(emulator)
+    await leave(place, client, name, "1")
+    offline = asyncio.Event()
+    async with OutboxAdmin(place) as admin:
+        session = CachedSession(
+            conversation_id=name,
+            openai_client=client,
+            outbox=admin.outbox,
+            cache=ConversationCache(),
+            observer=told_of(BacklogChanged, offline),
+        )
+        await session.get_items()
+        await offline.wait()
+        await session.aclose()
+    async with OutboxAdmin(place) as admin:
+        assert not (await admin.backlog(name)).owned
+    emulator.faults = None
+    assert emulator.items(name) == []
+
+
 async def test_an_admin_that_was_left(place: str, emulator: Emulator, client: AsyncOpenAI) -> None:
     """Once it was left it does nothing, and opens nothing, until it is entered again."""
     name = Elsewhere(emulator).conversation()
