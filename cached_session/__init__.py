@@ -120,58 +120,30 @@ __all__ = [
     "fernet_cipher",
 ]
 
-# Where each name is defined. Imported when it is asked for: the command line's
+# The names of each module, which is imported when one of them is asked for: the command line's
 # `--version` and `outbox list` need none of the SDK, whose import takes a second.
-_HOMES = {
-    "ConversationCache": "cached_session.session.cache",
-    "AppendOutcomeUnknown": "cached_session.errors",
-    "CachedSessionError": "cached_session.errors",
-    "ConversationBusy": "cached_session.errors",
-    "DeadlineExceeded": "cached_session.errors",
-    "OutboxError": "cached_session.errors",
-    "OutboxFull": "cached_session.errors",
-    "OutboxPaused": "cached_session.errors",
-    "OutboxUnavailable": "cached_session.errors",
-    "SessionClosed": "cached_session.errors",
-    "TurnLost": "cached_session.errors",
-    "UnexpectedAnswer": "cached_session.errors",
-    "AbandonedWriteFailed": "cached_session.events",
-    "BacklogChanged": "cached_session.events",
-    "SendStarted": "cached_session.events",
-    "SendFinished": "cached_session.events",
-    "CacheStats": "cached_session.events",
-    "CopyEvicted": "cached_session.events",
-    "CallStarted": "cached_session.events",
-    "CallFinished": "cached_session.events",
-    "Event": "cached_session.events",
-    "LateCopyRemoved": "cached_session.events",
-    "LateCopySuspected": "cached_session.events",
-    "Observer": "cached_session.events",
-    "Reconciled": "cached_session.events",
-    "RequestFinished": "cached_session.events",
-    "RetryScheduled": "cached_session.events",
-    "Sending": "cached_session.events",
-    "StaleRead": "cached_session.events",
-    "Stats": "cached_session.events",
-    "BacklogSummary": "cached_session.outbox",
-    "Left": "cached_session.outbox",
-    "LeftConversation": "cached_session.outbox",
-    "MemoryOutbox": "cached_session.outbox",
-    "Outbox": "cached_session.outbox",
-    "SQLiteOutbox": "cached_session.outbox",
-    "OutboxAdmin": "cached_session.outbox.admin",
-    "WaitingItem": "cached_session.outbox.records",
-    "Cipher": "cached_session.outbox.ciphers",
-    "fernet_cipher": "cached_session.outbox.ciphers",
-    "PostgresOutbox": "cached_session.outbox.postgres.outbox",
-    "RetryBudget": "cached_session.server.retrying",
-    "RetryPolicy": "cached_session.server.retrying",
-    "Relay": "cached_session.session.relay",
-    "Standing": "cached_session.session.relay",
-    "CachedSession": "cached_session.session.session",
-    "Instrumented": "cached_session.session.telemetry",
-    "instrument": "cached_session.session.telemetry",
+_NAMES = {
+    "errors": (
+        "AppendOutcomeUnknown CachedSessionError ConversationBusy DeadlineExceeded OutboxError "
+        "OutboxFull OutboxPaused OutboxUnavailable SessionClosed TurnLost UnexpectedAnswer"
+    ),
+    "events": (
+        "AbandonedWriteFailed BacklogChanged CacheStats CallFinished CallStarted CopyEvicted Event "
+        "LateCopyRemoved LateCopySuspected Observer Reconciled RequestFinished RetryScheduled "
+        "SendFinished SendStarted Sending StaleRead Stats"
+    ),
+    "outbox": "BacklogSummary Left LeftConversation MemoryOutbox Outbox SQLiteOutbox",
+    "outbox.admin": "OutboxAdmin",
+    "outbox.ciphers": "Cipher fernet_cipher",
+    "outbox.postgres.outbox": "PostgresOutbox",
+    "outbox.records": "WaitingItem",
+    "server.retrying": "RetryBudget RetryPolicy",
+    "session.cache": "ConversationCache",
+    "session.relay": "Relay Standing",
+    "session.session": "CachedSession",
+    "session.telemetry": "Instrumented instrument",
 }
+_HOMES = {name: f"cached_session.{home}" for home in _NAMES for name in _NAMES[home].split()}
 
 # Not where a checker looks: it would take every misspelt name for one that is there.
 if not TYPE_CHECKING:
@@ -185,15 +157,11 @@ if not TYPE_CHECKING:
         return value
 
 
-# What an extra brings, and a module that comes with it.
-_EXTRAS = {
-    "Instrumented": "opentelemetry",
-    "PostgresOutbox": "psycopg",
-    "instrument": "opentelemetry",
-}
+# What an extra brings, by a module that comes with it.
+_EXTRAS = {"psycopg": "PostgresOutbox", "opentelemetry": "Instrumented instrument"}
 
 
 def __dir__() -> list[str]:
     # `help` and `inspect` take each name that is listed, and fail where one cannot be imported.
-    there = (name for name, module in _EXTRAS.items() if importlib.util.find_spec(module))
-    return sorted({*globals(), *__all__, *there})
+    found = (names for module, names in _EXTRAS.items() if importlib.util.find_spec(module))
+    return sorted({*globals(), *__all__, *" ".join(found).split()})
