@@ -6,9 +6,10 @@ Events and counters name conversations, never an item's content or a key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import isroutine
 from typing import TypeAlias
 
 from cached_session.errors import counted, verb
@@ -390,6 +391,15 @@ def _in_question(item_ids: tuple[str, ...]) -> str:
     return f"Of it, rewritten by the server, or another writer's: {', '.join(item_ids)}. "
 
 
+def _each_once(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    """Each observer once. It may have no hash, and be equal to another; a method is made anew."""
+    found: list[Observer] = []
+    for one in observers:
+        if not any(one is other or (isroutine(one) and one == other) for other in found):
+            found.append(one)
+    return (*found,)
+
+
 class Observers:
     """Who is told of events; that may change at any time, from any thread."""
 
@@ -402,26 +412,24 @@ class Observers:
             observer: The observer.
             beyond: Others that are told of the same events.
         """
-        self._added: list[Observer] = [] if observer is None else [observer]
-        self._each: tuple[Observer, ...] = (*self._added,)
+        self._added: dict[object, Observer] = {} if observer is None else {None: observer}
+        self._each: tuple[Observer, ...] = (*self._added.values(),)
         self._beyond = beyond
-        self._failed: frozenset[Observer] = frozenset()
+        self._failed: tuple[Observer, ...] = ()
 
     def add(self, observer: Observer) -> Callable[[], None]:
         """Tells one more; returns what ends that. One that was added twice is told once."""
-        self._change(self._added.append, observer)
-        left = [observer]
+        key = object()
+        self._change(key, observer)
+        return lambda: self._change(key, None)
 
-        def end() -> None:
-            if left:
-                self._change(self._added.remove, left.pop())
-
-        return end
-
-    def _change(self, change: Callable[[Observer], None], observer: Observer) -> None:
+    def _change(self, key: object, observer: Observer | None) -> None:
         with _lock:
-            change(observer)
-            self._each = (*dict.fromkeys(self._added),)
+            if observer is None:
+                self._added.pop(key, None)
+            else:
+                self._added[key] = observer
+            self._each = _each_once(self._added.values())
 
     @property
     def listening(self) -> bool:
@@ -434,7 +442,7 @@ class Observers:
 
     def _all(self) -> tuple[Observer, ...]:
         beyond = () if self._beyond is None else self._beyond._all()
-        return (*dict.fromkeys((*self._each, *beyond)),) if beyond else self._each
+        return _each_once((*self._each, *beyond)) if beyond else self._each
 
     def tell(
         self, event: Event, *, quietly: bool = False, heard: tuple[Observer, ...] = ()
@@ -452,14 +460,14 @@ class Observers:
         """
         level, text = (logging.DEBUG, event) if quietly else _said(event)
         logger.log(level, "%s", text)
-        told = (*dict.fromkeys((*heard, *self._all())),) if heard else self._all()
+        told = _each_once((*heard, *self._all())) if heard else self._all()
         for observer in told:
             try:
                 observer(event)
             except Exception:  # whatever it is, an observer must not break a write half way
                 # It is told of several events in each call.
                 level = logging.DEBUG if observer in self._failed else logging.ERROR
-                self._failed |= {observer}
+                self._failed += (observer,)
                 said = "the observer failed on %s; its next failures are logged at DEBUG"
                 logger.log(level, said, type(event).__name__, exc_info=True)
         return told

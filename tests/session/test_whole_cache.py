@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cached_session import (
     CachedSession,
     CacheStats,
     ConversationCache,
+    Event,
     MemoryOutbox,
     Outbox,
     PostgresOutbox,
@@ -213,6 +215,42 @@ async def test_what_waits_in_an_outbox_stays(
     assert texts(await session.get_items()) == ["a", "new", "b", "newer"]
     await session.aclose()
     await outbox.aclose()
+
+
+@dataclass
+class Recorder:
+    """An observer without a hash, which is equal to another one that has heard the same."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+
+
+async def test_observers_that_are_equal(client: AsyncOpenAI) -> None:
+    """Two observers are two, equal or not; one that is given twice, or its method, is told once."""
+    one, other, cache = Recorder(), Recorder(), ConversationCache()
+    session = CachedSession(openai_client=client, cache=cache, observer=one)
+    ends = [cache.observe(other), session.observe(one), session.observe(one.hear)]
+    again = cache.observe(one.hear)
+    await session.add_items(users("a"))
+    # Itself, and its method.
+    assert len(one.events) == 2 * len(other.events) > 0
+    heard = len(one.events)
+    ends[0]()
+    await session.add_items(users("b"))
+    assert len(other.events) == heard / 2
+    assert len(one.events) > heard
+    for end in (*ends, again):
+        end()
+        end()
+    heard = len(one.events)
+    await session.get_items()
+    # What it was given when it was made it keeps.
+    assert len(one.events) > heard
 
 
 async def test_a_name_that_is_none(emulator: Emulator) -> None:
