@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import asyncio
 import json
-import math
 import os
 import shlex
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -355,5 +355,5 @@ def check_seconds(name: str, value: object, alternative: str) -> None:
         raise TypeError(
             f"{name} must be a number of seconds{alternative}, not {type(value).__name__}"
         )
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of seconds, and not negative")

@@ -84,8 +84,8 @@ def check_staleness(name: str, value: object) -> None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"{name} must not be negative or NaN")
+    if not (0 <= value <= sys.float_info.max or value == math.inf):
+        raise ValueError(f"{name} must be 0 or more seconds, or math.inf")
 
 
 def check_timeout(value: object, name: str = "timeout") -> None:
@@ -94,7 +94,7 @@ def check_timeout(value: object, name: str = "timeout") -> None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
-    if not (0 <= value < math.inf) or value > sys.float_info.max:
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of seconds, and not negative")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 import threading
 import time
 import weakref
@@ -53,7 +53,7 @@ class ConversationCache:
             raise ValueError("max_bytes must not be negative")
         if ttl is not None and (not isinstance(ttl, int | float) or isinstance(ttl, bool)):
             raise TypeError("ttl must be a number of seconds, or None")
-        if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
+        if ttl is not None and not 0 < ttl <= sys.float_info.max:
             raise ValueError("ttl must be a finite number of seconds above 0, or None")
         self._max_bytes, self._ttl = max_bytes, ttl
         self.observers: Observers = Observers()

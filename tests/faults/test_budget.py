@@ -77,7 +77,9 @@ def test_budget_arguments_of_other_types(name: str, value: Any) -> None:
 SECONDS = ["deadline", "attempt_timeout", "initial_delay", "max_delay"]
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [0, -1, 0.0, float("nan"), float("inf"), pytest.param(10**400, id="too large")]
+)
 @pytest.mark.parametrize("name", SECONDS)
 def test_policy_numbers_out_of_range(name: str, value: float) -> None:
     """Each time of a policy is finite and above 0."""

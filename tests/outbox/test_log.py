@@ -347,6 +347,7 @@ async def test_note_of_one_who_has_lost_it(
         ("max_age", "1", TypeError),
         ("max_wait", -1, ValueError),
         ("max_wait", float("inf"), ValueError),
+        pytest.param("max_wait", 10**400, ValueError, id="too large"),
         ("max_wait", None, TypeError),
         ("max_window_bytes", -1, ValueError),
         ("max_window_bytes", 1.0, TypeError),

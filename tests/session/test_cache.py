@@ -242,7 +242,9 @@ def test_ttl_of_a_wrong_type(value: object) -> None:
         ConversationCache(ttl=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), pytest.param(10**400, id="too large")]
+)
 def test_impossible_values(value: float) -> None:
     """A `ttl` that is not a finite number above 0, or a negative bound, is refused by name."""
     with pytest.raises(ValueError, match="ttl"):

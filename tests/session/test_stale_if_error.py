@@ -330,7 +330,13 @@ async def test_one_that_gets_an_answer_ends_it(emulator: Emulator, client: Async
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)],
+    [
+        (-1, ValueError),
+        (float("nan"), ValueError),
+        pytest.param(10**400, ValueError, id="too large"),
+        ("1", TypeError),
+        (True, TypeError),
+    ],
 )
 def test_what_it_cannot_be(value: Any, error: type[Exception], client: AsyncOpenAI) -> None:
     """What is no number of seconds is refused by its name."""
