@@ -567,12 +567,15 @@ class Record:
             return None
 
         def withdraw(log: Log) -> Row | None:
+            if self._contents.encrypts:
+                # What others have recorded since, and cannot be read here, is not taken back.
+                self._contents.rows(log.catch_up(self.address, epoch, ledger.queue.seen))
             row = log.withdraw(self.address, epoch, ticket)
             try:
                 return None if row is None else self._contents.rows((row,))[0]
             except Unreadable:
                 assert row is not None  # it is what cannot be read
-                # In a database that was committed, and is not undone by this error.
+                # A database has committed that: the row is recorded anew, behind all others.
                 log.accept(
                     self.address, epoch, ledger.queue.seen, [row.data], row.accepted_at, ticket
                 )

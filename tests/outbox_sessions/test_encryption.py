@@ -7,13 +7,14 @@ import contextlib
 import logging
 import math
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from cryptography.fernet import Fernet, MultiFernet
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from cached_session import (
     Cipher,
@@ -103,8 +104,8 @@ def place(request: pytest.FixtureRequest, path: Path) -> Iterator[Place]:
         where = in_database(server.with_tables())
     made: list[Any] = []
 
-    def new(*keys: bytes, **options: Any) -> Any:
-        made.append(where.new(cipher=fernet_cipher(*keys) if keys else None, **options))
+    def new(*keys: bytes, slow: Cipher | None = None, **options: Any) -> Any:
+        made.append(where.new(cipher=fernet_cipher(*keys) if keys else slow, **options))
         return made[-1]
 
     yield where._replace(new=new)
@@ -376,6 +377,59 @@ async def test_what_is_said_where_the_sender_cannot_read(
         await b.flush()
         assert texts(emulator.items(conversation)) == ["first", "a", "b"]
         await a.aclose()
+        await b.aclose()
+
+
+class Slow:
+    """A cipher that says when it is to decrypt something of others, and waits before it cannot."""
+
+    def __init__(self) -> None:
+        self._own = Fernet(OLD)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def encrypt(self, data: bytes, /) -> bytes:
+        return self._own.encrypt(data)
+
+    def decrypt(self, data: bytes, /) -> bytes:
+        try:
+            return self._own.decrypt(data)
+        except InvalidToken:
+            self.asked.set()
+            self.go_on.wait(20)
+            raise
+
+
+async def test_what_cannot_be_read_keeps_its_place(place: Place, emulator: Emulator) -> None:
+    """What somebody would take back, and cannot read, stays before what is recorded meanwhile."""
+    conversation = Elsewhere(emulator).conversation("first")
+    cipher = Slow()
+    slow = place.new(slow=cipher)
+    async with Process(emulator, slow) as old, Process(emulator, place.new(NEW, OLD)) as new:
+        a, b = old.session(conversation), new.session(conversation)
+        hangs = Fault(FaultKind.HANG)
+        emulator.faults = lambda request: hangs if is_append(request) else None
+        emulator.clear_log()
+        await a.get_items()
+        await b.get_items()
+        await a.add_items(users("a"))
+        await until(lambda: batches(emulator) > 0)
+        await b.add_items(users("b"))
+        popping = asyncio.create_task(raised(a.pop_item()))
+        await until(cipher.asked.is_set)
+        recording = asyncio.create_task(b.add_items(users("c")))
+        if not isinstance(slow, SQLiteOutbox):
+            # A file is locked meanwhile.
+            await recording
+        cipher.go_on.set()
+        await recording
+        assert "cannot be decrypted" in str(await popping)
+        emulator.faults = None
+        emulator.stop()
+        emulator.start()
+        await a.aclose()
+        await old.outbox.aclose()
+        await b.flush()
+        assert texts(emulator.items(conversation)) == ["first", "a", "b", "c"]
         await b.aclose()
 
 
