@@ -123,8 +123,9 @@ async def _send(
         try:
             await session.flush(timeout)
         except Exception:
-            # By the outbox: where the session could not read it, it knows of none.
-            left = sum(one.items for one in await admin.backlogs() if one.number == number)
+            # The outbox is told later what has landed. A session that cannot read it knows nothing.
+            found = await admin.backlogs()
+            left = session.stats.waiting or sum(one.items for one in found if one.number == number)
             waits = verb(left, "waits", "wait")
             print(f"{_landed(max(0, total - left))}, {left} {waits}.", flush=True)
             raise
