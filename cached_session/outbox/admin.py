@@ -80,7 +80,8 @@ class OutboxAdmin:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.outbox.let_go()
+        outbox, self._outbox = self.outbox, None
+        await outbox.let_go()
 
     @property
     def outbox(self) -> Outbox:
