@@ -476,7 +476,9 @@ def _no_look() -> None:
 
 
 async def let_go_unused(outbox: Outbox) -> None:
-    """Lets go of an outbox's file, if no session and no sender uses it."""
+    """Lets go of an outbox's file, if no session and no sender uses it; a connection is kept."""
+    if outbox.stays_open:
+        return
     with outbox.lock:
         backlogs = list(outbox.backlogs.values())
     if not outbox.users and not any(backlog.sender.working for backlog in backlogs):

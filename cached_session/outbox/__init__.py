@@ -117,6 +117,10 @@ class Outbox(Protocol):
         """
 
     @property
+    def stays_open(self) -> bool:
+        """Whether it stays open, for the next session, while none uses it."""
+
+    @property
     def advice(self) -> str:
         """What somebody can do about a backlog that is paused, as a sentence."""
 

@@ -95,7 +95,7 @@ class OutboxAdmin:
         return self._outbox
 
     async def backlogs(self) -> list[BacklogSummary]:
-        """All of which something waits, is paused or is stored, in the order of their numbers."""
+        """All of which something waits, is paused, stored or noted, in their numbers' order."""
         return await self.outbox.consult(lambda log: log.summaries())
 
     async def backlog(self, backlog: int | str) -> BacklogSummary:

@@ -423,7 +423,7 @@ class Log(Protocol):
         """
 
     def summaries(self) -> list[BacklogSummary]:
-        """All that holds items or a window, or is paused, in the order of its making."""
+        """All that holds items, a window or a doubt, or is paused, in the order of its making."""
 
     def mailbox(self, address: Address) -> Mailbox:
         """What waits for a conversation."""

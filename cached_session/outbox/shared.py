@@ -152,6 +152,9 @@ class Shared(abc.ABC):
     vouches = False
     """Whether the log is asked in the server's place for what is on the server."""
 
+    stays_open = False
+    """Whether it stays open, for the next session, while none uses it."""
+
     def how_to_move(self, number: int) -> str:
         """What somebody can do about a backlog of another account, as a sentence."""
         return (

@@ -153,3 +153,8 @@ def test_keys_that_are_none(
     monkeypatch.setenv(KEYS_FILE, str(tmp_path / "missing"))
     assert run("export", file, 1) == 1
     told(capsys, "missing", KEYS_FILE, "cannot be read")
+    empty = tmp_path / "empty"
+    empty.touch()
+    monkeypatch.setenv(KEYS_FILE, str(empty))
+    assert run("relay", file, "--once") == 1
+    told(capsys, "empty: keys: at least one is needed")

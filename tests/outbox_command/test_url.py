@@ -309,6 +309,22 @@ def test_relay_outlives_the_engine(emulator: Emulator, monkeypatch: pytest.Monke
     assert output.splitlines()[-1] == "Stopped: 0 conversations wait, 0 paused; 1 item sent in all."
 
 
+@pytest.mark.processes
+def test_relay_is_stopped_while_the_engine_is_away() -> None:
+    """A signal ends a relay with status 0 while the engine is away, too."""
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with server() as engine, relaying(engine.with_tables(), "--every", "0.1") as process:
+        assert begun(process).startswith("Sends what is left in ")
+        engine.stop(signal.SIGINT)
+        assert "cannot be reached" in begun(process)
+        status, output = ends(process, signal.SIGTERM)
+    assert (status, output.splitlines()[-1]) == (
+        0,
+        "Stopped: the engine cannot be reached; 0 items sent in all.",
+    )
+
+
 async def test_errors_name_the_commands(url: str, emulator: Emulator) -> None:
     """A pause, and another key's backlog, are told with commands that lead to the database."""
     outbox = PostgresOutbox(secret(url))

@@ -124,6 +124,9 @@ async def test_what_waits_is_seen_kept_and_removed(
         assert await admin.discard(number) == 2
         assert await admin.waiting(other) != []
         assert [each.items for each in await admin.backlogs() if each.items] == [1]
+    # It would open the outbox anew, and nobody would close it.
+    with pytest.raises(RuntimeError, match="async with"):
+        await admin.backlogs()
     assert emulator.items(one) == []
 
 

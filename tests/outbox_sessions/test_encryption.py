@@ -18,6 +18,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from cached_session import (
     Cipher,
+    OutboxAdmin,
     OutboxError,
     PostgresOutbox,
     SQLiteOutbox,
@@ -280,6 +281,31 @@ async def test_a_window_whose_key_is_gone(place: Place, emulator: Emulator) -> N
         emulator.clear_log()
         assert texts(await session.get_items()) == ["1", "2"]
         assert sent(emulator) == []
+        await session.aclose()
+
+
+async def test_a_lost_key_of_what_is_noted(place: Place, emulator: Emulator) -> None:
+    """Where only what is noted of requests needs a lost key, that is listed, and is removed."""
+    conversation = Elsewhere(emulator).conversation()
+    lost = [LOST]
+    emulator.faults = lambda request: lost.pop() if lost and is_append(request) else None
+    # Nothing else is left of the conversation.
+    async with Process(emulator, place.new(OLD, max_window_bytes=0)) as process:
+        session = process.session(conversation)
+        await session.add_items(users("a"))
+        await session.flush()
+        await session.aclose()
+    async with Process(emulator, place.new(NEW)) as process:
+        session = process.session(conversation)
+        assert isinstance(await raised(session.get_items()), OutboxError)
+        where = repr(process.outbox).split("'")[1]
+        async with OutboxAdmin(where, cipher=fernet_cipher(NEW)) as admin:
+            [found] = await admin.backlogs()
+            assert (found.conversation_id, found.items, found.window) == (conversation, 0, 0)
+            assert await admin.unreadable(found.number)
+            assert await admin.discard(found.number) == 0
+            assert await admin.backlogs() == []
+        assert texts(await session.get_items()) == ["a"]
         await session.aclose()
 
 

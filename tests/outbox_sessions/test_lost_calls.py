@@ -268,6 +268,28 @@ async def test_stays_away(fate: Fate, address: str, proxy: Proxy, emulator: Emul
 
 
 @pytest.mark.usefixtures("hasty")
+async def test_stays_away_during_a_read(address: str, proxy: Proxy, emulator: Emulator) -> None:
+    """A read that has lost its answer says that the engine went away, and nothing of recording."""
+    async with Process(emulator, through(proxy, address)) as process:
+        session = process.session(Elsewhere(emulator).conversation("a"))
+        await session.get_items()
+        lost = once("validate", Fate.REFUSE)
+
+        def rule(data: bytes) -> Fate:
+            found = lost(data)
+            proxy.refusing |= found is not Fate.PASS
+            return found
+
+        proxy.rule = rule
+        error = await raised(session.get_items())
+        proxy.come_back()
+        assert isinstance(error, OutboxUnavailable)
+        assert "went away during a call" in str(error)
+        assert "record" not in str(error)
+        assert texts(await session.get_items()) == ["a"]
+
+
+@pytest.mark.usefixtures("hasty")
 async def test_first_use(address: str, proxy: Proxy, emulator: Emulator) -> None:
     """An engine that is away at the first use says so by its class, and is used when it is back."""
     async with Process(emulator, through(proxy, address)) as process:

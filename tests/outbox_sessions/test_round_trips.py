@@ -68,6 +68,20 @@ async def opened(asked: Asked, emulator: Emulator, process: Process) -> tuple[Ca
     return session, conversation
 
 
+async def test_a_session_for_each_web_request(asked: Asked, emulator: Emulator) -> None:
+    """Sessions that come one after the other share a connection; none has one to itself."""
+    conversation = Elsewhere(emulator).conversation("a", "b")
+    async with Process(emulator, PostgresOutbox(asked.address)) as process:
+        async with process.session(conversation) as session:
+            await session.get_items()
+        for _ in range(3):
+            asked.since()
+            async with process.session(conversation) as session:
+                assert words(await session.get_items()) == ["a", "b"]
+            # It reads, and lets go; nobody connects, looks for the tables or ends a lease.
+            assert asked.since() == ["open", "note"]
+
+
 async def test_steady_read(asked: Asked, emulator: Emulator) -> None:
     """A read of what has not changed asks the engine once, and the server nothing."""
     async with Process(emulator, PostgresOutbox(asked.address)) as process:

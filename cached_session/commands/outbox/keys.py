@@ -20,14 +20,14 @@ def cipher() -> Cipher | None:
         Stop: There are no keys where they are said to be, or the extra is not installed.
     """
     keys, name, path = os.environ.get(KEYS), KEYS, os.environ.get(KEYS_FILE)
-    if not keys and path:
+    if not keys:
+        if not path:
+            return None
         name = path
         try:
             keys = Path(path).read_text(encoding="ascii")
         except (OSError, UnicodeError) as error:
             raise Stop(f"{path}, which {KEYS_FILE} names, cannot be read.") from error
-    if not keys:
-        return None
     try:
         return fernet_cipher(*keys.split())
     except (ImportError, ValueError) as error:

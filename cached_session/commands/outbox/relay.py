@@ -22,6 +22,8 @@ from cached_session.session.relay import Relay, Standing
 LEFT = 3
 """The exit status of `--once` where something is left."""
 
+_AWAY = "the engine cannot be reached"
+
 # Seconds between two lines that say how it stands.
 _LINE_AFTER = 60.0
 
@@ -44,7 +46,15 @@ async def relay(admin: OutboxAdmin, options: argparse.Namespace) -> int:
                 made = Relay(admin.outbox, client)
             except ValueError:
                 raise Stop("the base URL in OPENAI_BASE_URL is not that of a server.") from None
-            return await run(made, admin.name, stop, options)
+            try:
+                return await run(made, admin.name, stop, options)
+            except OutboxUnavailable:
+                if options.once or not stop.is_set():
+                    raise
+                # It waits no longer. What is left cannot be read, and stays recorded.
+                if not options.quiet:
+                    print(f"Stopped: {_AWAY}; {counted(made.sent, 'item')} sent in all.")
+                return 0
 
 
 async def run(made: Relay, name: str, stop: asyncio.Event, options: argparse.Namespace) -> int:
@@ -97,7 +107,7 @@ async def _tell(made: Relay) -> None:
         try:
             said = _said(await made.standing())
         except OutboxUnavailable:
-            said = "The engine cannot be reached"
+            said = _AWAY
         print(f"{said}; {counted(sent - before, 'item')} sent in the last minute.", flush=True)
         before = sent
 

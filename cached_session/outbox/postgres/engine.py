@@ -151,6 +151,9 @@ class Engine:
         The engine knows the owner's last call by its number. So it may be repeated after its
         answer was lost: it is done then, or what came of it is said again. One that is still on
         its way then is not done when it arrives.
+
+        Raises:
+            OutcomeLost: It was sent, and whether it was done could not be found out.
         """
         number: int | None = None
 
@@ -163,7 +166,7 @@ class Engine:
             self._confirmed, self._confirmed_at = number, self._lease.now()
             return row
 
-        return self._try(attempt)
+        return self._try(attempt, records=True)
 
     def in_time(self, function: str, *arguments: Any) -> Any:
         """Calls a function that may be done twice, but not late, for one row; see `call`.
@@ -188,8 +191,7 @@ class Engine:
             The row, as a named tuple.
 
         Raises:
-            OutcomeLost: It was sent, and whether it was done could not be found out.
-            OutboxUnavailable: The engine cannot be reached. It was not sent.
+            OutboxUnavailable: The engine cannot be reached, or went away and stayed away.
             OutboxError: The engine refused; nothing was done.
             TurnIsOver: So it is; nothing was done.
         """
@@ -263,7 +265,7 @@ class Engine:
 
     # How
 
-    def _try(self, attempt: Callable[[], T], *, in_time: bool = False) -> T:
+    def _try(self, attempt: Callable[[], T], *, in_time: bool = False, records: bool = False) -> T:
         sent, end, pause = False, time.monotonic() + self._patience, 0.0
         lease_ended = False
         while True:
@@ -320,6 +322,11 @@ class Engine:
                         self._open_question |= in_time
             if time.monotonic() > end:
                 self._open_question = True
+                if not records:
+                    raise OutboxUnavailable(
+                        f"{self._name} went away during a call ({said}), and stayed away. It is "
+                        "tried again at the next use."
+                    ) from None
                 raise OutcomeLost(
                     f"{self._name} went away while it was recording ({said}); whether it has "
                     "recorded that is not known. The next read shows it."

@@ -49,7 +49,8 @@ class PostgresOutbox(Threaded):
 
     Safe to use from several threads, event loops and processes. After a fork,
     the child makes one of its own. Nothing is opened before the first use: the
-    tables are made then, if they are missing and the role may make them.
+    tables are made then, if they are missing and the role may make them. The
+    connection is kept until `aclose`, for sessions that come one after the other.
 
     Whoever sends what waits of a conversation has it for as long as its lease
     lasts. It is extended while something is held. When a worker ends, another
@@ -88,6 +89,9 @@ class PostgresOutbox(Threaded):
     """
 
     vouches = True
+
+    # To connect takes longer than a call; each opening leaves a row.
+    stays_open = True
 
     def __init__(
         self,

@@ -968,7 +968,7 @@ LANGUAGE sql STABLE AS $$
     FROM cached_session.conversations c
     LEFT JOIN cached_session.items i ON i.conversation = c.number
     GROUP BY c.number
-    HAVING count(i.seq) > 0 OR c.paused IS NOT NULL OR c.window_kept
+    HAVING count(i.seq) > 0 OR c.paused IS NOT NULL OR c.window_kept OR c.doubt IS NOT NULL
     ORDER BY c.number
 $$;
 

@@ -128,7 +128,7 @@ SELECT number, base_url, organization, project, credentials, conversations.conve
     paused, CASE WHEN released THEN NULL ELSE owner END, window_size
 FROM conversations LEFT JOIN items ON items.conversation = number
 GROUP BY number
-HAVING COUNT(seq) > 0 OR paused IS NOT NULL OR window_written IS NOT NULL
+HAVING COUNT(seq) > 0 OR paused IS NOT NULL OR window_written IS NOT NULL OR doubt IS NOT NULL
 ORDER BY number
 """
 
@@ -487,7 +487,7 @@ class Store:
         return Orphans(tuple(found), others)
 
     def summaries(self) -> list[BacklogSummary]:
-        """All records that hold items or a window, or are paused, in the order of their making."""
+        """All records of which `Log.summaries` tells, in the order of their making."""
         found = self._connection.execute(SUMMARIES).fetchall()
         owned = {owner: self._lives(owner) for owner in {row[11] for row in found}}
         return [
