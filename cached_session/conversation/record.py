@@ -382,7 +382,7 @@ class Record:
         before = None if anew or self._reopened else self._epoch
         expires = operation.expiry()
         unknown = ledger.local and ledger.known is None
-        begun = self._begin_looking()
+        begun, known = self._begin_looking(), self._version
         if claim:
             # Also where the caller leaves before it is told.
             self._minds = ledger.queue.seen
@@ -401,7 +401,9 @@ class Record:
             # One with nothing in it is not made by looking at it.
             if not (first and unknown and not found.exists):
                 self._apply(found, first=first, expires=expires)
-                self._looked(begun, found.version, operation)
+                # Otherwise others may have kept more, which only the next look brings.
+                if found.anew or found.version == known:
+                    self._looked(begun, found.version, operation)
                 self._minds = ledger.queue.seen
 
         found = await self._run_or_free(read, apply)

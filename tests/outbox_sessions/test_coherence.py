@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import random
@@ -463,6 +464,20 @@ async def test_a_log_that_vouches(path: Path, emulator: Emulator) -> None:
         assert "GET items" in sent(emulator)
         await a.aclose()
         await b.aclose()
+
+
+async def test_what_another_one_has_listed(kind: Make, path: Path, emulator: Emulator) -> None:
+    """What another process has asked the server for is read here, in a run's turn, too."""
+    async with processes(emulator, path, kind, kind) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        foreign = Elsewhere(emulator)
+        for number, turn in enumerate((a.turn, contextlib.nullcontext)):
+            foreign.append(conversation, str(number))
+            await b.refresh()
+            listed = await b.get_items()
+            async with turn():
+                for _ in range(2):
+                    assert await a.get_items() == listed == emulator.items(conversation)
 
 
 async def test_one_that_looks_on_sends_nothing(path: Path, emulator: Emulator) -> None:
