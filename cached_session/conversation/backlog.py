@@ -418,8 +418,10 @@ class Backlog:
         await let_go_unused(outbox)
 
     async def _release(self) -> None:
-        if self.record.was_read:
-            await self.record.note(release=True)
+        record = self.record
+        # Where it goes on from that, `Record.reading` remembers where the log stands.
+        if record.was_read and not (record.outbox.stays_open and record.settled):
+            await record.note(release=True)
 
     async def give_way(self, operation: Operation) -> None:
         """Leaves what waits to another backlog of the same conversation, which nobody uses here.

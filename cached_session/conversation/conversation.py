@@ -41,7 +41,7 @@ from cached_session.server.connections import Account
 
 if TYPE_CHECKING:
     from cached_session.conversation.backlog import Backlog, User
-    from cached_session.conversation.record import Record
+    from cached_session.conversation.record import Reading, Record
     from cached_session.outbox import Outbox
 
 T = TypeVar("T")
@@ -108,6 +108,9 @@ class Conversation:
         self._renamed = renamed
         # Backlogs that closed sessions have left, and that give way to this one's.
         self._before: Collection[Backlog] = ()
+        # What the last of them knew of its log. Not the backlog itself: it has the outbox, which
+        # is closed when nobody has it any more.
+        self._reading: Reading | None = None
         # How many reads on end could not ask the server, and what the last of them met.
         self._outages, self._outage = 0, ""
         # What is done to its end, whatever becomes of the caller.
@@ -198,6 +201,8 @@ class Conversation:
             if found is None:
                 self._before = before
                 found = Backlog(outbox, address, self.order, self._rename, self._part)
+                if self._reading is not None:
+                    found.record.go_on_from(self._reading)
             outbox.backlogs[address] = self.backlog = found
             if user is not None:
                 found.users.add(user)
@@ -205,7 +210,7 @@ class Conversation:
 
     def _part(self, backlog: Backlog) -> None:
         if self.backlog is backlog:
-            self.backlog = None
+            self.backlog, self._reading = None, backlog.record.reading
             self.ledger.part()
 
     def _rename(self, conversation_id: str) -> None:

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from cached_session.conversation.operation import Elsewhere, Operation
@@ -48,11 +48,21 @@ from cached_session.outbox.log import (
     Written,
 )
 from cached_session.outbox.records import NAMED, Address, Namesake, StoredItem, whose
-from cached_session.outbox.shared import Unreadable
+from cached_session.outbox.shared import Contents, Unreadable
 from cached_session.outbox.told import Trouble
 from cached_session.server.connections import Account
 
 T = TypeVar("T")
+
+
+class Reading(NamedTuple):
+    """What a record knew of the log when the last session on it was closed."""
+
+    address: Address
+    contents: Contents
+    epoch: Epoch | None
+    version: Hashable
+    keeping: Keeping
 
 
 class Record:
@@ -134,6 +144,26 @@ class Record:
         ledger = self._ledger
         owes = self.held or ledger.watch.active or ledger.queue.landed != self._put_down
         return not owes and self._kept()[0] is None
+
+    @property
+    def reading(self) -> Reading | None:
+        """What the next record of the conversation goes on from; None: it reads all of it."""
+        ledger = self._ledger
+        waits = ledger.queue or ledger.paused is not None
+        if not self.outbox.stays_open or waits or not self.current or not self.settled:
+            return None
+        return Reading(self.address, self._contents, self._epoch, self._version, self._keeping)
+
+    def go_on_from(self, reading: Reading) -> None:
+        """Knows what a record before this one has read, as far as that is of the same log.
+
+        What has changed since is asked for as when a session comes to a record that others use.
+        """
+        same = reading.address == self.address and reading.contents is self._contents
+        # What came to be in doubt since, the log has not been told of.
+        if same and not self._ledger.watch.active:
+            _, _, self._epoch, self._version, self._keeping = reading
+            self._keeping.count_anew()
 
     @property
     def left(self) -> float:
@@ -362,7 +392,7 @@ class Record:
             return self._contents.rows(log.catch_up(self.address, epoch, ledger.queue.seen))
 
         try:
-            await self._run(catch_up, apply)
+            await self._run(catch_up, apply, reads=True)
         except BaseException:
             self._come = True
             raise
@@ -938,6 +968,10 @@ class Keeping:
     def refused(self) -> None:
         """Notes that the log keeps what another process has listed, and not what is known here."""
         self._refused = True
+
+    def count_anew(self) -> None:
+        """Notes that what lands is counted from the beginning again, by a new queue."""
+        self._known = (0, self._known[1])
 
     def behind(self, history: History | None) -> bool:
         """Whether the log does not keep what is known."""

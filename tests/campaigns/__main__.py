@@ -42,6 +42,7 @@ PLANS: Final[dict[str, Callable[[int], Any]]] = {
     "outbox": OutboxSetting.draw,
     "crowded": OutboxSetting.crowded,
     "virtual-fleet": FleetSetting.draw,
+    "web-fleet": FleetSetting.web,
     "asleep": FleetSetting.asleep,
     "asleep-before-a-send": FleetSetting.asleep_before_a_send,
     "unanswered": FleetSetting.unanswered,

@@ -340,7 +340,9 @@ ABLATIONS: Mapping[Ablation, Mapping[Draw, str]] = {
     no_guard: {FleetSetting.asleep_before_a_send: NOT_IDEAL},
     no_fence: {FleetSetting.asleep: NOT_IDEAL},
     no_row_lock: {FleetSetting.draw: NOT_IDEAL},
-    no_commit_status: {FleetSetting.unanswered: "recorded twice"},
+    no_commit_status: {
+        FleetSetting.unanswered: r"recorded twice|an append of one item: \['(.*)', '\1'\]"
+    },
     not_sealed: {Round.losing_answers: UNEXPLAINED},
     removals_not_recorded: {Round.amid_removals: UNEXPLAINED},
 }

@@ -72,6 +72,7 @@ class Menu:
         odds: How often each kind of operation is done.
         pace: How many operations a second a worker makes that takes its time.
         renewed: How often it takes a new session before an operation.
+        parting: How often it closes all its sessions after one, and goes on with new ones.
         hurried: How often a caller leaves, within `patience` seconds.
         lasting: Operations that nobody leaves.
         several: How many operations of the session an operation makes, if more than one.
@@ -98,6 +99,7 @@ class Menu:
     }
     pace = 2.0
     renewed = 0.1
+    parting = 0.0
     hurried, patience = 0.15, 0.3
     lasting = ("clear", "reopen")
     several: Mapping[str, int] = {"clear": 4}
@@ -181,8 +183,20 @@ class Menu:
 
     async def _worker(self, name: Any, rng: random.Random, process: Any = None) -> Worker:
         at = Worker(name, rng, [], process, getattr(process, "number", 0))
-        at.sessions = [await self._session(at), await self._session(at, max_staleness=0)]
+        await self._come(at)
         return at
+
+    async def _come(self, at: Worker) -> None:
+        at.sessions = [await self._session(at), await self._session(at, max_staleness=0)]
+
+    async def _part(self, at: Worker) -> None:
+        """Closes all its sessions: in its process nobody uses the conversation for a moment."""
+        for session in at.sessions:
+            try:
+                await self._close(at, session)
+            except self.expected as error:
+                self._failed("close", error)
+        await self._come(at)
 
     async def _work(self, at: Worker) -> None:
         while self._left > 0 and not self._stopping(at):
@@ -191,6 +205,8 @@ class Menu:
             if at.rng.random() < self.renewed:
                 at.sessions[0] = await self._session(at)
             await self._one(at)
+            if self.parting and at.rng.random() < self.parting:
+                await self._part(at)
 
     async def _pause(self, at: Worker) -> None:
         await asyncio.sleep(at.rng.choice((0.0, 0.0, at.rng.expovariate(self.pace))))

@@ -78,8 +78,40 @@ async def test_a_session_for_each_web_request(asked: Asked, emulator: Emulator) 
             asked.since()
             async with process.session(conversation) as session:
                 assert words(await session.get_items()) == ["a", "b"]
-            # It reads, and lets go; nobody connects, looks for the tables or ends a lease.
-            assert asked.since() == ["open", "note"]
+            # It asks what has changed, and goes on from what the one before it has read. Nobody
+            # connects, looks for the tables or ends a lease.
+            assert asked.since() == ["mailbox", "validate"]
+        assert [request.method for request in emulator.requests].count("GET") == 1
+
+
+async def test_a_session_after_one_that_was_closed(asked: Asked, emulator: Emulator) -> None:
+    """It shows what was done on the conversation since by others, and by those without an outbox.
+
+    What another worker was told is kept for all, whoever has closed its sessions.
+    """
+    elsewhere = Elsewhere(emulator)
+    conversation = elsewhere.conversation("a")
+    async with (
+        Process(emulator, PostgresOutbox(asked.address)) as process,
+        Process(emulator, PostgresOutbox(asked.address)) as other,
+    ):
+        expected = ["a"]
+        for number, outbox in enumerate((other, process, other, other, process, other)):
+            for word in (f"{number}", f"{number}."):
+                async with outbox.session(conversation) as session:
+                    await session.add_items(users(word))
+                    expected.append(word)
+                    if number % 2:
+                        await session.flush()
+                async with process.session(conversation) as session:
+                    assert words(await session.get_items()) == expected
+            if number == 3:
+                async with outbox.session(conversation) as session:
+                    assert words([await session.pop_item()]) == [expected.pop()]
+        async with process.session(conversation) as session:
+            assert words(await session.get_items()) == expected
+            await session.flush()
+        await until(lambda: texts(emulator.items(conversation)) == expected)
 
 
 async def test_steady_read(asked: Asked, emulator: Emulator) -> None:

@@ -36,6 +36,7 @@ class FleetSetting(OutboxSetting):
         engine: Share of the calls to the engine that nothing good comes of.
         fates: What becomes of those.
         only: Of which calls nothing good comes; None: of any.
+        parting: How often a worker closes all its sessions after an operation.
     """
 
     world = "fleet"
@@ -44,6 +45,7 @@ class FleetSetting(OutboxSetting):
     engine: float
     fates: tuple[Fate, ...]
     only: str | None = None
+    parting: float = 0.0
 
     @classmethod
     def draw(cls, seed: int) -> FleetSetting:
@@ -93,6 +95,12 @@ class FleetSetting(OutboxSetting):
     def unanswered(cls, seed: int) -> FleetSetting:
         """Answers that are lost, and calls that come late."""
         return replace(cls.with_fates(seed, Fate.UNANSWERED, Fate.LATE), name="unanswered")
+
+    @classmethod
+    def web(cls, seed: int) -> FleetSetting:
+        """Sessions that live for a request or two, one after the other in each process."""
+        few = random.Random(f"{seed}:web").choice((0.0, 0.02))
+        return replace(cls.draw(seed), name="web-fleet", workers=1, engine=few, parting=0.6)
 
     @property
     def calm(self) -> bool:

@@ -21,6 +21,7 @@ class FleetWorld(OutboxWorld):
     def __init__(self, setting: FleetSetting, tables: Tables) -> None:
         self._fleet_setting, self._tables = setting, tables
         super().__init__(setting)
+        self.parting = setting.parting
         if Fate.SLEEP in setting.fates and setting.engine:
             # Whoever stands still, and perhaps again and again, keeps no time.
             self.slack = math.inf

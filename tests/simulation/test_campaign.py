@@ -86,8 +86,8 @@ def test_fresh_seeds_with_an_outbox_keep_every_invariant(tell: Tell) -> None:
 
 @pytest.mark.parametrize(
     "draw",
-    [FleetSetting.draw, FleetSetting.asleep, FleetSetting.unanswered],
-    ids=["anything", "asleep", "unanswered"],
+    [FleetSetting.draw, FleetSetting.web, FleetSetting.asleep, FleetSetting.unanswered],
+    ids=["anything", "web", "asleep", "unanswered"],
 )
 def test_fleets_keep_every_invariant(
     draw: Callable[[int], FleetSetting], engine: Server, tell: Tell

@@ -609,12 +609,13 @@ BEGIN
     RETURN cached_session.changes_as_json(me, a, epoch_number, epoch_claims, seen, known_newest);
 END $$;
 
+-- Nothing is locked: a lock would be written to the disk, for each new session.
 CREATE FUNCTION cached_session.mailbox(a text[], after bigint,
     OUT doubt bytea, OUT paused text,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    n bigint := cached_session.find(a);
+    n bigint := cached_session.look_up(a);
 BEGIN
     SELECT c.doubt, c.paused INTO doubt, paused
     FROM cached_session.conversations c WHERE c.number = n;
