@@ -365,49 +365,6 @@ async def test_one_that_lacks_the_other_s_key(place: Place, emulator: Emulator) 
         await b.aclose()
 
 
-async def test_what_is_said_where_the_sender_cannot_read(
-    place: Place, emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A sender that cannot decrypt what waits says that, and which key to add, and counts nothing.
-
-    So do the call that waits for it, and what the outbox says is left.
-    """
-    conversation = Elsewhere(emulator).conversation("first")
-
-    def told() -> list[str]:
-        return [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-
-    async with (
-        Process(emulator, place.new(OLD)) as old,
-        Process(emulator, place.new(NEW, OLD)) as new,
-    ):
-        a, b = old.session(conversation), new.session(conversation)
-        emulator.faults = lambda request: LOST if is_append(request) else None
-        await a.get_items()
-        await b.get_items()
-        await a.add_items(users("a"))
-        await b.add_items(users("b"))
-        # It is sealed anew before each attempt, and what others have recorded comes with that.
-        emulator.clear_log()
-        await until(lambda: batches(emulator) > 1)
-        # What only the other process can read it does not send before this one has told of it.
-        emulator.faults = lambda request: LOST if b'"b"' in request.body else None
-        error = str(await raised(a.flush()))
-        await until(lambda: bool(told()))
-        left = await old.outbox.aclose()
-        emulator.faults = None
-        for said in (error, *told(), left.conversations[0].reason):
-            assert "cannot be decrypted" in said
-            assert "Add the key that it was recorded with" in said
-            assert "0 items" not in said
-            assert "written" not in said
-        assert len(told()) == 1
-        await b.flush()
-        assert texts(emulator.items(conversation)) == ["first", "a", "b"]
-        await a.aclose()
-        await b.aclose()
-
-
 class Slow:
     """A cipher that says when it is to decrypt something of others, and waits before it cannot."""
 
