@@ -160,8 +160,9 @@ class Record:
         What has changed since is asked for as when a session comes to a record that others use.
         """
         same = reading.address == self.address and reading.contents is self._contents
-        # What came to be in doubt since, the log has not been told of.
-        if same and not self._ledger.watch.active:
+        # A queue that another outbox's record has left has the places of another log; and what
+        # came to be in doubt since, this log has not been told of.
+        if same and not (self._ledger.queue.seen or self._ledger.watch.active):
             _, _, self._epoch, self._version, self._keeping = reading
             self._keeping.count_anew()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import pytest
 from agents import Agent, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
 
-from cached_session import CachedSession, PostgresOutbox
-from cached_session.emulator import Emulator
+from cached_session import CachedSession, MemoryOutbox, PostgresOutbox
+from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.outbox import writer
 from cached_session.session import adoption
 from tests.outbox_sessions.support import Process, until, words
@@ -112,6 +113,35 @@ async def test_a_session_after_one_that_was_closed(asked: Asked, emulator: Emula
             assert words(await session.get_items()) == expected
             await session.flush()
         await until(lambda: texts(emulator.items(conversation)) == expected)
+
+
+async def test_a_session_after_one_with_another_outbox(asked: Asked, emulator: Emulator) -> None:
+    """It reads its own outbox anew where sessions that were dropped had used another one since."""
+    conversation = Elsewhere(emulator).conversation("a")
+    async with (
+        Process(emulator, PostgresOutbox(asked.address)) as process,
+        Process(emulator, PostgresOutbox(asked.address)) as other,
+    ):
+        async with process.session(conversation) as session:
+            await session.get_items()
+        beside = CachedSession(
+            conversation_id=conversation,
+            openai_client=process.client,
+            cache=process.cache,
+            outbox=MemoryOutbox(),
+        )
+        for word in ("b", "c", "d"):
+            await beside.add_items(users(word))
+        await beside.flush()
+        del beside
+        gc.collect()
+        emulator.faults = lambda request: (
+            Fault(FaultKind.RATE_LIMITED) if request.method == "POST" else None
+        )
+        await other.session(conversation).add_items(users("e"))
+        async with process.session(conversation) as session:
+            assert words(await session.get_items())[-1] == "e"
+        emulator.faults = None
 
 
 async def test_steady_read(asked: Asked, emulator: Emulator) -> None:
