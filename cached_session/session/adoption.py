@@ -82,7 +82,8 @@ class Adopter:
         self._lock = threading.Lock()
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._sweeping: asyncio.Task[None] | None = None
-        self._ended = Signal()
+        # Fired when it has ended, and when it has begun to send.
+        self._changed = Signal()
         # When somebody looked, on the clock of the loop that was.
         self._looked = -math.inf
         # When each was first seen as it is, and when what was tried was.
@@ -121,11 +122,26 @@ class Adopter:
         """Notes a session that uses the outbox."""
         with self._lock:
             self._users.add(user)
+        self._changed.fire()
 
     def leave(self, user: User) -> None:
         """Notes that a session is closed."""
         with self._lock:
             self._users.discard(user)
+
+    async def looked(self) -> None:
+        """Waits, if no session is open, until nobody looks on this event loop.
+
+        A program would be left with the task, as a connection that is kept is not waited for.
+        What it has begun to send is sent on. To cancel the look would have nothing sent where
+        each session is open for a moment.
+        """
+        with self._lock:
+            task = None if self._users else self._sweeping
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            await self._changed.until(
+                lambda: task.done() or bool(self._at_work or self._users), math.inf, _nothing
+            )
 
     def used(self) -> None:
         """Has somebody look, behind a call that has ended, if nobody has for a while."""
@@ -156,7 +172,7 @@ class Adopter:
         self._sweeping = task = contextvars.Context().run(
             loop.create_task, self._look_around(), name="outbox, what others have left"
         )
-        task.add_done_callback(lambda _: self._ended.fire())
+        task.add_done_callback(lambda _: self._changed.fire())
         # Nothing depends on its end.
         forsake(task)
 
@@ -194,7 +210,7 @@ class Adopter:
         """Waits until nobody looks, on whichever event loop."""
         task = self._sweeping
         if task is not None:
-            await self._ended.until(lambda: lost(task), math.inf, _nothing)
+            await self._changed.until(lambda: lost(task), math.inf, _nothing)
 
     def go_on(self) -> None:
         """Lets it look again."""
@@ -274,6 +290,7 @@ class Adopter:
         )
         with self._lock:
             self._at_work[work] = backlog, ledger.delivered
+        self._changed.fire()
         try:
             await backlog.adopt(operation)
         finally:

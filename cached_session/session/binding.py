@@ -593,6 +593,8 @@ class Binding:
             *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
         )
         await let_go_unused(outbox)
+        if self._adopter is not None:
+            await self._adopter.looked()
 
 
 class Call:

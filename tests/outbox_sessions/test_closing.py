@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cached_session import (
+    CachedSession,
     ConversationCache,
     DeadlineExceeded,
     LeftConversation,
@@ -471,3 +472,25 @@ async def test_another_process_beside_what_is_still_sent(world: OneDisk) -> None
     world.line.heal()
     await asyncio.sleep(20)
     assert world.line.texts(world.conversation) == ["a", "b", "c"]
+
+
+async def test_a_look_at_what_others_have_left(outbox: Outbox, emulator: Emulator) -> None:
+    """The last session that is closed leaves no look behind, however far the look has come."""
+    conversation = Elsewhere(emulator).conversation("a")
+    left, clients = set[asyncio.Task[Any]](), []
+    for steps in range(40):
+        # An account of its own: what each one's sessions have left is looked for once.
+        clients.append(client := new_client(emulator, f"key {steps}"))
+        async with CachedSession(
+            conversation_id=conversation,
+            openai_client=client,
+            cache=ConversationCache(),
+            outbox=outbox,
+        ) as session:
+            await session.get_items()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        left |= asyncio.all_tasks() - {asyncio.current_task()}
+    for client in clients:
+        await client.close()
+    assert {task.get_name() for task in left} == set()
