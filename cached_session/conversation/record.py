@@ -45,6 +45,7 @@ from cached_session.outbox.log import (
     Look,
     Noted,
     Sealed,
+    Withdrawn,
     Written,
 )
 from cached_session.outbox.records import NAMED, Address, Namesake, StoredItem, whose
@@ -599,26 +600,31 @@ class Record:
         if not ledger.queue:
             return None
 
-        def withdraw(log: Log) -> Row | None:
-            if self._contents.encrypts:
-                # What others have recorded since, and cannot be read here, is not taken back.
-                self._contents.rows(log.catch_up(self.address, epoch, ledger.queue.seen))
-            row = log.withdraw(self.address, epoch, ticket)
-            try:
-                return None if row is None else self._contents.rows((row,))[0]
-            except Unreadable:
-                assert row is not None  # it is what cannot be read
-                # A database has committed that: the row is recorded anew, behind all others.
-                log.accept(
-                    self.address, epoch, ledger.queue.seen, [row.data], row.accepted_at, ticket
-                )
-                raise
+        entry: Entry | None = None
 
-        row = await self._run(
-            withdraw,
-            lambda row: None if row is None else ledger.withdrawn(row.seq),
-        )
-        return None if row is None else copies([Entry(row.seq, row.data, 0).held])[0]
+        def withdraw(log: Log) -> Withdrawn:
+            newer: tuple[Row, ...] = ()
+            while True:
+                seen = newer[-1].seq if newer else ledger.queue.seen
+                found = log.withdraw(self.address, epoch, seen, ticket)
+                if found.newer is None:
+                    return Withdrawn(found.row, newer)
+                # What cannot be read here is not taken back.
+                newer += self._contents.rows(found.newer)
+
+        def apply(found: Withdrawn) -> None:
+            nonlocal entry
+            ledger.caught_up(found.newer or ())
+            if found.row is not None:
+                entry = ledger.withdrawn(found.row.seq)
+
+        row = (await self._run(withdraw, apply)).row
+        if row is None:
+            return None
+        # As it is known here: a cipher that fails now would lose it. Only what another process has
+        # brought here from under a local name is not known.
+        entry = entry or Entry(row.seq, self._contents.get(row.data), row.accepted_at)
+        return copies([entry.held])[0]
 
     def release(self, log: Log) -> None:
         """Lets other processes send. In a transaction."""

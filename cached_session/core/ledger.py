@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from cached_session.core.history import History
 from cached_session.core.items import Held, Outgoing, copies
 from cached_session.core.matching import Rewriting
-from cached_session.core.queue import Queue, Row
+from cached_session.core.queue import Entry, Queue, Row
 from cached_session.core.unsettled import ANCHORS, Unsettled, Untold
 
 LOCAL = "local-"
@@ -724,9 +724,11 @@ class Ledger:
         if unsent:
             self.recorded.fire(Event.NOTE)
 
-    def withdrawn(self, seq: int) -> None:
-        """Notes that a row was taken back."""
+    def withdrawn(self, seq: int) -> Entry | None:
+        """Notes that a row was taken back; returns it, if it is known here."""
+        entry = next((one for one in reversed(self.queue.entries) if one.seq == seq), None)
         self.queue.remove(frozenset([seq]))
+        return entry
 
     def dropped(self, seqs: Iterable[int], *, sealed: bool) -> None:
         """Notes that rows were taken back; with `sealed` those of the front batch, too."""

@@ -67,8 +67,6 @@ class Encrypted(Contents):
         TypeError: `cipher` is none.
     """
 
-    encrypts = True
-
     def __init__(self, place: str, cipher: Cipher) -> None:
         super().__init__(place)
         if not all(callable(getattr(cipher, name, None)) for name in ("encrypt", "decrypt")):

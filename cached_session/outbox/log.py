@@ -159,6 +159,19 @@ class Noted(NamedTuple):
     epoch: Epoch | None
 
 
+class Withdrawn(NamedTuple):
+    """What was taken back.
+
+    Attributes:
+        row: The newest item; None: there is none, or it may have been sent, or is not known here.
+        newer: Rows of other processes that were not known here, where there were any: nothing was
+            taken back then. Maybe there are none any more. None: there were none.
+    """
+
+    row: Row | None
+    newer: tuple[Row, ...] | None
+
+
 class Look(NamedTuple):
     """How a conversation stands.
 
@@ -353,8 +366,19 @@ class Log(Protocol):
         both together.
         """
 
-    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
-        """Takes the newest item back; None if there is none, or it may have been sent.
+    def withdraw(
+        self, address: Address, epoch: Epoch, seen: int, ticket: Ticket | None = None
+    ) -> Withdrawn:
+        """Takes the newest item back, unless it may have been sent.
+
+        Nor one that the caller has not seen: it is told of it instead. What it cannot read it
+        could only record anew, behind what came meanwhile.
+
+        Args:
+            address: Where the conversation is.
+            epoch: As of when it was read here.
+            seen: The newest place that is known here.
+            ticket: The turn that this belongs to, or None.
 
         Raises:
             TurnLost: The turn that this belongs to is over.

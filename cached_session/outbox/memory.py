@@ -25,6 +25,7 @@ from cached_session.outbox.log import (
     Orphans,
     Sealed,
     Ticket,
+    Withdrawn,
 )
 from cached_session.outbox.records import Address, BacklogSummary, Mailbox, Mark, Namesake, Row
 from cached_session.outbox.shared import MIB, Shared
@@ -252,9 +253,14 @@ class MemoryLog(Log):
         left = self._mark if release else None
         return Noted(record.after(seen), doubt is not None, None, left, self._epoch)
 
-    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
-        rows = self._find(address).rows
-        return rows.pop() if rows and not rows[-1].sealed else None
+    def withdraw(
+        self, address: Address, epoch: Epoch, seen: int, ticket: Ticket | None = None
+    ) -> Withdrawn:
+        record = self._find(address)
+        if newer := record.after(seen):
+            return Withdrawn(None, newer)
+        rows = record.rows
+        return Withdrawn(rows.pop() if rows and not rows[-1].sealed else None, None)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         record = self._find(address)

@@ -55,9 +55,6 @@ class Contents:
         place: The outbox in words, for errors.
     """
 
-    encrypts = False
-    """Whether `put` encrypts."""
-
     def __init__(self, place: str) -> None:
         self._place = place
 

@@ -21,7 +21,7 @@ from cached_session.outbox import (
     Row,
     SQLiteOutbox,
 )
-from cached_session.outbox.log import Kept, Look, Noted, Sealed
+from cached_session.outbox.log import Kept, Look, Noted, Sealed, Withdrawn
 from tests.outbox.support import ADDRESS, OFFLINE, OTHER, accept, opened, waiting
 
 
@@ -78,7 +78,7 @@ async def test_nothing_there(outbox: Outbox) -> None:
         assert (found.window, found.namesakes) == (None, ())
         assert log.mailbox(ADDRESS) == Mailbox((), None, None)
         assert log.catch_up(ADDRESS, found.epoch, 0) == ()
-        assert log.withdraw(ADDRESS, found.epoch) is None
+        assert log.withdraw(ADDRESS, found.epoch, 0) == Withdrawn(None, None)
         assert log.drop(ADDRESS, found.epoch, sealed=True, landed=9) == ()
         assert log.look(ADDRESS, found.epoch) == Look(False, False, None, False)
         log.forget(ADDRESS, found.epoch)
@@ -154,13 +154,29 @@ async def test_doubt(outbox: Outbox) -> None:
 async def test_withdraw(outbox: Outbox) -> None:
     """The newest item is withdrawn unless it is sealed, and its place is not given out again."""
     _, b = await outbox.transact(accept(b"a", b"b"))
-    row = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log)))
-    assert row == Row(b, b"b", False, 1.0)
+    taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), b))
+    assert taken == Withdrawn(Row(b, b"b", False, 1.0), None)
     (c,) = await outbox.transact(accept(b"c"))
     assert c > b
     await outbox.transact(lambda log: seal(log, c, b"doubt"))
-    assert await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log))) is None
+    taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), c))
+    assert taken == Withdrawn(None, None)
     assert await outbox.transact(waiting) == [b"a", b"c"]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_withdraw_of_what_was_not_seen(sealed: bool, outbox: Outbox) -> None:
+    """Nothing is withdrawn by who has not seen all that waits: the rest comes with the answer."""
+    a, b, c = await outbox.transact(accept(b"a", b"b", b"c"))
+    if sealed:
+        await outbox.transact(lambda log: seal(log, c, b"doubt"))
+    newer = (Row(b, b"b", sealed, 1.0), Row(c, b"c", sealed, 1.0))
+    taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), a))
+    assert taken == Withdrawn(None, newer)
+    assert await outbox.transact(waiting) == [b"a", b"b", b"c"]
+    # Whoever has taken it in asks again.
+    taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), c))
+    assert taken == Withdrawn(None if sealed else newer[-1], None)
 
 
 async def test_drop(outbox: Outbox) -> None:
@@ -255,7 +271,7 @@ async def test_a_log_that_was_opened_anew(on_disk: SQLiteOutbox) -> None:
     for verb in (
         lambda log: log.catch_up(ADDRESS, epoch, 0),
         lambda log: log.accept(ADDRESS, epoch, 0, [b"1"], 1.0),
-        lambda log: log.withdraw(ADDRESS, epoch),
+        lambda log: log.withdraw(ADDRESS, epoch, 0),
         lambda log: log.drop(ADDRESS, epoch, sealed=True, landed=0),
         lambda log: log.forget(ADDRESS, epoch),
         lambda log: log.pause(ADDRESS, epoch, "reason"),

@@ -365,6 +365,43 @@ async def test_one_that_lacks_the_other_s_key(place: Place, emulator: Emulator) 
         await b.aclose()
 
 
+@pytest.mark.parametrize("keys", [(), (OLD,)], ids=["without a cipher", "without the key"])
+async def test_what_cannot_be_read_is_not_taken_out(
+    keys: tuple[bytes, ...], place: Place, emulator: Emulator
+) -> None:
+    """Who would take back what another one has recorded, and cannot read it, leaves it alone.
+
+    Recorded anew it would stand behind what came meanwhile, or be lost with the process.
+    """
+    conversation = Elsewhere(emulator).conversation("first")
+    async with (
+        Process(emulator, place.new(*keys)) as old,
+        Process(emulator, place.new(NEW, *keys)) as new,
+    ):
+        a, b = old.session(conversation), new.session(conversation)
+        hangs = Fault(FaultKind.HANG)
+        emulator.faults = lambda request: hangs if is_append(request) else None
+        emulator.clear_log()
+        await a.get_items()
+        await b.get_items()
+        await a.add_items(users("a"))
+        # From here on its sender waits, and reads nothing.
+        await until(lambda: batches(emulator) > 0)
+        await b.add_items(users("b"))
+        async with OutboxAdmin(repr(new.outbox).split("'")[1]) as admin:
+            before = await admin.waiting(conversation)
+            assert "All of it is kept" in str(await raised(a.pop_item()))
+            assert await admin.waiting(conversation) == before
+        emulator.faults = None
+        emulator.stop()
+        emulator.start()
+        await a.aclose()
+        await old.outbox.aclose()
+        await b.flush()
+        assert texts(emulator.items(conversation)) == ["first", "a", "b"]
+        await b.aclose()
+
+
 class Slow:
     """A cipher that says when it is to decrypt something of others, and waits before it cannot."""
 

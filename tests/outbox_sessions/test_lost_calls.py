@@ -17,6 +17,7 @@ from cached_session import (
     PostgresOutbox,
 )
 from cached_session.emulator import Emulator
+from cached_session.outbox.log import Withdrawn
 from cached_session.outbox.postgres import outbox as module
 from tests.campaigns.plan import fresh
 from tests.outbox.support import ADDRESS, accept, opened, waiting
@@ -192,14 +193,41 @@ async def test_pop_of_nothing_comes_late(address: str, proxy: Proxy) -> None:
     outbox = through(proxy, address)
     proxy.rule = once("withdraw", Fate.HOLD)
     try:
-        taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log)))
-        assert taken is None
+        taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), 0))
+        assert taken == Withdrawn(None, None)
         other = PostgresOutbox(address)
         await other.transact(accept(b"theirs"))
         await other.let_go()
         (held,) = proxy.held
         await asyncio.to_thread(held.let_through)
         assert await outbox.transact(waiting) == [b"theirs"]
+    finally:
+        await outbox.let_go()
+
+
+async def test_pop_behind_what_others_recorded_is_repeated(address: str, proxy: Proxy) -> None:
+    """A withdrawal that has met what others recorded says so again, and still takes nothing.
+
+    Also where they have taken theirs back before it is repeated.
+    """
+    outbox, lost = through(proxy, address), once("withdraw", Fate.SWALLOW)
+
+    def rule(data: bytes) -> Fate:
+        fate = lost(data)
+        if fate is Fate.PASS and b"cached_session.withdraw(" in data:
+            with psycopg.connect(address) as connection:
+                connection.execute("DELETE FROM cached_session.items WHERE data = 'theirs'")
+        return fate
+
+    try:
+        (place,) = await outbox.transact(accept(b"mine"))
+        other = PostgresOutbox(address)
+        await other.transact(accept(b"theirs"))
+        await other.let_go()
+        proxy.rule = rule
+        taken = await outbox.transact(lambda log: log.withdraw(ADDRESS, opened(log), place))
+        assert taken == Withdrawn(None, ())
+        assert await outbox.transact(waiting) == [b"mine"]
     finally:
         await outbox.let_go()
 

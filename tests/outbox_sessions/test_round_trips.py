@@ -12,12 +12,14 @@ import psycopg
 import pytest
 from agents import Agent, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
+from cryptography.fernet import Fernet
 
-from cached_session import CachedSession, MemoryOutbox, PostgresOutbox
+from cached_session import CachedSession, MemoryOutbox, PostgresOutbox, fernet_cipher
 from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
 from cached_session.outbox import writer
 from cached_session.session import adoption
-from tests.outbox_sessions.support import Process, until, words
+from tests.outbox_sessions.support import Process, batches, until, words
 from tests.postgres import Server
 from tests.proxy import Fate, Proxy, before
 from tests.session.support import Elsewhere, texts, users
@@ -187,6 +189,42 @@ async def test_batch(asked: Asked, emulator: Emulator) -> None:
         assert asked.since() == ["accept", "seal", "note"]
         assert [request.method for request in emulator.requests] == ["POST"]
         assert texts(emulator.items(conversation)) == ["a", "b", "c0", "c1", "c2", "d"]
+
+
+async def test_pop_of_what_waits(asked: Asked, emulator: Emulator, postgres: Server) -> None:
+    """A pop asks the engine once; twice, where another worker has recorded something meanwhile."""
+    hangs = Fault(FaultKind.HANG)
+    keys = {"cipher": fernet_cipher(Fernet.generate_key())}
+    directly = psycopg.conninfo.make_conninfo(asked.address, port=postgres.port)
+
+    def pops() -> list[str]:
+        # What is being sent meanwhile is held by a lease, which is extended.
+        return [name for name in asked.since() if name != "renew"]
+
+    async with (
+        Process(emulator, PostgresOutbox(asked.address, **keys)) as process,
+        Process(emulator, PostgresOutbox(directly, **keys)) as other,
+    ):
+        session, conversation = await opened(asked, emulator, process)
+        theirs = other.session(conversation)
+        emulator.faults = lambda request: hangs if is_append(request) else None
+        await session.add_items(users("c"))
+        # From here on its sender waits, and asks nothing.
+        await until(lambda: batches(emulator) > 0)
+        await session.add_items(users("d", "e"))
+        asked.since()
+        assert words([await session.pop_item() or {}]) == ["e"]
+        assert pops() == ["withdraw"]
+        await theirs.add_items(users("f"))
+        assert words([await session.pop_item() or {}]) == ["f"]
+        assert pops() == ["withdraw", "withdraw"]
+        emulator.faults = None
+        emulator.stop()
+        emulator.start()
+        await session.flush()
+        assert texts(emulator.items(conversation)) == ["a", "b", "c", "d"]
+        await theirs.aclose()
+        await session.aclose()
 
 
 async def test_cold_worker(asked: Asked, emulator: Emulator) -> None:

@@ -21,6 +21,7 @@ from cached_session.outbox.log import (
     Orphans,
     Sealed,
     Ticket,
+    Withdrawn,
     Written,
 )
 from cached_session.outbox.postgres.engine import Engine, OutcomeLost, TurnIsOver
@@ -252,14 +253,19 @@ class PostgresLog(Log):
             Epoch(self.token, claims) if found.same else None,
         )
 
-    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
+    def withdraw(
+        self, address: Address, epoch: Epoch, seen: int, ticket: Ticket | None = None
+    ) -> Withdrawn:
         self._check(epoch)
         number = self._turn(address, ticket)
         try:
-            found = self._engine.once("withdraw", _array(address), number)
+            found = self._engine.once("withdraw", _array(address), seen, number)
         except TurnIsOver:
             raise run_is_over(address.conversation) from None
-        return None if found.seq is None else Row(found.seq, found.item, False, found.at)
+        if found.seqs is not None:
+            return Withdrawn(None, _rows(found.seqs, found.items, found.sealed, found.ats))
+        row = None if found.seq is None else Row(found.seq, found.item, False, found.at)
+        return Withdrawn(row, None)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         self._check(epoch)

@@ -751,29 +751,40 @@ BEGIN
     SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
-CREATE FUNCTION cached_session.withdraw(me text, number_of bigint, a text[], ticket_of bigint,
-    OUT seq bigint, OUT item bytea, OUT at double precision) LANGUAGE plpgsql AS $$
+-- seqs and so on: rows behind what was seen, of which there may be none any more; null: there were
+-- none, and the newest item was taken back, if it may be.
+CREATE FUNCTION cached_session.withdraw(me text, number_of bigint, a text[], seen bigint,
+    ticket_of bigint, OUT seq bigint, OUT item bytea, OUT at double precision,
+    OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
+LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
     newest cached_session.items;
+    taken bigint[];
 BEGIN
-    IF NOT cached_session.is_new(me, number_of) THEN
-        SELECT o.places[1], o.item, o.at INTO seq, item, at
+    IF cached_session.is_new(me, number_of) THEN
+        PERFORM cached_session.check_turn(me, ticket_of);
+        SELECT * INTO newest FROM cached_session.items i WHERE i.conversation = n
+        ORDER BY i.seq DESC LIMIT 1;
+        IF newest.seq > seen THEN
+            -- Not null: who repeats this is to hear that there were some.
+            taken := '{}';
+        ELSIF NOT newest.sealed THEN
+            DELETE FROM cached_session.items i WHERE i.seq = newest.seq;
+            taken := ARRAY[newest.seq];
+            item := newest.data;
+            at := newest.accepted_at;
+        END IF;
+        PERFORM cached_session.done(me, number_of, taken, item, at);
+    ELSE
+        SELECT o.places, o.item, o.at INTO taken, item, at
         FROM cached_session.owners o WHERE o.token = me;
-        RETURN;
     END IF;
-    PERFORM cached_session.check_turn(me, ticket_of);
-    SELECT * INTO newest FROM cached_session.items i WHERE i.conversation = n
-    ORDER BY i.seq DESC LIMIT 1;
-    IF newest.seq IS NULL OR newest.sealed THEN
-        PERFORM cached_session.done(me, number_of, NULL);
-        RETURN;
+    seq := taken[1];
+    IF taken = '{}' THEN
+        SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen, false);
+        seqs := coalesce(seqs, '{}');
     END IF;
-    DELETE FROM cached_session.items i WHERE i.seq = newest.seq;
-    seq := newest.seq;
-    item := newest.data;
-    at := newest.accepted_at;
-    PERFORM cached_session.done(me, number_of, ARRAY[seq], item, at);
 END $$;
 
 CREATE FUNCTION cached_session.drop(me text, number_of bigint, a text[], all_of boolean,

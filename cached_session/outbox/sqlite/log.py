@@ -16,6 +16,7 @@ from cached_session.outbox.log import (
     Orphans,
     Sealed,
     Ticket,
+    Withdrawn,
     Written,
 )
 from cached_session.outbox.records import (
@@ -201,10 +202,15 @@ class SQLiteLog(Log):
             Epoch(store.token, _claims(mark)) if same else None,
         )
 
-    def withdraw(self, address: Address, epoch: Epoch, ticket: Ticket | None = None) -> Row | None:
+    def withdraw(
+        self, address: Address, epoch: Epoch, seen: int, ticket: Ticket | None = None
+    ) -> Withdrawn:
         self._check(epoch)
         self._check_turn(address, ticket)
-        return self.store.withdraw(address)
+        store = self.store
+        if store.newest(address) > seen:
+            return Withdrawn(None, store.mailbox(address, after=seen).rows)
+        return Withdrawn(store.withdraw(address), None)
 
     def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
         self._check(epoch)
