@@ -84,6 +84,7 @@ class Relay:
         policy = RetryPolicy() if retry is None else retry
         self._means = Means(outbox, client, ConversationCache(), policy, Meter(observer))
         self._stopping = False
+        self._running = False
         self._sending: asyncio.Task[None] | None = None
         # Whether the engine could not be reached at the last look.
         self._away = False
@@ -108,15 +109,23 @@ class Relay:
         Raises:
             TypeError: `every` is no number.
             ValueError: `every` is not above 0, or not finite.
+            RuntimeError: It is running already.
             OutboxError: The outbox cannot be used any more.
         """
         check_seconds("every", every, "")
         if not every:
             raise ValueError("every must be above 0")
+        if self._running:
+            raise RuntimeError(
+                f"the relay of {self._outbox!r} is running already. Wait for its run(), or make "
+                "another Relay, with an outbox of its own."
+            )
+        self._running = True
         self._sending = sending = asyncio.create_task(self._send(every, once=once))
         try:
             await asyncio.wait({sending})
         finally:
+            self._running = False
             sending.cancel()
         if not sending.cancelled():
             sending.result()
@@ -132,7 +141,7 @@ class Relay:
                 self._away, again = True, None
             else:
                 if self._away:
-                    logger.info("The engine is there again.")
+                    logger.info("The engine of %r is there again.", self._outbox)
                 self._away = False
                 if once and not self._adopter.unsure:
                     return

@@ -301,7 +301,8 @@ def test_relay_outlives_the_engine(emulator: Emulator, monkeypatch: pytest.Monke
             assert process.stdout is not None
             assert "cannot be reached" in process.stdout.readline()
             engine.start()
-            assert process.stdout.readline() == "The engine is there again.\n"
+            again = f"The engine of PostgresOutbox({url!r}) is there again.\n"
+            assert process.stdout.readline() == again
             record(url, address(emulator, name), "a")
             eventually(lambda: texts(emulator.items(name)) == ["a"])
             status, output = ends(process, signal.SIGTERM)

@@ -340,6 +340,30 @@ async def test_a_relay_that_is_closed_lets_go(
     assert texts(emulator.items(name)) == ["1"]
 
 
+async def test_a_relay_runs_once_at_a_time(
+    place: str, emulator: Emulator, client: AsyncOpenAI
+) -> None:
+    """A second run of a relay is refused, by the outbox's name, and the first one goes on."""
+    name = Elsewhere(emulator).conversation()
+    no_appends(emulator)
+    await leave(place, client, name, "1")
+    policy = RetryPolicy(initial_delay=0.01, max_delay=0.01)
+    async with OutboxAdmin(place) as admin:
+        failed = asyncio.Event()
+        watching = told_of(RetryScheduled, failed)
+        async with Relay(admin.outbox, client, retry=policy, observer=watching) as relay:
+            running = asyncio.create_task(relay.run(every=0.05, once=True))
+            await failed.wait()
+            with pytest.raises(RuntimeError, match="is running already") as refused:
+                await relay.run(every=0.05, once=True)
+            assert repr(admin.outbox) in str(refused.value)
+            emulator.faults = None
+            await running
+            assert texts(emulator.items(name)) == ["1"]
+            # It may run again.
+            await relay.run(every=0.05, once=True)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
