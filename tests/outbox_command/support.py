@@ -128,10 +128,11 @@ def waiting(file: Path, at: Address) -> list[str]:
     return [json.loads(row.data)["content"] for row in found]
 
 
-def told(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    """Checks what went to standard error: one line that says all of it, and no traceback."""
+def told(capsys: pytest.CaptureFixture[str], *parts: str) -> str:
+    """What went to standard error: one line, which says all of it, and no traceback."""
     error = capsys.readouterr().err
     assert error.startswith("cached-session outbox: ")
     assert error.count("\n") == 1
     for part in parts:
         assert part in error
+    return error

@@ -13,6 +13,7 @@ import pytest
 
 from cached_session import (
     AppendOutcomeUnknown,
+    OutboxAdmin,
     OutboxUnavailable,
     PostgresOutbox,
 )
@@ -370,6 +371,31 @@ async def test_goes_on_by_itself(address: str, proxy: Proxy, emulator: Emulator)
         await session.add_items(users("b"))
         await session.flush()
         assert texts(emulator.items(session.session_id)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["at its first use", "since"])
+async def test_reading_while_it_is_away(opened: bool, address: str, proxy: Proxy) -> None:
+    """Who only reads is told that the engine could not be read, and what happens next."""
+    place = psycopg.conninfo.make_conninfo(address, port=proxy.port, connect_timeout=2)
+    other = PostgresOutbox(address)
+    await other.transact(accept(b"1"))
+    await other.let_go()
+    async with OutboxAdmin(place) as admin:
+        if opened:
+            await admin.backlogs()
+        with proxy.away():
+            for reading in (
+                admin.backlogs(),
+                admin.backlog(1),
+                admin.waiting(1),
+                admin.lines(1),
+                admin.unreadable(1),
+            ):
+                error = await raised(reading)
+                assert isinstance(error, OutboxUnavailable)
+                for part in ("cannot be reached", "could not be read", "tried again at the next"):
+                    assert part in str(error)
+        assert len(await admin.backlogs()) == 1
 
 
 async def test_read_only(address: str, emulator: Emulator, postgres: Server) -> None:

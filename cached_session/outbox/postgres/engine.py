@@ -57,6 +57,11 @@ _NOT_ALLOWED, _READ_ONLY = "42501", "25006"
 _FOR_NOW = {_READ_ONLY, "55P03", "57014"}
 _FOR_NOW_CLASSES = {"53", "58"}
 
+# What is so where a call was not done. An append may read first, and is told that it did nothing.
+_UNRECORDED = "nothing was recorded"
+_UNREAD = "it could not be read"
+_NEITHER = f"{_UNREAD}, and {_UNRECORDED}"
+
 
 class OutcomeLost(OutboxUnavailable):
     """A call was sent, and the engine stayed away: whether it was done is not known."""
@@ -197,9 +202,13 @@ class Engine:
         """
         return self._try(lambda: self._ask(function, arguments)[0])
 
+    def read(self, function: str, *arguments: Any) -> Any:
+        """Calls a function that changes nothing, for one row; errors as in `call`."""
+        return self.rows(function, *arguments)[0]
+
     def rows(self, function: str, *arguments: Any) -> list[Any]:
         """Calls a function that changes nothing, for all of its rows; errors as in `call`."""
-        return self._try(lambda: self._ask(function, arguments))
+        return self._try(lambda: self._ask(function, arguments), undone=_NEITHER)
 
     def renew(self) -> None:
         """Extends the lease, at most once a second. It does not matter whether it can."""
@@ -230,8 +239,8 @@ class Engine:
                 logger.debug("%s: closed without a word to the engine: %s", self._name, error)
             self._drop()
 
-    def explain(self, error: psycopg.Error) -> OutboxError:
-        """The error to tell callers of: what is so, and what to do."""
+    def explain(self, error: psycopg.Error, undone: str) -> OutboxError:
+        """The error to tell callers of: what is so, and what to do; `undone`: of the call."""
         state = error.sqlstate
         if state in _NO_TABLES:
             return OutboxError(
@@ -251,8 +260,8 @@ class Engine:
         # Not the engine's words: they may quote what was to be recorded.
         for_now = state in _FOR_NOW or (state or "")[:2] in _FOR_NOW_CLASSES
         return (OutboxUnavailable if for_now else OutboxError)(
-            f"{self._name} refused a call ({type(error).__name__}, SQLSTATE {state}); nothing was "
-            "recorded by it. The engine's log says more."
+            f"{self._name} refused a call ({type(error).__name__}, SQLSTATE {state}); {undone}. "
+            "The engine's log says more."
         )
 
     def _said(self, error: psycopg.Error) -> str:
@@ -265,7 +274,14 @@ class Engine:
 
     # How
 
-    def _try(self, attempt: Callable[[], T], *, in_time: bool = False, records: bool = False) -> T:
+    def _try(
+        self,
+        attempt: Callable[[], T],
+        *,
+        in_time: bool = False,
+        records: bool = False,
+        undone: str = _UNRECORDED,
+    ) -> T:
         sent, end, pause = False, time.monotonic() + self._patience, 0.0
         lease_ended = False
         while True:
@@ -277,8 +293,8 @@ class Engine:
                 self._drop()
                 if not sent and (not was_there or time.monotonic() > end):
                     raise OutboxUnavailable(
-                        f"{self._name} cannot be reached ({self._said(error)}); nothing was "
-                        "recorded. It is tried again at the next use."
+                        f"{self._name} cannot be reached ({self._said(error)}); {undone}. It is "
+                        "tried again at the next use."
                     ) from None
                 said = self._said(error)
             else:
@@ -290,8 +306,7 @@ class Engine:
                 except _Unsent as error:
                     # Nor has it been before: it was given the same.
                     raise OutboxError(
-                        f"{self._name}: a call was given what cannot be sent ({error}); nothing "
-                        "was recorded by it."
+                        f"{self._name}: a call was given what cannot be sent ({error}); {undone}."
                     ) from None
                 except psycopg.Error as error:
                     if error.sqlstate in _AGAIN:
@@ -305,7 +320,7 @@ class Engine:
                         lease_ended = True
                         continue
                     if self._told(error):
-                        explained = self.explain(error)
+                        explained = self.explain(error, undone)
                         if isinstance(explained, OutboxUnavailable):
                             # The next call may come to another engine.
                             self._drop()
@@ -433,7 +448,9 @@ class Engine:
 
     def _prepare(self, *, make: bool) -> None:
         """Looks whether the tables are there, and makes them where there are none."""
-        version = self._try(functools.partial(_version, self))
+        # Who makes no tables looks after them, and only reads as yet.
+        undone = _NEITHER if make else _UNREAD
+        version = self._try(functools.partial(_version, self), undone=undone)
         if version is None and make:
             version = self._try(self._migrate)
         if version is None:

@@ -112,7 +112,7 @@ class PostgresLog(Log):
         newest: tuple[int, str] | None,
     ) -> Found | None:
         self._check(epoch)
-        changes = self._engine.call(
+        changes = self._engine.read(
             "validate",
             self.token,
             _array(address),
@@ -154,7 +154,7 @@ class PostgresLog(Log):
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:
         self._check(epoch)
-        found = self._engine.call("mailbox", _array(address), seen)
+        found = self._engine.read("mailbox", _array(address), seen)
         return _rows(found.seqs, found.items, found.sealed, found.ats)
 
     def accept(
@@ -288,7 +288,7 @@ class PostgresLog(Log):
 
     def look(self, address: Address, epoch: Epoch) -> Look:
         self._check(epoch)
-        found = self._engine.call("look", self.token, _array(address))
+        found = self._engine.read("look", self.token, _array(address))
         return Look(bool(found.elsewhere), bool(found.waits), found.paused, bool(found.doubted))
 
     def release(self, address: Address) -> None:
@@ -304,7 +304,7 @@ class PostgresLog(Log):
     def has_turn(self, ticket: Ticket) -> bool:
         if ticket.opened != self.token:
             return False
-        return bool(self._engine.call("has_turn", self.token, ticket.number)[0])
+        return bool(self._engine.read("has_turn", self.token, ticket.number)[0])
 
     def step_out(self, ticket: Ticket) -> None:
         # Of one of another opening nothing is left that could be given up: nobody living has it.
@@ -341,7 +341,7 @@ class PostgresLog(Log):
         ]
 
     def mailbox(self, address: Address) -> Mailbox:
-        found = self._engine.call("mailbox", _array(address), 0)
+        found = self._engine.read("mailbox", _array(address), 0)
         rows = _rows(found.seqs, found.items, found.sealed, found.ats)
         return Mailbox(rows, found.doubt, found.paused)
 
@@ -367,7 +367,7 @@ class PostgresLog(Log):
                 f"The other account has a backlog of {to.conversation}, too, with number "
                 f"{found.there}. Send or discard that one first."
             )
-        return to._replace(conversation=self._engine.call("known_as", _array(to))[0])
+        return to._replace(conversation=self._engine.read("known_as", _array(to))[0])
 
     def _check(self, epoch: Epoch) -> None:
         # What was read under another token may have been changed by anybody since.
