@@ -97,6 +97,8 @@ def _cannot(why: str) -> int:
 def _serve(emulator: Emulator, output: _Output) -> int:
     try:
         emulator.start()
+    except SnapshotError as error:
+        return _cannot(str(error))
     except OSError as error:
         if error.filename is not None:
             return _cannot(f"{error.filename}: {error.strerror}")

@@ -79,7 +79,8 @@ class Emulator:
                 on with what it holds, not with ``initial``.
 
         Raises:
-            OSError: A file cannot be read, or that of ``state`` cannot be written.
+            OSError: A file cannot be read, or that of ``state`` cannot be written, or another
+                emulator that serves keeps its state there. Nothing of it was changed.
             SnapshotError: A file, or ``initial``, does not hold what it should, or is damaged. It
                 is a ``ValueError``.
             ValueError: ``latency`` is negative or not finite, ``port`` is not a TCP port, ``host``
@@ -166,8 +167,9 @@ class Emulator:
         """Starts to serve; returns when connections are accepted.
 
         Raises:
-            OSError: The port is taken, the host is no interface of this machine, or another
-                emulator that serves keeps its state in the file of ``state``.
+            OSError: The port is taken, the host is no interface of this machine, or the file of
+                ``state`` cannot be read, or another emulator that serves keeps its state there.
+            SnapshotError: That file was damaged since the emulator was made.
             RuntimeError: It is serving already.
         """
         if self._running is not None:
@@ -175,6 +177,11 @@ class Emulator:
         if self._state is not None:
             self._state.lock()
         try:
+            if self._state is not None:
+                # Another one may have served since this one has read it.
+                kept = self._state.load(self.service.habits)
+                if kept is not None:
+                    self.store.restore(kept)
             port = ReservedPort(self._wanted_port, self._host)
             self._wanted_port = port.number
             self._running = _Running(self, port)
@@ -236,10 +243,11 @@ def _service(
     if file is None:
         store.restore(first)
         return Service(store, habits=habits, initial=first)
-    kept = file.load(habits)
-    store.restore(first if kept is None else kept)
-    # At once: that it cannot be written is told at the start, not at the first change.
-    file.save(store.snapshot())
+    with file.locked():
+        kept = file.load(habits)
+        store.restore(first if kept is None else kept)
+        # At once: that it cannot be written is told at the start, not at the first change.
+        file.save(store.snapshot())
     return Service(
         store, habits=habits, initial=first, on_change=lambda: file.save(store.snapshot())
     )

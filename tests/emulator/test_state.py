@@ -180,27 +180,49 @@ def test_what_comes_late_does_not_come_after_a_reset() -> None:
 
 
 def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second emulator on a file refuses to start, and names it, until the first stops.
+    """A second emulator on a file is refused, names it, and leaves it alone, until the first stops.
 
-    Also by a link to it, which stays one.
+    Also by a link to it, which stays one. Then it goes on with what the first has left.
     """
     path, link = tmp_path / "state.json", tmp_path / "link.json"
     link.symlink_to(path)
+    second = Emulator(state=path)
     with Emulator(state=link) as first:
-        second = Emulator(state=path)
-        with pytest.raises(OSError, match="another emulator keeps its state there") as raised:
-            second.start()
-        assert raised.value.filename == str(path)
+        before = path.stat()
+        for refused in (second.start, second.reset, lambda: Emulator(state=path)):
+            with pytest.raises(OSError, match="another emulator keeps its state there") as raised:
+                refused()
+            assert raised.value.filename == str(path)
         assert main(["--state", str(path), "--port", "0"]) == 1
         assert f"{path}: another emulator keeps its state there" in capsys.readouterr().err
+        assert path.stat().st_ctime_ns == before.st_ctime_ns
         with connect(first) as client:
-            client.conversations.create()
+            made = client.conversations.create()
     assert link.is_symlink()
     # One that cannot listen has not got it either.
     with Emulator() as busy, pytest.raises(OSError, match="in use"):
         Emulator(state=path, port=int(busy.base_url.split(":")[2].split("/")[0])).start()
     with second:
-        pass
+        assert second.store.ids() == (made.id,)
+
+
+@pytest.mark.parametrize("there", ["a directory", "another file"])
+def test_a_lock_that_cannot_be_made(
+    there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What keeps a lock from being made is told as such, and not as another emulator."""
+    path, lock = tmp_path / "state.json", tmp_path / "state.json.lock"
+    if there == "a directory":
+        lock.mkdir()
+    else:
+        lock.write_text("of somebody's own\n" * 100)
+    with pytest.raises(OSError, match="cannot be made a lock") as raised:
+        Emulator(state=path)
+    assert raised.value.filename == str(lock)
+    assert main(["--state", str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"{lock}: cannot be made a lock (")
+    assert lock.exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("habits", [Habits(), Habits(content_left_as_string=True, rewrites="trim")])
