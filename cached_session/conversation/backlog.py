@@ -381,7 +381,8 @@ class Backlog:
             return  # who sends what waits looks again at its end
         await self.sender.stop()
         operation = through.renewed(self._ledger.conversation_id)
-        if self.order.turns.idle and not behind(self._ledger, self.record, operation, _PAGES):
+        idle = self.order.turns.idle and not self.room.given
+        if idle and not behind(self._ledger, self.record, operation, _PAGES):
             await self._end(operation)
         else:
             self._endings.begin(self._end(operation), self.record.changed.fire)
@@ -395,6 +396,8 @@ class Backlog:
     async def _end(self, operation: Operation) -> None:
         outbox = self.record.outbox
         try:
+            # A caller who was cancelled has left what is being recorded: its sender is found here.
+            await self.room.at_rest(math.inf)
             async with self.order.turn(operation):
                 if self.users or self.sender.working:
                     return  # somebody has come meanwhile
@@ -411,9 +414,9 @@ class Backlog:
                             del outbox.backlogs[name]
                         self._parted(self)
         except (Exception, asyncio.CancelledError):
-            # Others would wait for what it could not let go of. Whoever still
-            # uses the outbox here opens it again.
-            await outbox.let_go()
+            # Others would wait for what it could not let go of. Where somebody still uses the
+            # outbox here, its thread does that: to close it would take the turns of other runs.
+            await let_go_unused(outbox)
             raise
         await let_go_unused(outbox)
 
@@ -444,6 +447,8 @@ class Backlog:
             Why something is left, if anything is.
         """
         sender, changed = self.sender, self.record.changed
+        # Or what is being recorded at this moment would be sent behind it.
+        await self.room.at_rest(math.inf)
         until = Operation.now() if deadline is None else deadline
         if deadline is not None and not self.record.only_looks_on:
             sender.start()
@@ -593,6 +598,23 @@ class Room:
         Raises:
             DeadlineExceeded: It took too long.
         """
+        if await self.at_rest(operation.deadline):
+            return
+        raise DeadlineExceeded(
+            f"{operation.conversation_id}: the outbox took until the deadline to record what was "
+            "appended before this call; nothing was sent by it",
+            conversation_id=operation.conversation_id,
+        )
+
+    async def at_rest(self, deadline: float) -> bool:
+        """Waits for what was given room before this call; see `used`.
+
+        Args:
+            deadline: Until when, on the running loop's clock.
+
+        Returns:
+            Whether it has come to an end.
+        """
         with self._lock:
             before = [*self._given]
 
@@ -600,13 +622,7 @@ class Room:
             with self._lock:
                 return not any(place in self._given and not place.lost for place in before)
 
-        if not before or await self._changed.until(none_left, operation.deadline, lambda: None):
-            return
-        raise DeadlineExceeded(
-            f"{operation.conversation_id}: the outbox took until the deadline to record what was "
-            "appended before this call; nothing was sent by it",
-            conversation_id=operation.conversation_id,
-        )
+        return not before or await self._changed.until(none_left, deadline, lambda: None)
 
     def _forget(self, place: Place) -> None:
         if place in self._given:

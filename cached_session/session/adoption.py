@@ -66,7 +66,7 @@ class User(Protocol):
 
     @property
     def means(self) -> Means | None:
-        """Through what it sends; None: it takes no calls any more."""
+        """Through what it sends; None: it uses the outbox no more."""
 
 
 class Adopter:
@@ -124,24 +124,30 @@ class Adopter:
             self._users.add(user)
         self._changed.fire()
 
-    def leave(self, user: User) -> None:
-        """Notes that a session is closed."""
-        with self._lock:
-            self._users.discard(user)
+    async def looked(self, user: User) -> None:
+        """Waits for a look on this event loop, for the last session that is open, before it leaves.
 
-    async def looked(self) -> None:
-        """Waits, if no session is open, until nobody looks on this event loop.
-
-        A program would be left with the task, as a connection that is kept is not waited for.
-        What it has begun to send is sent on. To cancel the look would have nothing sent where
-        each session is open for a moment.
+        Or there would be no look where each session is open for one call: it has nothing to send
+        through without one. Where the outbox does not answer it is not waited for.
         """
         with self._lock:
-            task = None if self._users else self._sweeping
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            await self._changed.until(
-                lambda: task.done() or bool(self._at_work or self._users), math.inf, _nothing
-            )
+            task = self._sweeping
+
+        def rests() -> bool:
+            with self._lock:
+                others = any(one is not user for one in self._users)
+                return others or task is None or task.done() or bool(self._at_work)
+
+        loop = asyncio.get_running_loop()
+        if task is not None and task.get_loop() is loop:
+            await self._changed.until(rests, loop.time() + LOOK_AFTER, _nothing)
+
+    def leave(self, user: User) -> None:
+        """Notes that a session is closed. The last one leaves no look behind, only what is sent."""
+        with self._lock:
+            self._users.discard(user)
+            if self._sweeping is not None and not (self._users or self._at_work):
+                cancel(self._sweeping)
 
     def used(self) -> None:
         """Has somebody look, behind a call that has ended, if nobody has for a while."""

@@ -459,11 +459,11 @@ class Binding:
 
     @property
     def means(self) -> Means | None:
-        """Through what is sent that others have left; None: the session takes no calls any more."""
+        """Through what is sent that others have left; None: the session uses the outbox no more."""
         # Only now, as in `bind`.
         from cached_session.session.adoption import Means
 
-        if self.closed or self.outbox is None:
+        if self._parted or self.outbox is None:
             return None
         # It counts as nobody's.
         meter = self.meter.apart()
@@ -555,6 +555,8 @@ class Binding:
                 await self.perform(
                     lambda operation, conversation: conversation.recorded(operation), create=False
                 )
+            if self._adopter is not None:
+                await self._adopter.looked(self)
         except asyncio.CancelledError:
             await self.close_at_once(session)
             raise
@@ -593,8 +595,6 @@ class Binding:
             *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
         )
         await let_go_unused(outbox)
-        if self._adopter is not None:
-            await self._adopter.looked()
 
 
 class Call:

@@ -82,6 +82,23 @@ async def test_what_a_dead_process_has_left(
     )
 
 
+@pytest.mark.parametrize("call", ["get_items", "add_items"])
+@on_one_disk("a")
+async def test_where_each_session_makes_one_call(world: OneDisk, call: str) -> None:
+    """A process whose sessions are open for one call each sends what a dead one has left, too."""
+    await left_by_a_dead_process(world, "b", "c")
+    process, another, cache = (
+        world.process("living"),
+        world.line.conversation("o"),
+        ConversationCache(),
+    )
+    for _ in range(30):
+        async with world.session(process, another, cache=cache) as session:
+            await getattr(session, call)(*([users("x")] if call == "add_items" else []))
+        await asyncio.sleep(0.5)
+    assert world.line.texts(world.conversation) == ["a", "b", "c"]
+
+
 @on_one_disk("a")
 async def test_a_batch_that_may_have_landed(world: OneDisk) -> None:
     """Of what a dead process may have sent it is found out what landed: each item is there once."""

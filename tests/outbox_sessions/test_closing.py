@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import APIConnectionError
+from psycopg.conninfo import make_conninfo
 
 from cached_session import (
     CachedSession,
@@ -18,12 +21,13 @@ from cached_session import (
     LeftConversation,
     MemoryOutbox,
     Outbox,
+    PostgresOutbox,
     SessionClosed,
     SQLiteOutbox,
 )
-from cached_session.emulator import Emulator
+from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
-from tests.faults.line import CUT
+from tests.faults.line import CUT, policy
 from tests.outbox_sessions.one_disk import OneDisk, on_one_disk
 from tests.outbox_sessions.support import (
     Gate,
@@ -33,11 +37,14 @@ from tests.outbox_sessions.support import (
     in_virtual_time,
     left_by_an_exception,
     opened,
+    raised,
     session_on,
     until,
     words,
 )
 from tests.outbox_sessions.test_loops import without_a_word
+from tests.postgres import Server
+from tests.proxy import Fate, before
 from tests.servers import eventually
 from tests.session.support import Elsewhere, new_client, numbered, texts, users
 
@@ -494,3 +501,101 @@ async def test_a_look_at_what_others_have_left(outbox: Outbox, emulator: Emulato
     for client in clients:
         await client.close()
     assert {task.get_name() for task in left} == set()
+
+
+@contextlib.contextmanager
+def held_up(engine: Server, function: str) -> Iterator[tuple[PostgresOutbox, HeldUp]]:
+    """An outbox on an engine that gets the calls of a function when the test says so."""
+    with before(engine.port) as proxy:
+        call = HeldUp()
+
+        def rule(data: bytes) -> Fate:
+            if call.waited_for and f"cached_session.{function}(".encode() in data:
+                call.came.set()
+                call.goes_on.wait()
+            return Fate.PASS
+
+        proxy.rule = rule
+        try:
+            yield PostgresOutbox(make_conninfo(engine.with_tables(), port=proxy.port)), call
+        finally:
+            call.goes_on.set()
+
+
+class HeldUp:
+    """A call of a function that is on its way to an engine."""
+
+    def __init__(self) -> None:
+        self.waited_for = False
+        self.came = threading.Event()
+        self.goes_on = threading.Event()
+
+    async def arrives(self, caller: asyncio.Task[Any]) -> None:
+        """Returns when it is made."""
+        await until(lambda: self.came.is_set() or caller.done())
+        assert self.came.is_set()
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancels a task, and waits for it."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.processes
+async def test_what_a_cancelled_request_has_left_to_be_recorded(
+    postgres: Server, emulator: Emulator
+) -> None:
+    """Closing the outbox sends what is being recorded for a request that was cancelled."""
+    conversation = Elsewhere(emulator).conversation("a")
+    with held_up(postgres, "accept") as (outbox, call):
+        process = Process(emulator, outbox)
+
+        async def request() -> None:
+            async with process.session(conversation) as session:
+                await session.get_items()
+                call.waited_for = True
+                await session.add_items(users("b"))
+
+        caller = asyncio.create_task(request())
+        await call.arrives(caller)
+        await cancelled(caller)
+        closing = asyncio.create_task(outbox.aclose(timeout=60))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        call.goes_on.set()
+        assert (await closing).conversations == ()
+        assert texts(emulator.items(conversation)) == ["a", "b"]
+        await process.client.close()
+
+
+@pytest.mark.processes
+async def test_a_close_that_is_cancelled(postgres: Server, emulator: Emulator) -> None:
+    """Who is cancelled as a session is closed takes no other conversation's turn with it."""
+    conversation, another = (Elsewhere(emulator).conversation("a") for _ in range(2))
+    with held_up(postgres, "note") as (outbox, call):
+        process = Process(emulator, outbox)
+
+        async def request() -> None:
+            async with process.session(another, retry=policy(max_attempts=1)) as session:
+                await session.get_items()
+                # What became of it is recorded as the session is closed.
+                emulator.faults = lambda one: (
+                    Fault(FaultKind.RESET_AFTER_COMMIT) if one.method == "DELETE" else None
+                )
+                assert isinstance(await raised(session.pop_item()), APIConnectionError)
+                call.waited_for = True
+
+        async with process.session(conversation) as session:
+            async with session.turn():
+                await session.add_items(users("b"))
+                caller = asyncio.create_task(request())
+                await call.arrives(caller)
+                await cancelled(caller)
+                call.goes_on.set()
+                await session.add_items(users("c"))
+            await session.flush()
+        assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+        await outbox.aclose()
+        await process.client.close()
