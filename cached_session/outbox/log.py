@@ -33,8 +33,8 @@ class Epoch(NamedTuple):
     Attributes:
         opened: As what the log was opened: another one each time.
         claims: The number of the conversation's record, and how often somebody had become its
-            owner; (0, 0) if nobody ever had; None: another process has it, and goes on changing
-            it.
+            owner; the number is 0 or less if nobody ever had; None: another process has it, and
+            goes on changing it.
     """
 
     opened: str

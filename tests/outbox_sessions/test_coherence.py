@@ -493,3 +493,32 @@ async def test_one_that_looks_on_sends_nothing(path: Path, emulator: Emulator) -
         assert words(await b.get_items()) == texts(emulator.items(conversation))
         await a.aclose()
         await b.aclose()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kept", [0, 1 << 20], ids=["nothing is kept", "a window is kept"])
+@pytest.mark.parametrize("call", ["append", "pop"])
+async def test_what_has_come_and_gone(
+    call: str, kept: int, postgres: Server, emulator: Emulator
+) -> None:
+    """A read shows what another process has done of which the ledger keeps nothing any more."""
+    address = postgres.with_tables()
+    one, two = (PostgresOutbox(address, max_window_bytes=kept) for _ in range(2))
+    async with Process(emulator, one) as reading, Process(emulator, two) as writing:
+        a, b, conversation = await opened(emulator, [reading, writing], "a", "b")
+        if call == "append":
+            await b.add_items(users("c"))
+            await b.flush()
+        else:
+            await b.pop_item()
+        await b.aclose()
+        # As a worker does once an hour, of what nobody has used for long.
+        postgres.execute("SELECT cached_session.expire(0, 100)", address.rpartition("/")[2])
+        there = ["a", "b", "c"] if call == "append" else ["a"]
+        assert words(await a.get_items()) == there
+        await a.add_items(users("d"))
+        await a.flush()
+        async with writing.session(conversation) as again:
+            assert words(await again.get_items()) == [*there, "d"]
+        assert texts(emulator.items(conversation)) == [*there, "d"]
+        await a.aclose()

@@ -133,7 +133,7 @@ class PostgresLog(Log):
         found.window_ids = [*map(told, found.window_ids or ())]
         found.newest_id = found.newest_id and told(found.newest_id)
         mark = Mark(found.now_number, found.now_owner, found.now_claims)
-        claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
+        claims = (found.now_epoch, found.now_claims)
         return Found(
             address._replace(conversation=found.conversation),
             Epoch(self.token, claims if found.mine else None),
@@ -244,7 +244,7 @@ class PostgresLog(Log):
             *self._keeping(kept),
         )
         mark = Mark(found.now_number, found.now_owner, found.now_claims)
-        claims = (found.now_number, found.now_claims) if found.now_claims else (0, 0)
+        claims = (found.now_epoch, found.now_claims)
         return Noted(
             _rows(found.seqs, found.items, found.sealed, found.ats),
             found.mine and doubt is not None,

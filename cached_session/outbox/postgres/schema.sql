@@ -80,6 +80,10 @@ CREATE TABLE cached_session.turns (
 CREATE INDEX turns_by_conversation ON cached_session.turns (conversation, ticket);
 CREATE INDEX turns_by_owner ON cached_session.turns (owner);
 
+-- How often `expire` has removed conversations: who knew nothing of one that has come and gone since
+-- is to notice.
+CREATE TABLE cached_session.expirations (so_far bigint NOT NULL);
+
 -- An address is an array: base URL, organization, project, credentials, conversation.
 
 -- CS004: who waits for a row in this transaction does not see what was written meanwhile.
@@ -455,8 +459,15 @@ BEGIN
         FROM cached_session.items x WHERE x.conversation = n
     ) AS i
     WHERE c.number = n;
-    RETURN coalesce(found, '');
+    RETURN coalesce(found, (SELECT so_far::text FROM cached_session.expirations));
 END $$;
+
+-- The number in an epoch: of the record, if anybody ever had it. What is not there yet, or nobody
+-- has had, is the same to all, as long as nothing was removed.
+CREATE FUNCTION cached_session.epoch(n bigint, claims bigint) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN claims > 0 THEN n ELSE -(SELECT so_far FROM cached_session.expirations) END
+$$;
 
 -- The verbs.
 
@@ -483,7 +494,7 @@ BEGIN
     before_number := coalesce(n, 0);
     before_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
     before_claims := coalesce(c.claims, 0);
-    now_number := CASE WHEN before_claims > 0 THEN n ELSE 0 END;
+    now_number := cached_session.epoch(n, before_claims);
     now_claims := before_claims;
     anew := (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims);
     SELECT * INTO seqs, items, sealed, ats
@@ -510,7 +521,7 @@ BEGIN
         held := held AND mine;
     END IF;
     IF n IS NOT NULL THEN
-        SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
+        SELECT cached_session.epoch(n, claims), claims INTO now_number, now_claims
         FROM cached_session.conversations WHERE number = n;
     END IF;
     IF NOT mine THEN
@@ -549,7 +560,7 @@ END $$;
 CREATE FUNCTION cached_session.changes(me text, a text[], epoch_number bigint,
     epoch_claims bigint, seen bigint, known_newest bigint,
     OUT conversation text, OUT now_number bigint, OUT now_owner text,
-    OUT now_claims bigint, OUT held boolean, OUT mine boolean, OUT anew boolean, OUT doubt bytea,
+    OUT now_epoch bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean, OUT anew boolean, OUT doubt bytea,
     OUT paused text, OUT seqs bigint[], OUT items bytea[], OUT sealed bigint,
     OUT ats double precision[], OUT window_kept boolean, OUT window_complete boolean,
     OUT window_unverified integer, OUT window_ids text[], OUT window_items bytea[],
@@ -568,8 +579,8 @@ BEGIN
     now_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
     now_claims := coalesce(c.claims, 0);
     now_number := coalesce(n, 0);
-    anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM
-        (CASE WHEN now_claims > 0 THEN n ELSE 0 END, now_claims);
+    now_epoch := cached_session.epoch(n, now_claims);
+    anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM (now_epoch, now_claims);
     SELECT * INTO seqs, items, sealed, ats
     FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
     SELECT array_agg(i.seq ORDER BY i.seq) INTO places
@@ -671,7 +682,7 @@ DECLARE
     mine boolean;
 BEGIN
     PERFORM cached_session.check_in_time(me, number_of);
-    SELECT CASE WHEN claims > 0 THEN n ELSE 0 END, claims INTO now_number, now_claims
+    SELECT cached_session.epoch(n, claims), claims INTO now_number, now_claims
     FROM cached_session.conversations WHERE number = n;
     IF (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims) THEN
         state := 'changed';
@@ -700,7 +711,7 @@ CREATE FUNCTION cached_session.note(me text, number_of bigint, a text[], epoch_n
     how text, ids text[], window_of bytea[], complete boolean, unverified integer,
     seq_of bigint, id_of text, listed boolean, max_bytes bigint,
     OUT same boolean, OUT mine boolean, OUT kept text, OUT newest_seq bigint, OUT newest_id text,
-    OUT now_number bigint, OUT now_owner text, OUT now_claims bigint,
+    OUT now_number bigint, OUT now_owner text, OUT now_epoch bigint, OUT now_claims bigint,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -712,8 +723,9 @@ BEGIN
         n := cached_session.enter(a);
     END IF;
     SELECT * INTO c FROM cached_session.conversations WHERE number = n;
-    same := (epoch_number, epoch_claims) IS NOT DISTINCT FROM
-        (CASE WHEN c.claims > 0 THEN n ELSE 0 END, coalesce(c.claims, 0));
+    now_claims := coalesce(c.claims, 0);
+    now_epoch := cached_session.epoch(n, now_claims);
+    same := (epoch_number, epoch_claims) IS NOT DISTINCT FROM (now_epoch, now_claims);
     -- Whoever has it since goes by the doubt that was noted with the rows. Without these, it would
     -- take what has landed for copies that came late.
     SELECT * INTO kept, newest_seq, newest_id FROM cached_session.landed(me, n,
@@ -729,7 +741,6 @@ BEGIN
     SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen, false);
     now_number := coalesce(n, 0);
     now_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
-    now_claims := coalesce(c.claims, 0);
 END $$;
 
 -- Keeps a window that had to be sent whole.
@@ -744,7 +755,7 @@ DECLARE
 BEGIN
     PERFORM cached_session.check_in_time(me, number_of);
     SELECT (epoch_number, epoch_claims) IS NOT DISTINCT FROM
-        (CASE WHEN c.claims > 0 THEN n ELSE 0 END, c.claims) INTO same
+        (cached_session.epoch(n, c.claims), c.claims) INTO same
     FROM cached_session.conversations c WHERE c.number = n;
     kept := cached_session.keep(me, n, same, 'all', ids, items, complete, unverified, seq_of,
         id_of, listed, max_bytes);
@@ -1104,7 +1115,11 @@ BEGIN
         AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = c.number)
         AND NOT EXISTS (SELECT FROM cached_session.turns t WHERE t.conversation = c.number);
     GET DIAGNOSTICS gone = ROW_COUNT;
+    IF gone > 0 THEN
+        UPDATE cached_session.expirations SET so_far = so_far + 1;
+    END IF;
     RETURN gone;
 END $$;
 
+INSERT INTO cached_session.expirations VALUES (0);
 INSERT INTO cached_session.schema_version VALUES (1);
