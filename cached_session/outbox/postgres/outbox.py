@@ -78,7 +78,7 @@ class PostgresOutbox(Threaded):
             died, or cannot reach the engine, had begun to send. No request is
             begun without one, nor may one take longer.
         keep_for: Seconds after which what is kept of a conversation is removed,
-            if nobody has used it and nothing waits.
+            if nobody has changed it and nothing waits.
         cipher: Encrypts what was said before it leaves the process, as one of
             `fernet_cipher` does. All workers need one that decrypts what the
             others encrypt. None: it is recorded as it is.
