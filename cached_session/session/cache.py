@@ -112,8 +112,9 @@ class ConversationCache:
     def invalidate(self, conversation_id: str) -> int:
         """Drops the copies of a conversation, of every account; the next read asks the server.
 
-        Of this cache alone: another cache, and another process, has copies of its own. No read
-        that begins after this is answered from what was known before, whatever its
+        Of this cache alone: another cache, and another process, has copies of its own, and an
+        outbox in a database may answer a session that is made later. Of those that are open, no
+        read that begins after this is answered from what was known before, whatever its
         `max_staleness`. One that is under way may be, and what it has fetched is not kept. A
         write that is under way goes on; the copy is dropped behind it. What waits in an outbox
         stays, is sent, and is shown behind what the server says. From any thread; waits for

@@ -451,7 +451,9 @@ class CachedSession(OpenAIConversationsSession):
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
 
-        What waits in the outbox stays, and is shown behind what the server says.
+        Of any that is open: with an outbox in a database, one that is made when all were closed
+        may be answered by that. What waits in the outbox stays, and is shown behind what the
+        server says.
 
         Raises:
             ValueError: Another session has the conversation with another outbox
