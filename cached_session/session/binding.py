@@ -31,6 +31,7 @@ from cached_session.session.arguments import Chosen
 from cached_session.session.cache import ConversationCache
 
 if TYPE_CHECKING:
+    from cached_session.conversation.backlog import Backlog
     from cached_session.outbox import Outbox
     from cached_session.session.adoption import Adopter, Means
 
@@ -557,6 +558,10 @@ class Binding:
                 )
             if self._adopter is not None:
                 await self._adopter.looked(self)
+        except GeneratorExit:
+            # Its event loop was left lying: nobody runs what could be waited for.
+            self._stop_using(session)
+            raise
         except asyncio.CancelledError:
             await self.close_at_once(session)
             raise
@@ -577,12 +582,22 @@ class Binding:
 
     async def _part(self, session: object) -> None:
         """Parts from the copy; what is recorded is the outbox's, which sends it."""
-        outbox, self.conversation, self._parted = self.outbox, None, True
+        outbox, used = self.outbox, self._stop_using(session)
         if outbox is None:
             return
         # Only now, as in `bind`.
         from cached_session.conversation.backlog import let_go_unused
 
+        await asyncio.gather(
+            *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used)
+        )
+        await let_go_unused(outbox)
+
+    def _stop_using(self, session: object) -> list[Backlog]:
+        """Notes that the session uses nothing any more; returns the backlogs that it has used."""
+        outbox, self.conversation, self._parted = self.outbox, None, True
+        if outbox is None:
+            return []
         outbox.users.discard(session)
         if self._adopter is not None:
             self._adopter.leave(self)
@@ -591,10 +606,7 @@ class Binding:
             used = {id(one): one for one in outbox.backlogs.values() if self in one.users}
             for backlog in used.values():
                 backlog.users.discard(self)
-        await asyncio.gather(
-            *(one.leave(self._operation(one.order.ledger.conversation_id)) for one in used.values())
-        )
-        await let_go_unused(outbox)
+        return [*used.values()]
 
 
 class Call:
