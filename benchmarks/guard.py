@@ -1,9 +1,9 @@
 """The guard: ratios that a change must not make much worse.
 
 Every ratio holds a path of CachedSession against plain work of the same size,
-in one process and in turn, by the best of several short measurements. A noisy
-or slow machine then slows both sides. The bounds leave room for about a third
-above what is usual, so that a regression by half is noticed.
+in one process and in turn, by the median of what the turns say. A noisy or slow
+machine then slows both sides. The bounds leave room for about a third above
+what is usual, so that a regression by half is noticed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from collections.abc import AsyncIterator
 from benchmarks.kinds import OURS, MakeSession, cached_session, remote
 from benchmarks.results import Bar
 from benchmarks.sites import Site
+from benchmarks.timing import paired
 from benchmarks.work.appends import appends_in_turn
 from benchmarks.work.cold import cold_reads
 from benchmarks.work.imports import import_both
 from benchmarks.work.loop import loop_on
 from benchmarks.work.memory import hold_conversations
-from benchmarks.work.reads import BARE, SHORT, read_all_and_few
+from benchmarks.work.reads import BARE, CALLS, CALLS_OF_FEW, SHORT, read_all_and_few
 from benchmarks.yardsticks import PAGE, Bare
 
 
 async def reads(site: Site, make: MakeSession) -> AsyncIterator[Bar]:
     """Reads of what is held, against the bare copy, and against a short conversation."""
-    of_all, of_few = (
-        {name: min(seconds) for name, seconds in taken.items()}
-        for taken in await read_all_and_few(
-            site, make, size=500, large=3000, few=20, turns=30, turns_of_few=75
-        )
+    of_all, of_few = await read_all_and_few(
+        site, make, size=500, large=3000, few=20, turns=30, turns_of_few=150
     )
-    yield Bar("get_items() of 500 held / bare copy", of_all[OURS] / of_all[BARE], 0.55)
-    yield Bar("get_items(20) of 3,000 held / bare copy", of_few[OURS] / of_few[BARE], 0.72)
-    yield Bar("get_items(20) of 3,000 held / of 100 held", of_few[OURS] / of_few[SHORT], 1.35)
+    for name, taken, other, calls, most in (
+        ("get_items() of 500 held / bare copy", of_all, BARE, CALLS, 0.55),
+        ("get_items(20) of 3,000 held / bare copy", of_few, BARE, CALLS_OF_FEW, 0.72),
+        ("get_items(20) of 3,000 held / of 100 held", of_few, SHORT, CALLS_OF_FEW, 1.35),
+    ):
+        yield Bar(name, paired(taken[OURS], taken[other], calls), most)
 
 
 async def wire(site: Site, make: MakeSession) -> AsyncIterator[Bar]:
@@ -44,7 +45,7 @@ async def wire(site: Site, make: MakeSession) -> AsyncIterator[Bar]:
         ("CPU of add_items of 200 / bare requests", appended, 1.6),
         ("CPU of a first read of 1,000 / bare requests", read, 1.8),
     ):
-        yield Bar(name, min(taken[OURS].cpu) / min(taken[BARE].cpu), most)
+        yield Bar(name, paired(taken[OURS].cpu, taken[BARE].cpu), most)
 
 
 async def requests(site: Site, make: MakeSession) -> AsyncIterator[Bar]:
@@ -62,8 +63,8 @@ async def footprint(site: Site) -> AsyncIterator[Bar]:
     yield Bar("memory / JSON", held.traced / held.json, 2.3)
     yield Bar("memory / memory as counted", held.traced / held.counted, 1.25)
     yield Bar("memory as counted / memory", held.counted / held.traced, 1.25)
-    agents, ours = import_both(3)
-    cpu = min(ours.cpu) / min(agents.cpu)
+    agents, ours = import_both(5)
+    cpu = paired(ours.cpu, agents.cpu)
     yield Bar("CPU of import cached_session / of import agents, both compiled", cpu, 0.025)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,27 @@ async def at_once(
     with together.call():
         await asyncio.gather(*map(row, range(many)))
     return each, together
+
+
+def paired(ours: Sequence[float], other: Sequence[float], calls: int = 1) -> float:
+    """How often one action takes the time of another, of which `alternate` took the times.
+
+    The median over the turns, of the best call of ours by the best of the other in the same turn.
+    A processor whose other half is busy takes half as long again, for some turns of both or for
+    most. By the best of all turns, one action may have met it idle and the other never.
+
+    Args:
+        ours: Seconds of each call of the one.
+        other: Those of the other.
+        calls: How many calls make a turn.
+    """
+    turns = [
+        [min(taken[start : start + calls]) for start in range(0, len(taken), calls)]
+        for taken in (ours, other)
+    ]
+    ratios = [one / two for one, two in zip(*turns, strict=True)]
+    middle: float = statistics.median(ratios)
+    return middle
 
 
 async def alternate(

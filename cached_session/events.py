@@ -434,11 +434,10 @@ class Observers:
     @property
     def listening(self) -> bool:
         """Whether anybody would hear of an event; frequent ones are not even made if not."""
-        return (
-            bool(self._each)
-            or (self._beyond is not None and self._beyond.listening)
-            or logger.isEnabledFor(logging.DEBUG)
-        )
+        if self._each:
+            return True
+        beyond = self._beyond
+        return logger.isEnabledFor(logging.DEBUG) if beyond is None else beyond.listening
 
     def _all(self) -> tuple[Observer, ...]:
         beyond = () if self._beyond is None else self._beyond._all()

@@ -23,8 +23,8 @@ BARE = "bare structural copy"
 SHORT = "the same of a short one"
 
 # Calls of each in one turn.
-_CALLS = 5
-_CALLS_OF_FEW = 20
+CALLS = 5
+CALLS_OF_FEW = 20
 
 
 def _read(session: Session, limit: int | None = None) -> Action:
@@ -67,8 +67,8 @@ async def read_all_and_few(
             of_all = {OURS: _read(whole), BARE: _copy(held), MEMORY: _read(local)}
             of_few = {OURS: _read(long, few), BARE: _copy(newest), SHORT: _read(short, few)}
             return (
-                await alternate(of_all, rounds=turns, calls=_CALLS),
-                await alternate(of_few, rounds=turns_of_few, calls=_CALLS_OF_FEW),
+                await alternate(of_all, rounds=turns, calls=CALLS),
+                await alternate(of_few, rounds=turns_of_few, calls=CALLS_OF_FEW),
             )
 
 
@@ -109,7 +109,7 @@ async def _run(bench: Bench, options: argparse.Namespace) -> AsyncIterator[Figur
                 asking = {SDK: local.pop(SDK)} if SDK in local else {}
                 with bench.measuring(f"reads: {which}", 1):
                     rounds, half = options.rounds, options.seconds / 2
-                    taken = await alternate(local, rounds=rounds, calls=_CALLS, seconds=half)
+                    taken = await alternate(local, rounds=rounds, calls=CALLS, seconds=half)
                     taken |= await alternate(asking, rounds=rounds, seconds=half)
                 for name, seconds in taken.items():
                     yield Figure(

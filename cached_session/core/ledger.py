@@ -172,16 +172,17 @@ class Trust(NamedTuple):
     Attributes:
         listing: The number of the first listing that counts as a check: one that was begun before
             a read says nothing about it.
-        since: When the last check must have been asked for, on the running loop's clock.
-        now: What it is now, on that clock.
+        since: When the last check must have been asked for, on the running loop's clock; -inf: at
+            any time.
+        now: What it is now, on that clock; of no matter where `since` is -inf.
     """
 
     listing: int
-    since: float
-    now: float
+    since: float = -math.inf
+    now: float = 0.0
 
 
-ANY = Trust(0, -math.inf, 0.0)
+ANY = Trust(0)
 """Whatever is known."""
 
 
@@ -370,8 +371,8 @@ class Ledger:
         if self.queue:
             with self._lock:
                 return self.queue.view(limit)
-        known = self.trusted(trust)
-        if known is None or not idle or not known.covers(limit):
+        known = self.known
+        if known is None or self.watch.active or not idle or not known.covers(limit):
             return None
         return copies(known.tail(limit))
 

@@ -19,7 +19,7 @@ from cached_session.conversation.operation import Operation, Superseded
 from cached_session.conversation.tasks import bury
 from cached_session.conversation.turns import Run, Turn, Turns
 from cached_session.core.items import Outgoing
-from cached_session.core.ledger import LOCAL, Trust
+from cached_session.core.ledger import ANY, LOCAL, Trust
 from cached_session.core.outcomes import Applied
 from cached_session.errors import CachedSessionError, DeadlineExceeded, Reopened, SessionClosed
 from cached_session.events import CallFinished, CallStarted, Meter
@@ -354,15 +354,15 @@ class Binding:
         asked for it. An append's answer is none: other writers' items may stand
         before those that it shows.
         """
-        now = Operation.now()
         if conversation.vouched_for:
             # What counts then was validated just now.
-            return Trust(0, -math.inf, now)
+            return ANY
         if self._max_staleness is None:
             # Without end, once a listing was begun after the session came to the conversation.
             if self._opening is None:
                 self._opening = conversation.ledger.listings + 1
-            return Trust(self._opening, -math.inf, now)
+            return Trust(self._opening)
+        now = Operation.now()
         if self._max_staleness == 0:
             # Not even a check that another caller makes while this one waits:
             # our own writes may come between that and the answer.

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cachetools import Cache, LRUCache, TTLCache
+from cachetools import LRUCache, TTLCache
 
 from cached_session.conversation.conversation import Conversation, Key
 from cached_session.events import CacheStats, CopyEvicted, Observer, Observers
@@ -66,7 +66,7 @@ class ConversationCache:
         self._hits = self._misses = self._evictions = 0
         # Of which observers are to be told, once the lock is free: they may do what they like.
         self._evicted: list[CopyEvicted] = []
-        self._copies: Cache[Key, Conversation] = (
+        self._copies: _Least | _Timed = (
             _Least(max_bytes, self._evicted)
             if ttl is None
             else _Timed(max_bytes, ttl, self._evicted)
@@ -217,13 +217,7 @@ class ConversationCache:
     def touch(self, conversation: Conversation) -> None:
         """Notes that a copy is about to be used; one whose time is over is dropped."""
         with self._lock:
-            if isinstance(self._copies, _Timed):
-                self._copies.expire()
-                # One that a write has just outgrown is dealt with at its end.
-                if conversation.key in self._copies and _size(conversation) <= self._copies.maxsize:
-                    self._copies[conversation.key] = conversation
-            else:
-                self._copies.get(conversation.key)
+            self._copies.touch(conversation)
         if self._evicted:
             self._tell()
 
@@ -321,6 +315,10 @@ class _Least(LRUCache[Key, Conversation]):
         _drop(conversation, "size", self._evicted)
         return key, conversation
 
+    def touch(self, conversation: Conversation) -> None:
+        """Notes that a copy is about to be used, if it is here."""
+        self.get(conversation.key)
+
 
 class _Timed(TTLCache[Key, Conversation]):
     """Drops what was not used for a while, too."""
@@ -339,6 +337,13 @@ class _Timed(TTLCache[Key, Conversation]):
         for _, conversation in expired:
             _drop(conversation, "age", self._evicted)
         return expired
+
+    def touch(self, conversation: Conversation) -> None:
+        """Drops what is too old, and notes that a copy is about to be used, if it is here."""
+        self.expire()
+        # One that a write has just outgrown is dealt with at its end.
+        if conversation.key in self and _size(conversation) <= self.maxsize:
+            self[conversation.key] = conversation
 
 
 PROCESS_CACHE = ConversationCache()

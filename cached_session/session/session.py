@@ -326,7 +326,7 @@ class CachedSession(OpenAIConversationsSession):
 
                 held = await binding.perform(read)
             call.items = 0 if held is None else len(held)
-        return cast(list[TResponseInputItem], held)
+        return cast("list[TResponseInputItem]", held)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Appends items, each exactly once, in order.
