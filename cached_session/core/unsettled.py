@@ -185,6 +185,7 @@ class Unsettled:
                 "from_start": whole,
                 "known": sorted(self._known) if whole else self._behind,
                 "sends": [[item.decode() for item in send.items] for send in self._sends],
+                "removals": list(self._removals),
                 "extra": self.extra,
                 "shapes": {
                     sent: [shown.explained, *shown.digests] for sent, shown in self._shapes.items()
@@ -217,6 +218,7 @@ class Unsettled:
         }
         for send in state.get("sends", ()):
             self._sends.append(_Send(tuple(item.encode() for item in send), expires))
+        self._removals = dict.fromkeys(state.get("removals", ()), expires)
         if sealed and state.get("sending", True):
             self.sent(sealed, expires=expires)
         elif any(send.items == sealed for send in self._sends):
@@ -227,6 +229,8 @@ class Unsettled:
         """Notes that all requests that are open may still be applied until then."""
         for send in self._sends:
             send.expires = max(send.expires, when)
+        for item_id, expires in self._removals.items():
+            self._removals[item_id] = max(expires, when)
 
     def acknowledged(
         self, sent: Sent, listed: Sequence[Held], rewriting: Rewriting = VERBATIM
