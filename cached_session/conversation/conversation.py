@@ -25,6 +25,7 @@ from cached_session.core.items import Outgoing, copies, unhold
 from cached_session.core.ledger import ANY, Ledger, Trust
 from cached_session.core.looking import LOOK_AFTER
 from cached_session.core.outcomes import Applied, Unknown
+from cached_session.core.unsettled import CONVERSATION
 from cached_session.errors import (
     AppendOutcomeUnknown,
     ConversationBusy,
@@ -522,6 +523,7 @@ class Conversation:
                     self.order.leave(turn)
                     continue
                 await fresh(ledger, self._record, operation, 1, trust)
+                await self._note_removal()
             except Elsewhere:
                 self.order.leave(turn)
                 assert backlog is not None  # another process has it
@@ -542,23 +544,30 @@ class Conversation:
     async def _may_remove(self, backlog: Backlog, operation: Operation) -> bool:
         """Claims the conversation before something is removed; True if nothing waits. In the turn.
 
-        Whoever else reads it learns by the claim that what is on the server has changed. What is
-        kept of it goes before, also for the case that this process ends then, and is kept again
-        afterwards. What others have accepted comes with the answer to the claim.
+        Whoever else reads it learns by the claim that what is on the server has changed. What
+        others have accepted comes with the answer to the claim.
 
         Raises:
             Elsewhere: Another process has it.
         """
-        ledger, record = self.ledger, backlog.record
-        if not await record.read(operation, claim=True):
-            if ledger.queue:
-                return False
-            raise Elsewhere
+        ledger = self.ledger
+        if await backlog.record.read(operation, claim=True):
+            return not ledger.queue
         if ledger.queue:
             return False
-        # What has landed is put down, too: a process that takes over would send it again.
-        await record.note(changes=True)
-        return True
+        raise Elsewhere
+
+    async def _note_removal(self) -> None:
+        """Has an outbox note that the newest item is removed next, and may be gone. In the turn.
+
+        That is for the case that this process ends then. What is kept of the conversation goes
+        before, and is kept again afterwards. What has landed is put down, too: a process that
+        takes over would send it again.
+        """
+        record, known = self._record, self.ledger.known
+        assert known is not None  # it was listed
+        if record is not None and len(known):
+            await record.note(removing=known.items[-1].id)
 
     async def _remove(self, operation: Operation) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none. In the turn."""
@@ -580,6 +589,7 @@ class Conversation:
                 return unhold(last)
             ledger.forget()
             await fresh(ledger, self._record, operation, 1, ANY)
+            await self._note_removal()
         raise UnexpectedAnswer(
             f"{self.conversation_id}: the newest item was gone at every attempt to remove it; "
             "nothing was removed",
@@ -672,9 +682,9 @@ class Conversation:
                 await operation.check_run()
                 if backlog is None:
                     break
-                # As in `_may_remove`.
+                # As before a pop.
                 if await backlog.record.read(operation, claim=True):
-                    await backlog.record.note(changes=True)
+                    await backlog.record.note(removing=CONVERSATION)
                     break
             except BaseException:
                 self.order.leave(turn)

@@ -711,7 +711,12 @@ class Record:
             self._tell_of_pause()
 
     async def note(
-        self, *, release: bool = False, listed: bool = False, changes: bool = False
+        self,
+        *,
+        release: bool = False,
+        listed: bool = False,
+        changes: bool = False,
+        removing: str | None = None,
     ) -> None:
         """Puts down what has landed, and what is in doubt.
 
@@ -720,18 +725,19 @@ class Record:
         Args:
             release: Whether to let other processes send.
             listed: See `Kept`.
-            changes: Whether something is being removed from the server: nothing is kept meanwhile.
+            changes: Whether something was removed from the server: nothing is kept any more.
+            removing: What is deleted next, as in `Unsettled.dump`: nothing is kept meanwhile.
         """
         ledger, epoch = self._ledger, self._known_epoch()
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
         landed = ledger.queue.landed
         kept, written = self._kept(listed=listed)
-        if changes:
+        if changes or removing is not None:
             kept, written = Kept(None), self._keeping.dropped
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
-        if watch.active or (batch and history is not None):
-            doubt = watch.dump(items, complete=complete, sending=False)
+        if watch.active or removing is not None or (batch and history is not None):
+            doubt = watch.dump(items, complete=complete, sending=False, removing=removing)
 
         def apply(noted: Noted) -> None:
             written(noted.written)

@@ -21,7 +21,7 @@ from cached_session.core.history import History
 from cached_session.core.items import Held, Outgoing, copies
 from cached_session.core.matching import Rewriting
 from cached_session.core.queue import Entry, Queue, Row
-from cached_session.core.unsettled import ANCHORS, Unsettled, Untold
+from cached_session.core.unsettled import ANCHORS, CONVERSATION, Unsettled, Untold
 
 LOCAL = "local-"
 """What the name of a conversation begins with that the server has not created yet.
@@ -232,7 +232,6 @@ Step: TypeAlias = Create | List | Delete | Seal | Send
 
 # What a request that is out does, where it sends no batch: it deletes an item, or the conversation.
 _Removal: TypeAlias = str
-_CLEAR = ""
 
 
 class Ledger:
@@ -574,7 +573,7 @@ class Ledger:
 
     def clearing(self) -> None:
         """Notes that a request to delete the conversation is about to be written."""
-        self._flying = _CLEAR
+        self._flying = CONVERSATION
 
     def answered(self) -> None:
         """Notes that the delete that was out is applied or refused, for certain."""
@@ -636,10 +635,7 @@ class Ledger:
             return
         left = [item for item in known.items if item.id != flying]
         self.watch.begin(left, complete=known.complete)
-        if flying == _CLEAR:
-            self.watch.clearing(expires=expires)
-        else:
-            self.watch.removing(flying, expires=expires)
+        self.watch.removing(flying, expires=expires)
         self.known = None
 
     def abandon(self, *, expires: float) -> None:

@@ -9,6 +9,7 @@ listing are a copy that nobody wanted.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -36,9 +37,11 @@ ANCHORS = 32
 # How many ids behind the anchor are remembered at most before it is moved on.
 CROWD = 100
 
-# Stands among the ids of items that may be removed for the conversation as a
-# whole. No item has an empty id.
-_CONVERSATION = ""
+CONVERSATION = ""
+"""Stands for the conversation as a whole among the ids of items that may be removed.
+
+No item has an empty id.
+"""
 
 # Kept as it was sent: equal attempts share one copy, and it is small.
 Sent: TypeAlias = tuple[Outgoing, ...]
@@ -146,24 +149,27 @@ class Unsettled:
             self._undecided = items
 
     def removing(self, item_id: str, *, expires: float) -> None:
-        """Notes a delete without an answer that was given up on."""
+        """Notes a delete without an answer that was given up on, or one of `CONVERSATION`."""
         self._removals[item_id] = expires
-
-    def clearing(self, *, expires: float) -> None:
-        """Notes a delete of the conversation without an answer that was given up on."""
-        self._removals[_CONVERSATION] = expires
 
     @property
     def may_be_cleared(self) -> bool:
-        """Whether such a delete may have been applied, or still be."""
-        return _CONVERSATION in self._removals
+        """Whether a delete of the conversation may have been applied, or still be."""
+        return CONVERSATION in self._removals
 
     @property
     def crowded(self) -> bool:
         """Whether so much is known to stand behind the anchor that a new listing is due."""
         return self.active and len(self._behind) > CROWD
 
-    def dump(self, items: Sequence[Held], *, complete: bool, sending: bool) -> bytes:
+    def dump(
+        self,
+        items: Sequence[Held],
+        *,
+        complete: bool,
+        sending: bool,
+        removing: str | None = None,
+    ) -> bytes:
         """What another process needs to go on from here.
 
         Args:
@@ -171,7 +177,14 @@ class Unsettled:
             complete: Whether it reaches the beginning.
             sending: Whether that batch is sent next. Whoever takes over has to
                 assume that it was; otherwise all its sends are noted here.
+            removing: The id of the item that is deleted next, `CONVERSATION`, or None: likewise.
         """
+        if removing is not None:
+            ahead = copy.copy(self)
+            ahead.begin([item for item in items if item.id != removing], complete=complete)
+            # Until when, whoever takes over knows.
+            ahead._removals = {**self._removals, removing: 0.0}
+            return ahead.dump(items, complete=complete, sending=sending)
         if not self.active:
             noted: dict[str, Any] = {
                 "anchors": [item.id for item in reversed(items[-ANCHORS:])],

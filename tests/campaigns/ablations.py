@@ -180,7 +180,11 @@ def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
         await backlog.record.alone(operation)
         return not self.ledger.queue
 
+    async def note_removal(self: Any) -> None:
+        """Notes nothing."""
+
     patch.setattr(conversation.Conversation, "_may_remove", may_remove)
+    patch.setattr(conversation.Conversation, "_note_removal", note_removal)
 
 
 def claim_always_granted(patch: pytest.MonkeyPatch) -> None:

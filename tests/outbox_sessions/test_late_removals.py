@@ -115,3 +115,32 @@ async def test_a_clear(world: OneDisk) -> None:
             await reading.get_items()
         # It is what the clear was for, whoever asks for it again.
         await reading.clear_session()
+
+
+@pytest.mark.parametrize("call", ["pop_item", "clear_session"])
+@on_one_disk("a", "b")
+async def test_a_removal_of_a_process_that_dies(world: OneDisk, call: str) -> None:
+    """What the server removes for a process that is dead by then is not shown afterwards."""
+    fleet = Fleet(world)
+    session = fleet.session(0)
+    await session.get_items()
+    world.line.on(is_item_delete if call == "pop_item" else is_conversation_delete, LATE)
+    removing = world.begin(getattr(session, call)())
+    await asyncio.sleep(1)
+    world.ends(fleet.processes[0])
+    removing.cancel()
+    reading = fleet.session(1)
+    assert words(await reading.get_items()) == ["a", "b"]
+    await asyncio.sleep(30)
+    if call == "pop_item":
+        assert words(await reading.get_items()) == ["a"]
+    else:
+        with pytest.raises(NotFoundError):
+            await reading.get_items()
+    # It is watched for no longer than it may come.
+    await asyncio.sleep(60)
+    if call == "pop_item":
+        await reading.get_items()
+        world.line.asked()
+        assert words(await reading.get_items()) == ["a"]
+        assert world.line.asked() == []
