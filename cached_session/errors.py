@@ -114,9 +114,9 @@ class OutboxError(CachedSessionError):
 
 
 class Reopened(OutboxError):
-    """The outbox was closed and opened again: the file may be another one now.
+    """The outbox was closed and opened again, or not asked in time: others may have had it since.
 
-    Nothing of the transaction that met it was done. It is met inside only: what
+    Nothing of the transaction or the request that met it was done. It is met inside only: what
     is recorded is read anew, and the call begins again.
     """
 

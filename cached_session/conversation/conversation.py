@@ -226,6 +226,10 @@ class Conversation:
     def _record(self) -> Record | None:
         return None if self.backlog is None else self.backlog.record
 
+    @property
+    def _left(self) -> Callable[[], float] | None:
+        return None if self.backlog is None else self.backlog.record.has_left
+
     # Reading
 
     @property
@@ -601,7 +605,7 @@ class Conversation:
         ledger = self.ledger
         ledger.removing(item_id)
         with in_flight(ledger, operation):
-            outcome = await operation.delete_item(item_id)
+            outcome = await operation.delete_item(item_id, self._left)
         if isinstance(outcome, Unknown):
             ledger.lost(expires=operation.expiry())
             outcome.error.add_note(
@@ -697,7 +701,7 @@ class Conversation:
         ledger = self.ledger
         ledger.clearing()
         with in_flight(ledger, operation):
-            outcome = await operation.delete_conversation()
+            outcome = await operation.delete_conversation(self._left)
         applied = isinstance(outcome, Applied) or (
             # An earlier clear that was given up on came through after all.
             is_gone(outcome) and ledger.watch.may_be_cleared

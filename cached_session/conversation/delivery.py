@@ -8,7 +8,6 @@ and in the background, as the sender, for what the log has accepted.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -249,7 +248,7 @@ class Delivery:
         if self._promise is Promise.RECORDED:
             record = self._record
             assert record is not None  # what it has accepted is sent
-            left = functools.partial(_left, record)
+            left = record.has_left
             # Nor may it take longer: whoever has it then looks for it.
             attempt = Attempt(min(attempt.seconds, record.left), attempt.number)
             if not attempt.seconds:
@@ -320,10 +319,6 @@ class Delivery:
             total=total,
             item_ids=item_ids,
         )
-
-
-def _left(record: Record) -> float:
-    return record.left
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, Protocol, TypeVar
@@ -21,9 +22,10 @@ from cached_session.conversation.tasks import Failed, bury, ended, forsake
 from cached_session.conversation.turns import Run, Turn, Turns
 from cached_session.core.ledger import Ledger
 from cached_session.core.outcomes import Applied, Attempt, Outcome, Refused, Unknown
-from cached_session.errors import AppendOutcomeUnknown, TurnLost
+from cached_session.errors import AppendOutcomeUnknown, Reopened, TurnLost
 from cached_session.events import AbandonedWriteFailed, Meter
 from cached_session.server.classify import smaller_page
+from cached_session.server.connections import NotOurs
 from cached_session.server.remote import Page, Remote
 from cached_session.server.retrying import Retrier, RetryPolicy
 
@@ -210,43 +212,83 @@ class Operation:
                 raise refusal or outcome.error
             refusal, size = refusal or outcome.error, smaller
 
-    async def delete_item(self, item_id: str) -> Outcome[None]:
+    async def delete_item(
+        self, item_id: str, left: Callable[[], float] | None = None
+    ) -> Outcome[None]:
         """Deletes an item. Refused with a 404: somebody else had removed it before.
 
         Where the transport may have sent the delete twice by itself, a 404 is
         the answer to the second one, and what was wanted is so.
+
+        Args:
+            item_id: The item.
+            left: Tells for how many seconds nobody else has the conversation; None: nobody may.
+                Refused with `Reopened`: that is over, and nothing was sent.
         """
         return await self._delete(
-            lambda attempt: self.remote.delete_item(self.conversation_id, item_id, attempt)
+            functools.partial(self.remote.delete_item, self.conversation_id, item_id, left=left),
+            left,
         )
 
-    async def delete_conversation(self) -> Outcome[None]:
-        """Deletes the conversation. Refused with a 404: somebody else had deleted it before."""
+    async def delete_conversation(self, left: Callable[[], float] | None = None) -> Outcome[None]:
+        """Deletes the conversation. Refused with a 404: somebody else had deleted it before.
+
+        `left` is as in `delete_item`.
+        """
         return await self._delete(
-            lambda attempt: self.remote.delete_conversation(self.conversation_id, attempt)
+            functools.partial(self.remote.delete_conversation, self.conversation_id, left=left),
+            left,
         )
 
-    async def _delete(self, send: Callable[[Attempt], Awaitable[Outcome[None]]]) -> Outcome[None]:
-        lost_answer = False
+    async def _delete(
+        self,
+        send: Callable[[Attempt], Awaitable[Outcome[None]]],
+        left: Callable[[], float] | None,
+    ) -> Outcome[None]:
+        lost: Exception | None = None
+
+        def too_late() -> Outcome[None]:
+            return self._not_ours() if lost is None else Unknown(lost, retryable=False)
 
         async def attempt(this: Attempt) -> Outcome[None]:
-            nonlocal lost_answer
+            nonlocal lost
+            if left is not None:
+                # Nor may it take longer: whoever has it then watches for it.
+                this = this._replace(seconds=min(this.seconds, left()))
+            if not this.seconds:
+                return too_late()
             outcome = await send(this)
-            if is_gone(outcome) and (lost_answer or not self.remote.sends_once):
+            if not isinstance(outcome, Applied) and NotOurs in _kinds(outcome.error):
+                # What has no body is written at once, and nothing of it was.
+                return too_late()
+            if is_gone(outcome) and (lost or not self.remote.sends_once):
                 # After a lost answer it was this operation that removed it. Of one
                 # that its transport has lost, nothing was seen here.
                 return Applied(None)
-            lost_answer = lost_answer or isinstance(outcome, Unknown)
-            if lost_answer and isinstance(outcome, Refused):
+            if isinstance(outcome, Unknown):
+                lost = outcome.error
+            if lost and isinstance(outcome, Refused):
                 # This one was refused; the one before may still be applied.
                 return Unknown(outcome.error, outcome.retryable, outcome.delay)
             return outcome
 
         outcome = await self.run(attempt)
-        if lost_answer and isinstance(outcome, Refused):
+        if lost and isinstance(outcome, Refused):
             # The deadline passed before another attempt.
             return Unknown(outcome.error, outcome.retryable, outcome.delay)
         return outcome
+
+    def _not_ours(self) -> Refused:
+        error = Reopened(
+            f"{self.conversation_id}: the outbox was not asked in time, and others may have the "
+            "conversation by now; this request was not sent"
+        )
+        return Refused(error, retryable=False)
+
+
+def _kinds(error: BaseException) -> tuple[type, type]:
+    # Some releases of the client wrap what a transport raises.
+    return type(error), type(error.__cause__)
 
 
 def is_gone(outcome: Outcome[None]) -> bool:

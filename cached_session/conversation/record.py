@@ -172,6 +172,10 @@ class Record:
         """Seconds for which nobody else sends what was sealed; 0: others may, by now."""
         return self.outbox.holdings.left(self)
 
+    def has_left(self) -> float:
+        """The same, for those who look again right before they write."""
+        return self.left
+
     @property
     def abandoned(self) -> bool:
         """Whether nobody works on it here: no sender, and nobody in the turn whose loop runs."""

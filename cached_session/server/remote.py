@@ -188,25 +188,47 @@ class Remote:
                 raise ValueError
             return held
 
-        with writing_while(left):
-            outcome = await self._request(
-                "append", conversation_id, "post", "/items", parse, attempt, content=body(items)
-            )
+        outcome = await self._request(
+            "append",
+            conversation_id,
+            "post",
+            "/items",
+            parse,
+            attempt,
+            content=body(items),
+            left=left,
+        )
         if isinstance(outcome, Applied):
             self.server.answered(items, outcome.value)
         return outcome
 
     async def delete_item(
-        self, conversation_id: str, item_id: str, attempt: Attempt
+        self,
+        conversation_id: str,
+        item_id: str,
+        attempt: Attempt,
+        *,
+        left: Callable[[], float] | None = None,
     ) -> Outcome[None]:
-        """Deletes one item; the answer's body is the conversation and of no use here."""
-        path = f"/items/{_segment(item_id)}"
-        return await self._request("delete item", conversation_id, "delete", path, _ignore, attempt)
+        """Deletes one item; the answer's body is the conversation and of no use here.
 
-    async def delete_conversation(self, conversation_id: str, attempt: Attempt) -> Outcome[None]:
-        """Deletes the conversation, and with it every item at once."""
+        `left` is as for an append.
+        """
+        path = f"/items/{_segment(item_id)}"
         return await self._request(
-            "delete conversation", conversation_id, "delete", "", _ignore, attempt
+            "delete item", conversation_id, "delete", path, _ignore, attempt, left=left
+        )
+
+    async def delete_conversation(
+        self,
+        conversation_id: str,
+        attempt: Attempt,
+        *,
+        left: Callable[[], float] | None = None,
+    ) -> Outcome[None]:
+        """Deletes the conversation, and with it every item at once; `left` is as for an append."""
+        return await self._request(
+            "delete conversation", conversation_id, "delete", "", _ignore, attempt, left=left
         )
 
     async def _request(
@@ -220,6 +242,7 @@ class Remote:
         *,
         query: dict[str, object] | None = None,
         content: bytes | None = None,
+        left: Callable[[], float] | None = None,
     ) -> Outcome[Any]:
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -235,9 +258,10 @@ class Remote:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
             async with asyncio.timeout(attempt.seconds):
-                response = await self._send(
-                    pool.client, method, root + path, attempt.seconds, query, content
-                )
+                with writing_while(left):
+                    response = await self._send(
+                        pool.client, method, root + path, attempt.seconds, query, content
+                    )
         except Exception as error:
             seen = as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
             if isinstance(seen, APIConnectionError):

@@ -18,7 +18,7 @@ from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.session.adoption import AGAIN_AFTER, SURE_AFTER
 from tests.outbox_sessions.support import Process, batches, until, words
-from tests.outbox_sessions.workers import PATIENCE, POINTS, Setting, Worker, worker
+from tests.outbox_sessions.workers import BEFORE_A_POP, PATIENCE, POINTS, Setting, Worker, worker
 from tests.postgres import Server
 from tests.proxy import Proxy, before
 from tests.session.support import Elsewhere, texts, users
@@ -126,6 +126,40 @@ async def test_the_guard(guarded: bool, postgres: Server, emulator: Emulator) ->
     ]
     expected = ["before", "a", "b", "c", *([] if guarded else ["a", "b"])]
     assert await all_stopped(cells, address, emulator) == [expected, expected]
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "unguarded"])
+async def test_stopped_before_a_pop(guarded: bool, postgres: Server, emulator: Emulator) -> None:
+    """A pop that stood still until others had the conversation takes what is the newest then.
+
+    Who does not look at its lease takes what they still show.
+    """
+    address = postgres.with_tables()
+    retry = {"initial_delay": 0.01, "max_delay": 0.05}
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(
+            Process(emulator, PostgresOutbox(address, lease=LEASE))
+        )
+        for point in BEFORE_A_POP:
+            its = setting(address, emulator, point=point, guarded=guarded)._replace(retry=retry)
+            child = await stack.enter_async_context(worker(its))
+            session = process.session(its.conversation)
+            await session.add_items(users("a"))
+            await session.flush()
+            child.begin("pop_item")
+            await child.says("stopped")
+            # It is there when the lease is over.
+            await session.add_items(users("b"))
+            await session.flush(timeout=PATIENCE)
+            child.go_on()
+            popped = texts([await child.result()])
+            there = texts(emulator.items(its.conversation))
+            shown = words(await session.get_items())
+            await child.close()
+            if guarded:
+                assert (popped, there, shown) == (["b"], ["before", "a"], ["before", "a"])
+            else:
+                assert (popped, there) == (["a"], ["before", "b"])
 
 
 KILLED = 6

@@ -18,8 +18,6 @@ from tests.session.support import users
 LATE = Fault(FaultKind.LATE_COMMIT, delay=30.0, silent=True)
 
 
-
-
 class Fleet:
     """Two processes with an outbox that is asked in the server's place."""
 
@@ -33,9 +31,7 @@ class Fleet:
     def session(self, number: int) -> CachedSession:
         """A session in a process, which makes one attempt at each request."""
         cache = self._caches[number]
-        return self.world.session(
-            self.processes[number], cache=cache, retry=policy(max_attempts=1)
-        )
+        return self.world.session(self.processes[number], cache=cache, retry=policy(max_attempts=1))
 
     async def shown(self) -> list[list[str]]:
         """What a new session in each process reads."""

@@ -39,6 +39,9 @@ PATIENCE = 60.0
 POINTS = ("accepted", "sealed", "before the write", "written", "answered", "landed")
 """Where a worker stops itself: behind the step, with its first batch."""
 
+BEFORE_A_POP = ("deciding", "before the write")
+"""Where a worker stops itself before its first pop from the server has left it."""
+
 
 class Setting(NamedTuple):
     """What a worker has.
@@ -268,9 +271,9 @@ def _stop(pipe: Connection) -> None:
 
 
 def _stop_at(point: str, stop: Callable[[], None], *, dies: bool) -> None:
-    """Has this process stop itself, once, at a point of the way of its first batch."""
+    """Has this process stop itself, once, at a point of the way of its first batch or pop."""
     appending: list[object] = []
-    append = remote.Remote.append
+    append, delete = remote.Remote.append, remote.Remote.delete_item
 
     async def append_noted(self: Any, *arguments: Any, **options: Any) -> Any:
         if point == "sealed":
@@ -283,6 +286,12 @@ def _stop_at(point: str, stop: Callable[[], None], *, dies: bool) -> None:
         if point == "answered":
             once()
         return done
+
+    async def delete_noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        if point == "deciding":
+            once()
+        appending.append(self)
+        return await delete(self, *arguments, **options)
 
     def once() -> None:
         nonlocal stop
@@ -300,6 +309,7 @@ def _stop_at(point: str, stop: Callable[[], None], *, dies: bool) -> None:
         setattr(owner, name, stopping)
 
     remote.Remote.append = append_noted  # type: ignore[method-assign]
+    remote.Remote.delete_item = delete_noted  # type: ignore[method-assign]
     if point == "accepted":
         accept = Record.accept
 
