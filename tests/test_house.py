@@ -69,7 +69,7 @@ def test_who_writes_what_a_ledger_holds_is_found(statement: str) -> None:
         "items = ledger.known.items[:]\n    items.append(held)",
         "copies(ledger.known.tail(limit)).append(item)",
         "seen = ledger.queue.seen\n    seen += 1",
-        "doubt = ledger.watch.dump([], complete=True, sending=False)",
+        "doubt = ledger.watch.dump([], complete=True, now=0.0, sending=False)",
         "history = History(items, complete=True)\n    history.verified = 3",
         "self.queue.append(item)",
     ],

@@ -272,19 +272,20 @@ class Record:
             async with in_turn(operation):
                 if await self._validate(operation, alone=True):
                     self._named(operation)
-                    self._ledger.expire_no_sooner(operation.expiry())
+                    self._ledger.as_of(operation.now())
                     self._tell_of_pause()
 
     async def _validate(self, operation: Operation, *, alone: bool) -> bool:
         """Validates; says whether somebody else has had it. `alone`: in the turn."""
         ledger, epoch, version = self._ledger, self._known_epoch(), self._version
-        expires, begun, changed = operation.expiry(), self._begin_looking(), False
+        now, expires = operation.now(), operation.expiry()
+        begun, changed = self._begin_looking(), False
         newest = self._keeping.newest(ledger.known)
 
         def take_in(found: Found, *, alone: bool) -> None:
             with self._lock:
                 if found.anew:
-                    self._apply(found, first=False, expires=expires)
+                    self._apply(found, first=False, now=now, expires=expires)
                     return
                 # Who had the turn meanwhile may have changed what this goes on from.
                 same = not found.continued or self._keeping.newest(ledger.known) == newest
@@ -416,7 +417,7 @@ class Record:
         """
         ledger, first = self._ledger, self._epoch is None
         before = None if anew or self._reopened else self._epoch
-        expires = operation.expiry()
+        now, expires = operation.now(), operation.expiry()
         unknown = ledger.local and ledger.known is None
         begun, known = self._begin_looking(), self._version
         if claim:
@@ -436,7 +437,7 @@ class Record:
         def apply(found: Found) -> None:
             # One with nothing in it is not made by looking at it.
             if not (first and unknown and not found.exists):
-                self._apply(found, first=first, expires=expires)
+                self._apply(found, first=first, now=now, expires=expires)
                 # Otherwise others may have kept more, which only the next look brings.
                 if found.anew or found.version == known:
                     self._looked(begun, found.version, operation)
@@ -453,12 +454,11 @@ class Record:
             )
         self._named(operation)
         if found.anew:
-            # The requests that are noted may have been sent until just now.
-            ledger.expire_no_sooner(operation.expiry())
+            ledger.as_of(operation.now())
             self._tell_of_pause()
         return found.mine
 
-    def _apply(self, found: Found, *, first: bool, expires: float) -> None:
+    def _apply(self, found: Found, *, first: bool, now: float, expires: float) -> None:
         ledger = self._ledger
         self._hold(found.held)
         if not found.anew:
@@ -488,6 +488,7 @@ class Record:
             kept,
             first=first,
             mine=found.mine,
+            now=now,
             expires=expires,
             vouched=goes_on or self.outbox.vouches,
         )
@@ -680,13 +681,13 @@ class Record:
         assert history is not None  # listed before anything is sealed
         with self._lock:
             through = ledger.queue.through()
-        landed, expires = ledger.queue.landed, operation.expiry()
-        doubt = watch.dump(history.items, complete=history.complete, sending=True)
+        now, landed, expires = operation.now(), ledger.queue.landed, operation.expiry()
+        doubt = watch.dump(history.items, complete=history.complete, now=now, sending=True)
         kept, written = self._kept()
 
         def apply(sealed: Sealed | Found | None) -> None:
             if isinstance(sealed, Found):
-                self._apply(sealed, first=False, expires=expires)
+                self._apply(sealed, first=False, now=now, expires=expires)
             elif sealed is not None:
                 self._hold(True)
                 self._put_down = landed
@@ -711,7 +712,7 @@ class Record:
             raise Elsewhere
         if isinstance(sealed, Found):
             self._named(operation)
-            ledger.expire_no_sooner(operation.expiry())
+            ledger.as_of(operation.now())
             self._tell_of_pause()
 
     async def note(
@@ -741,7 +742,13 @@ class Record:
         items, complete = ([], False) if history is None else (history.items, history.complete)
         doubt: bytes | None = None
         if watch.active or removing is not None or (batch and history is not None):
-            doubt = watch.dump(items, complete=complete, sending=False, removing=removing)
+            doubt = watch.dump(
+                items,
+                complete=complete,
+                now=Operation.now(),
+                sending=False,
+                removing=removing,
+            )
 
         def apply(noted: Noted) -> None:
             written(noted.written)

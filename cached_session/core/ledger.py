@@ -277,6 +277,7 @@ class Ledger:
         self._checked = 0
         self._checked_at: Moment | None = None
         self._flying: Batch | _Removal | None = None
+        self._loaded_at = 0.0
 
     @property
     def local(self) -> bool:
@@ -748,6 +749,7 @@ class Ledger:
         *,
         first: bool,
         mine: bool,
+        now: float,
         expires: float,
         vouched: bool = False,
     ) -> None:
@@ -760,7 +762,9 @@ class Ledger:
             kept: What is kept of the conversation, or None.
             first: Whether the log is read for the first time, and says what was known before.
             mine: Whether what is in doubt is this process's to look after.
-            expires: Until when the requests that are noted may still be applied.
+            now: What it was on the running loop's clock before the log was asked; `as_of` says
+                when it was.
+            expires: Until when a request may still be applied that is sent now.
             vouched: Whether `kept` goes on from what was confirmed before, or needs no listing.
         """
         self.paused = paused
@@ -777,9 +781,11 @@ class Ledger:
                 self._checked = -1
         if not first or (mine and doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
-            self.watch = Unsettled()
-        if mine:
-            self.watch.restore(doubt, tuple(row.data for row in sealed), expires=expires)
+            self.watch = Unsettled(self.watch)
+        self._loaded_at = now
+        if mine and doubt is not None:
+            batch = tuple(row.data for row in sealed)
+            self.watch.restore(doubt, batch, now=now, expires=expires)
         self.queue = Queue()
         self.queue.take_in(rows)
         self.queue.seal([row.seq for row in sealed], max((row.seq for row in sealed), default=0))
@@ -793,9 +799,12 @@ class Ledger:
             self.recorded.front = Front.DOUBT
         self.queue.show_behind(self._shown())
 
-    def expire_no_sooner(self, when: float) -> None:
-        """Notes that the requests that are noted may still be applied until then."""
-        self.watch.expire_no_sooner(when)
+    def as_of(self, now: float) -> None:
+        """Notes when it was, at the latest, that the log said what was loaded.
+
+        Requests that it tells of may have been sent, and noted, until then.
+        """
+        self.watch.postpone(now - self._loaded_at)
 
     # What is said of the log otherwise
 
@@ -807,7 +816,7 @@ class Ledger:
 
     def forget_doubt(self) -> None:
         """Forgets what is in doubt: another process looks after it, or knows better."""
-        self.known, self.watch = None, Unsettled()
+        self.known, self.watch = None, Unsettled(self.watch)
 
     def pause(self, reason: str, error: Exception | None) -> None:
         """Notes that nothing of the queue is sent until somebody decides."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,24 @@ _Strangers: TypeAlias = list[Mapping[str, Any] | None]
 
 
 @dataclass(slots=True, eq=False)
-class _Send:
-    items: Sent
+class _Open:
+    """A request without an answer.
+
+    Attributes:
+        expires: Until when it may still be applied.
+        name: What it is known by, also to others. As there is one request at a time, the moment
+            when it was given up on tells it from others.
+    """
+
     expires: float
+    name: str
+
+
+@dataclass(slots=True, eq=False)
+class _Send(_Open):
+    """One that put these items on the server, or still may."""
+
+    items: Sent
 
 
 @dataclass(slots=True)
@@ -66,6 +82,11 @@ class _Shown:
 
     digests: list[str]
     explained: bool
+
+
+def _moment(when: float) -> str:
+    # What is noted does not grow with the clock.
+    return f"{when:018.6f}"
 
 
 class Untold(NamedTuple):
@@ -87,9 +108,21 @@ class Unsettled:
     somebody has been told that it is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Unsettled | None = None) -> None:
+        """Begins with nothing open.
+
+        Args:
+            before: What this takes the place of in this process. It may have known until when a
+                request is alive of which somebody's note tells.
+        """
         self._sends: list[_Send] = []
-        self._removals: dict[str, float] = {}
+        self._removals: dict[str, _Open] = {}
+        # Until when requests may be applied that were met here, by name; -inf: a listing was made
+        # since. A note stays until somebody writes another one. Without this, each session that
+        # comes to it would watch anew, and two processes would do so in turn, for ever.
+        self._until: dict[str, float] = {} if before is None else before._until
+        # Those that were met in the note that was restored last.
+        self._met: set[str] = set()
         self._undecided: Sent = ()
         self._known: set[str] = set()
         self._behind: list[str] = []
@@ -110,8 +143,11 @@ class Unsettled:
 
     def expired(self, now: float) -> bool:
         """Whether no open request can be alive any more, and no late copy waits to be deleted."""
-        expiries = [*(send.expires for send in self._sends), *self._removals.values()]
-        return not self.extra and all(expires <= now for expires in expiries)
+        return not self.extra and all(request.expires <= now for request in self._requests)
+
+    @property
+    def _requests(self) -> list[_Open]:
+        return [*self._sends, *self._removals.values()]
 
     @property
     def undecided(self) -> bool:
@@ -140,8 +176,15 @@ class Unsettled:
 
     def sent(self, items: Sent, *, expires: float) -> None:
         """Notes a send without an answer; the next listing decides about it."""
-        self._sends.append(_Send(items, expires))
+        self._sends.append(_Send(expires, self._met_here(expires), items))
         self._undecided = items
+
+    def _met_here(self, expires: float) -> str:
+        name = f"until {_moment(expires)}"
+        self._until[name] = expires
+        if len(self._until) > CROWD:
+            del self._until[next(iter(self._until))]
+        return name
 
     def reopen(self, items: Sent) -> None:
         """Asks the next listing again how much of `items` landed, after a sign that some did."""
@@ -150,7 +193,7 @@ class Unsettled:
 
     def removing(self, item_id: str, *, expires: float) -> None:
         """Notes a delete without an answer that was given up on, or one of `CONVERSATION`."""
-        self._removals[item_id] = expires
+        self._removals[item_id] = _Open(expires, self._met_here(expires))
 
     @property
     def may_be_cleared(self) -> bool:
@@ -167,6 +210,7 @@ class Unsettled:
         items: Sequence[Held],
         *,
         complete: bool,
+        now: float,
         sending: bool,
         removing: str | None = None,
     ) -> bytes:
@@ -175,6 +219,7 @@ class Unsettled:
         Args:
             items: The window before the sealed batch, oldest first.
             complete: Whether it reaches the beginning.
+            now: When this is, on the clock of `expires`.
             sending: Whether that batch is sent next. Whoever takes over has to
                 assume that it was; otherwise all its sends are noted here.
             removing: The id of the item that is deleted next, `CONVERSATION`, or None: likewise.
@@ -182,9 +227,9 @@ class Unsettled:
         if removing is not None:
             ahead = copy.copy(self)
             ahead.begin([item for item in items if item.id != removing], complete=complete)
-            # Until when, whoever takes over knows.
-            ahead._removals = {**self._removals, removing: 0.0}
-            return ahead.dump(items, complete=complete, sending=sending)
+            # Until when, nobody can say yet.
+            ahead._removals = {**self._removals, removing: _Open(math.inf, "")}
+            return ahead.dump(items, complete=complete, now=now, sending=sending)
         if not self.active:
             noted: dict[str, Any] = {
                 "anchors": [item.id for item in reversed(items[-ANCHORS:])],
@@ -197,29 +242,53 @@ class Unsettled:
                 "anchors": list(self._anchors),
                 "from_start": whole,
                 "known": sorted(self._known) if whole else self._behind,
-                "sends": [[item.decode() for item in send.items] for send in self._sends],
-                "removals": list(self._removals),
+                "sends": [
+                    [
+                        [item.decode() for item in send.items],
+                        send.name,
+                        max(0.0, send.expires - now),
+                    ]
+                    for send in self._sends
+                ],
+                "removals": [
+                    [item_id, *([one.name, max(0.0, one.expires - now)] if one.name else [])]
+                    for item_id, one in self._removals.items()
+                ],
                 "extra": self.extra,
                 "shapes": {
                     sent: [shown.explained, *shown.digests] for sent, shown in self._shapes.items()
                 },
             }
         noted["sending"] = sending
+        noted["now"] = _moment(now)
         return json.dumps(noted, separators=(",", ":")).encode()
 
-    def restore(self, noted: bytes | None, sealed: Sent, *, expires: float) -> None:
+    def restore(self, noted: bytes, sealed: Sent, *, now: float, expires: float) -> None:
         """Takes over from a process that ended.
 
         Args:
-            noted: Its last `dump`, or None.
+            noted: Its last `dump`.
             sealed: The batch that it may have sent; () if there is none.
-            expires: When its requests can no longer be alive. When it sent them
-                is not known: no clock that a machine's restart or its owner
-                may change has a say in it.
+            now: What it was before the note was read. Of a request that was given up on the note
+                tells how much longer it may be alive; how old the note is, no clock tells that a
+                machine's restart or its owner may change.
+            expires: When requests can no longer be alive that were sent after the note.
         """
-        if self.active or noted is None:
-            return
         state: dict[str, Any] = json.loads(noted)
+        known, self._until, self._met = self._until, {}, set()
+
+        def met(name: str = f"from {state['now']}", left: float | None = None) -> _Open:
+            """As it was met before, in this note or another one; or as the note says."""
+            latest = expires if left is None else now + left
+            if name not in known:
+                self._met.add(name)
+            self._until[name] = min(latest, known.get(name, math.inf))
+            return _Open(self._until[name], name)
+
+        def met_send(items: Sent, *named: Any) -> _Send:
+            one = met(*named)
+            return _Send(one.expires, one.name, items)
+
         self._anchors = tuple(state["anchors"])
         self._behind = list(state.get("known", ()))
         self._known = {*self._anchors, *self._behind}
@@ -229,21 +298,27 @@ class Unsettled:
             sent: _Shown(digests, explained)
             for sent, (explained, *digests) in state.get("shapes", {}).items()
         }
-        for send in state.get("sends", ()):
-            self._sends.append(_Send(tuple(item.encode() for item in send), expires))
-        self._removals = dict.fromkeys(state.get("removals", ()), expires)
-        if sealed and state.get("sending", True):
-            self.sent(sealed, expires=expires)
+        self._sends = [
+            met_send(tuple(item.encode() for item in items), *named)
+            for items, *named in state.get("sends", ())
+        ]
+        self._removals = {item_id: met(*named) for item_id, *named in state.get("removals", ())}
+        if sealed and state["sending"]:
+            self._sends.append(met_send(sealed))
+            self._undecided = sealed
         elif any(send.items == sealed for send in self._sends):
             # Not once more: read in turn by several processes it would grow without end.
             self._undecided = sealed
+        if not self._undecided and all(one.expires == -math.inf for one in self._requests):
+            self._sends, self._removals = [], {}
 
-    def expire_no_sooner(self, when: float) -> None:
-        """Notes that all requests that are open may still be applied until then."""
-        for send in self._sends:
-            send.expires = max(send.expires, when)
-        for item_id, expires in self._removals.items():
-            self._removals[item_id] = max(expires, when)
+    def postpone(self, seconds: float) -> None:
+        """Notes that the note that was restored is so much younger, and what is met in it first."""
+        for one in self._requests:
+            if one.name in self._met:
+                one.expires += seconds
+                self._until[one.name] = one.expires
+        self._met.clear()
 
     def acknowledged(
         self, sent: Sent, listed: Sequence[Held], rewriting: Rewriting = VERBATIM
@@ -308,9 +383,12 @@ class Unsettled:
             ]
             landed = self._attribute(behind, strangers, rewriting)
         self._undecided = ()
+        # But for one that this listing shows a late copy of, which may yet not come to be deleted.
+        over = [one.name for one in self._requests if one.expires <= listed_at]
+        self._until.update(dict.fromkeys(over, -math.inf))
         self._sends = [send for send in self._sends if send.expires > listed_at]
         self._removals = {
-            item_id: expires for item_id, expires in self._removals.items() if expires > listed_at
+            item_id: one for item_id, one in self._removals.items() if one.expires > listed_at
         }
         self._anchor_behind(items, reached_start)
         return landed

@@ -155,7 +155,8 @@ def seal_without_anchor(patch: pytest.MonkeyPatch) -> None:
     seal = Store.seal
 
     def forgetful(self: Store, address: Address, through: int, doubt: bytes | None) -> Any:
-        return seal(self, address, through, b'{"anchors":[],"from_start":true}')
+        noted = b'{"anchors":[],"from_start":true,"sending":true,"now":0.0}'
+        return seal(self, address, through, noted)
 
     patch.setattr(Store, "seal", forgetful)
 

@@ -366,7 +366,7 @@ class World:
         log, ledger, known = self.log, self.ledger, self.ledger.known
         assert known is not None
         through = ledger.queue.through()
-        doubt = ledger.watch.dump(known.items, complete=known.complete, sending=True)
+        doubt = ledger.watch.dump(known.items, complete=known.complete, now=self.now, sending=True)
 
         def change() -> None:
             self._landed()
@@ -383,7 +383,7 @@ class World:
         batch, doubt = ledger.recorded.items, None
         if ledger.watch.active or (batch and known is not None):
             items, complete = ([], False) if known is None else (known.items, known.complete)
-            doubt = ledger.watch.dump(items, complete=complete, sending=False)
+            doubt = ledger.watch.dump(items, complete=complete, now=self.now, sending=False)
 
         def change() -> None:
             self._landed()
@@ -406,8 +406,16 @@ class World:
             kept = History(items, complete=complete)
             kept.verified = verified
         self.ledger.load(
-            log.rows, log.doubt, log.paused, kept, first=first, mine=True, expires=self._expires()
+            log.rows,
+            log.doubt,
+            log.paused,
+            kept,
+            first=first,
+            mine=True,
+            now=self.now,
+            expires=self._expires(),
         )
+        self.ledger.as_of(self.now)
 
     # Sending
 

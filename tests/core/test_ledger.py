@@ -141,9 +141,9 @@ def _taken_over(paused: str | None) -> Ledger:
     """A ledger of a process that finds a batch that may have been sent."""
     before, after = (Ledger("conv_1", threading.Lock()) for _ in range(2))
     window = [held("msg_1", "before")]
-    doubt = before.watch.dump(window, complete=False, sending=True)
+    doubt = before.watch.dump(window, complete=False, now=0.0, sending=True)
     rows = [Row(1, outgoing("a"), True, 0.0)]
-    after.load(rows, doubt, paused, None, first=True, mine=True, expires=100.0)
+    after.load(rows, doubt, paused, None, first=True, mine=True, now=0.0, expires=100.0)
     return after
 
 

@@ -229,6 +229,79 @@ def test_a_landed_send_is_no_longer_open() -> None:
     assert not unsettled.active
 
 
+def left_to(before: Unsettled | None, noted: bytes, *, now: float) -> Unsettled:
+    """Takes over from a note, as whoever comes to the conversation does."""
+    unsettled = Unsettled(before)
+    unsettled.restore(noted, (), now=now, expires=now + EXPIRES)
+    return unsettled
+
+
+def noted(unsettled: Unsettled, *, now: float, removing: str | None = None) -> bytes:
+    """What is noted of a conversation of one item."""
+    window = [held("msg_0", "before")]
+    return unsettled.dump(window, complete=True, now=now, sending=False, removing=removing)
+
+
+def open_until(unsettled: Unsettled) -> float:
+    """When the last request that is watched for can no longer be alive."""
+    return min(float(now) for now in range(10_000) if unsettled.expired(float(now)))
+
+
+def test_a_note_tells_for_how_long_a_request_is_watched_for() -> None:
+    """Whoever takes over watches for as long as was left, from when the note was there."""
+    first = Unsettled()
+    first.begin([], complete=True)
+    first.sent((outgoing("a"),), expires=EXPIRES)
+    first.removing("msg_0", expires=EXPIRES)
+    second = left_to(None, noted(first, now=40.0), now=1000.0)
+    assert open_until(second) == 1060.0
+    second.postpone(5.0)
+    assert open_until(second) == 1065.0
+    # Once: what was met before is as old as it was.
+    second.postpone(5.0)
+    assert open_until(second) == 1065.0
+
+
+def test_a_request_is_watched_for_once() -> None:
+    """Two who note it for one another watch no longer than who knows best, and then it is over."""
+    first = Unsettled()
+    first.begin([], complete=True)
+    first.removing("msg_0", expires=EXPIRES)
+    note = noted(first, now=0.0)
+    second = left_to(None, note, now=30.0)
+    assert open_until(second) == 130.0
+    for now in range(40, 100, 10):
+        first = left_to(first, noted(second, now=float(now)), now=float(now))
+        second = left_to(second, noted(first, now=float(now)), now=float(now))
+        assert (open_until(first), open_until(second)) == (100.0, 100.0)
+    first.settle([], reached_start=True, listed_at=110.0)
+    assert not left_to(first, noted(second, now=120.0), now=120.0).active
+    assert second.active
+
+
+def test_what_is_deleted_next_is_watched_for_from_when_the_note_is_met() -> None:
+    """How long it takes nobody can say in the note; whoever meets the note again has met it."""
+    note = noted(Unsettled(), now=0.0, removing="msg_0")
+    met = left_to(None, note, now=500.0)
+    assert open_until(met) == 500.0 + EXPIRES
+    assert open_until(left_to(met, note, now=550.0)) == 500.0 + EXPIRES
+    assert open_until(left_to(None, note, now=550.0)) == 550.0 + EXPIRES
+
+
+def test_a_late_copy_that_is_still_there_keeps_the_note_in_force() -> None:
+    """It may never be deleted by who has found it: the note is gone by until that is done."""
+    server, first = Server(1), Unsettled()
+    first.begin(server.items, complete=True)
+    first.sent((outgoing("a"),), expires=EXPIRES)
+    first.settle(server.items, reached_start=True, listed_at=1.0)
+    note = first.dump(server.items, complete=True, now=2.0, sending=False)
+    server.store(["a"])
+    met = left_to(None, note, now=10.0)
+    met.settle(server.items, reached_start=True, listed_at=500.0)
+    assert met.extra
+    assert left_to(met, note, now=510.0).active
+
+
 def test_removals_are_watched() -> None:
     """A delete without an answer keeps the copy in doubt until it expires, and no longer."""
     server, unsettled = Server(3), Unsettled()

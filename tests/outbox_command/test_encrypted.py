@@ -17,7 +17,9 @@ from tests.session.support import Elsewhere, texts, users
 
 KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
 
-DOUBT = b'{"anchors": [], "from_start": true, "known": [], "sends": []}'
+DOUBT = (
+    b'{"anchors": [], "from_start": true, "known": [], "sends": [], "sending": false, "now": 0.0}'
+)
 
 
 @pytest.fixture

@@ -198,7 +198,11 @@ def test_show_leaves_credentials_out_of_the_base_url(
     [
         ("BadRequestError, status 400, code x", b'{"anchors":[]}', "refused"),
         ("BadRequestError, status 400", None, "refused"),
-        ("AuthenticationError, status 401", b'{"sends":[["{}"]]}', "may have been sent"),
+        (
+            "AuthenticationError, status 401",
+            b'{"sends":[[["{}"],"until 60.0",60.0]]}',
+            "may have been sent",
+        ),
         ("APIStatusError, status 408", None, "may have been sent"),
         ("InternalServerError, status 500", None, "may have been sent"),
         ("AppendOutcomeUnknown", None, "may have been sent"),

@@ -145,7 +145,7 @@ class OneDisk:
         ).fetchall()
         data = [f'{{"role":"user","content":"{text}"}}'.encode() for text in texts]
         before = self.line.service.items(self.conversation)[-1]["id"]
-        doubt = f'{{"anchors":["{before}"],"from_start":false,"sending":true}}'.encode()
+        doubt = f'{{"anchors":["{before}"],"from_start":false,"sending":true,"now":0.0}}'.encode()
 
         def work(log: SQLiteLog) -> None:
             store, there = log.store, Address(*address)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from openai import APITimeoutError, NotFoundError
 
-from cached_session import CachedSession, ConversationCache
+from cached_session import CachedSession, ConversationCache, RetryPolicy
 from cached_session.emulator import Fault, FaultKind
 from cached_session.emulator.requests import is_append, is_item_delete
 from tests.faults.line import is_conversation_delete, policy
@@ -26,11 +26,11 @@ class Fleet:
         self.processes = [world.process("1"), world.process("2")]
         for process in self.processes:
             process.vouches = True
-        self._caches = [ConversationCache() for _ in self.processes]
+        self.caches = [ConversationCache() for _ in self.processes]
 
     def session(self, number: int) -> CachedSession:
         """A session in a process, which makes one attempt at each request."""
-        cache = self._caches[number]
+        cache = self.caches[number]
         return self.world.session(self.processes[number], cache=cache, retry=policy(max_attempts=1))
 
     async def shown(self) -> list[list[str]]:
@@ -140,3 +140,39 @@ async def test_a_removal_of_a_process_that_dies(world: OneDisk, call: str) -> No
         world.line.asked()
         assert words(await reading.get_items()) == ["a"]
         assert world.line.asked() == []
+
+
+DEADLINE = RetryPolicy().deadline
+
+
+@pytest.mark.parametrize("call", ["add_items", "pop_item"])
+@pytest.mark.parametrize("numbers", ["0", "01"], ids=["one process", "two processes"])
+@pytest.mark.parametrize("appends", [False, True], ids=["reads", "reads and appends"])
+@on_one_disk("a", "b")
+async def test_the_watch_ends(world: OneDisk, appends: bool, numbers: str, call: str) -> None:
+    """Sessions that are made for each request ask the server for one deadline, and not for ever."""
+    fleet = Fleet(world)
+    session = fleet.session(0)
+    await session.get_items()
+    if call == "add_items":
+        world.line.on(is_append, LATE)
+        await session.add_items(users("x"))
+        await session.flush()
+    else:
+        world.line.on(is_item_delete, LATE)
+        with pytest.raises(APITimeoutError):
+            await session.pop_item()
+    await session.aclose()
+    asked = []
+    for number in numbers * 40:
+        session = fleet.session(int(number))
+        world.line.asked()
+        await session.get_items()
+        asked.append(len(world.line.asked()))
+        if appends:
+            await session.add_items(users("y"))
+            await session.flush()
+        await session.aclose()
+        await asyncio.sleep(DEADLINE / 20)
+    assert asked[0]
+    assert not any(asked[25:])
