@@ -19,7 +19,7 @@ from typing import Protocol
 
 from cached_session.conversation.delivery import behind, look_back
 from cached_session.conversation.listing import Asked
-from cached_session.conversation.operation import Operation, Order
+from cached_session.conversation.operation import Operation, Order, Superseded
 from cached_session.conversation.record import Record
 from cached_session.conversation.sender import Sender
 from cached_session.conversation.tasks import Errands, Signal
@@ -109,7 +109,7 @@ class Backlog:
         outbox: Outbox,
         address: Address,
         order: Order,
-        renamed: Callable[[str], None],
+        renamed: Callable[[str], Backlog | None],
         parted: Callable[[Backlog], None],
     ) -> None:
         """Makes one; nothing is read yet.
@@ -118,7 +118,8 @@ class Backlog:
             outbox: Where it is recorded.
             address: Under which name.
             order: The conversation's.
-            renamed: Called with the conversation's own id when it gets that.
+            renamed: Called with the conversation's own id when it gets that; returns another
+                backlog that it has by that id already.
             parted: Called when nobody uses it any more, with the outbox's lock.
         """
         self.order = order
@@ -191,9 +192,24 @@ class Backlog:
     def _take_name(self, operation: Operation) -> None:
         """Has the conversation known by the name that the log has for it."""
         name = self.record.address.conversation
-        self._renamed(name)
+        other = self._renamed(name)
         operation.conversation_id = name
         self.users.created()
+        if other is not None:
+            self._join(other, operation)
+            # Whoever works on it goes on with that one.
+            raise Superseded
+
+    def _join(self, other: Backlog, operation: Operation) -> None:
+        """Leaves all to another backlog of the conversation in this process. In the turn.
+
+        Nothing was ever sent from here: until now it had only a local name.
+        """
+        self.sender.instead = other.sender
+        self.record.join(other.record)
+        self._ledger.forget_doubt()
+        self._ledger.part()
+        other.sender.start(operation)
 
     # What others have recorded
 
@@ -344,6 +360,8 @@ class Backlog:
             level = logging.WARNING if news else logging.DEBUG
             logger.log(level, "%s: not adopted: %s", operation.conversation_id, error)
             alone = False
+        except Superseded:
+            return  # it is known by its own id here, and looked after by that
         if alone and ledger.waits and not sender.working:
             logger.info(
                 "%s: nobody was left to send %s that %s in the outbox; sent from here on",

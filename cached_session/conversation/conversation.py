@@ -214,13 +214,21 @@ class Conversation:
             self.backlog, self._reading = None, backlog.record.reading
             self.ledger.part()
 
-    def _rename(self, conversation_id: str) -> None:
+    def _rename(self, conversation_id: str) -> Backlog | None:
+        """Takes the conversation's own id; returns the backlog that it has here by that already."""
         backlog = self.backlog
         assert backlog is not None  # only an outbox gives local names
+        local = self.key[1]
         self.ledger.rename(conversation_id)
+        address, outbox = backlog.record.address, backlog.record.outbox
+        with outbox.lock:
+            other: Backlog = outbox.backlogs.setdefault(address, backlog)
+            if other is not backlog:
+                # Somebody has come to it here by its own id: two copies would both send.
+                self.replaced = True
+                outbox.backlogs[address._replace(conversation=local)] = other
         self._renamed(self, conversation_id)
-        with backlog.record.outbox.lock:
-            backlog.record.outbox.backlogs[backlog.record.address] = backlog
+        return None if other is backlog else other
 
     @property
     def _record(self) -> Record | None:
@@ -518,7 +526,11 @@ class Conversation:
                     )
                     continue
                 if ledger.local:
-                    return None
+                    # Another process may have made the conversation, and sent what waited.
+                    await backlog.record.validate(operation, self.order.turn)
+                    if ledger.local and not ledger.queue:
+                        return None
+                    continue
             turn = await self.order.enter(operation)
             try:
                 await operation.check_run()
@@ -654,6 +666,9 @@ class Conversation:
     async def _drop_and_clear(self, backlog: Backlog, operation: Operation) -> None:
         await operation.check_run()
         record = backlog.record
+        if self.ledger.local:
+            # As in `pop`: then there is something to be deleted.
+            await record.validate(operation, self.order.turn)
         dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
         # What is in flight comes first: nothing may land on a conversation that is gone.
         await backlog.until(
@@ -865,19 +880,26 @@ class Conversation:
             return
         once = operation.without_retries()
 
-        async def make() -> None:
+        async def make() -> bool:
             check_account(self.ledger, backlog.record, once)
             # Or two processes that share the name would make a conversation each.
-            if await backlog.record.alone(once) and self.ledger.local:
+            mine = await backlog.record.read(once, claim=True)
+            if mine and self.ledger.local:
                 await backlog.create(once)
+            # Whoever sends what waits makes it, however long the server is away.
+            return mine or bool(self.ledger.queue)
 
-        turn = await self.order.enter(operation)
-        once.turn = turn
-        try:
-            await self.order.write(operation, turn, make, kept=True)
-        except OpenAIError as error:
-            if not classify(error).retryable:
-                raise
+        while self.ledger.local:
+            once.turn = turn = await self.order.enter(operation)
+            try:
+                if await self.order.write(operation, turn, make, kept=True):
+                    break
+            except OpenAIError as error:
+                if not classify(error).retryable:
+                    raise
+                break
+            # Another process is making it at this moment.
+            await backlog.released(operation)
         operation.conversation_id = self.conversation_id
 
     # Around all of it

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from cached_session.conversation.operation import Elsewhere, Operation
+from cached_session.conversation.operation import Elsewhere, Operation, Superseded
 from cached_session.conversation.tasks import Signal
 from cached_session.conversation.turns import Run, Turns
 from cached_session.core.history import History
@@ -116,6 +116,8 @@ class Record:
         self._come = False
         # A run has the turn on it since it was read: others may have had it before.
         self._turned = False
+        # Another one of this process, which has it from now on.
+        self._instead: Record | None = None
         # For how many calls on which event loop it is not known yet whether they were recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
         self._contents = outbox.contents
@@ -563,6 +565,9 @@ class Record:
                     self._heard(loop)
                 return
             self._minds = max(self._minds, found.rows[-1].seq)
+            if self._instead is not None:
+                # It was left to that one meanwhile.
+                self._instead._hold(True)
             # Nobody gets the turn in between: a pop that does would not see what is shown now.
             if not self._turns.when_idle(lambda: take_in(found, idle=True)):
                 take_in(found, idle=False)
@@ -733,6 +738,8 @@ class Record:
             changes: Whether something was removed from the server: nothing is kept any more.
             removing: What is deleted next, as in `Unsettled.dump`: nothing is kept meanwhile.
         """
+        if self._instead is not None:
+            return
         ledger, epoch = self._ledger, self._known_epoch()
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
         landed = ledger.queue.landed
@@ -847,6 +854,8 @@ class Record:
                 apply(value)
             self.changed.fire()
 
+        if self._instead is not None:
+            raise Superseded
         do = self.outbox.consult if reads else self.outbox.transact
         try:
             return await do(verb, applied)
@@ -881,6 +890,14 @@ class Record:
 
     def _hold(self, held: bool) -> None:
         (self.outbox.holdings.add if held else self.outbox.holdings.discard)(self)
+
+    def join(self, other: Record) -> None:
+        """Leaves all to another record of the conversation here, whose sender hears of it."""
+        self._instead = other
+        if self.held or self._ledger.queue:
+            other._hold(True)
+        other.come()
+        self._hold(False)
 
     def let_go(self) -> None:
         """Notes that the outbox was closed, and nothing of it is held any more."""

@@ -14,7 +14,7 @@ from typing import Any
 from openai import APIStatusError, OpenAIError
 
 from cached_session.conversation.delivery import Delivery, look_back
-from cached_session.conversation.operation import Elsewhere, Operation, Order
+from cached_session.conversation.operation import Elsewhere, Operation, Order, Superseded
 from cached_session.conversation.record import Record
 from cached_session.conversation.tasks import cancel, forsake, lost
 from cached_session.core.looking import LOOK_AFTER
@@ -45,6 +45,7 @@ class Sender:
         state: What it is doing.
         failure: Why it ended without having sent all, or None.
         then: What it does when it has ended, with an operation of its own.
+        instead: Who sends in its place for good: of another copy of the conversation; or None.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Sender:
         self._batches = 0
         self.state: Sending = Sending.IDLE
         self.failure: OutboxError | None = None
+        self.instead: Sender | None = None
         self._trouble: Exception | None = None
         self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
         self._ended: Operation | None = None
@@ -88,6 +90,9 @@ class Sender:
         Args:
             through: Whose client to use from now on; None: that of the last one given.
         """
+        if self.instead is not None:
+            self.instead.start(through)
+            return
         with self._lock:
             ledger, record = self._ledger, self._record
             if self._task is not None and self._task.get_loop().is_closed():
@@ -231,7 +236,7 @@ class Sender:
             try:
                 # What is done about another process may fail like the rest.
                 try:
-                    if record.reopened:
+                    if record.reopened or not record.was_read:
                         await self._read_anew()
                     if ledger.waits:
                         outcome = await retrier.run(
@@ -262,8 +267,8 @@ class Sender:
                 away += 1
                 await asyncio.sleep(retrier.delay(away))
                 continue
-            except TurnLost:
-                return  # somebody else went on in its place
+            except (TurnLost, Superseded):
+                return  # somebody else goes on in its place
             except OutboxError as error:
                 # What cannot be sealed is not sent. The next use tries again.
                 self._end(me, Sending.FAILED, error)
@@ -281,7 +286,8 @@ class Sender:
     async def _read_anew(self) -> None:
         operation = self._operation()
         async with self._order.turn(operation):
-            await self._record.read(operation)
+            # What is held is let go of at the end, also where nothing waits.
+            await self._record.read(operation, claim=self._record.held)
 
     async def _let_go(self) -> None:
         if self._record.settled:
@@ -366,7 +372,7 @@ class Sender:
         except OutboxUnavailable as error:
             # As with the server: it comes back.
             outcome = Unknown(error, retryable=True)
-        except (TurnLost, Elsewhere, OutboxError):
+        except (TurnLost, Superseded, Elsewhere, OutboxError):
             raise
         except AppendOutcomeUnknown as error:
             # With the anchor gone, no listing will ever tell: that is for a human.

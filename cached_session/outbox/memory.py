@@ -290,7 +290,10 @@ class MemoryLog(Log):
             self._records[named] = other = record
         else:
             # Somebody knew of the conversation before this was recorded.
-            other.rows = sorted([*other.rows, *record.rows], key=_seq)
+            # Behind: who has read it hears of nothing in front of what it has seen.
+            first = self._last_place + 1
+            other.rows += [row._replace(seq=place) for place, row in enumerate(record.rows, first)]
+            self._last_place += len(record.rows)
             other.doubt = record.doubt if other.doubt is None else other.doubt
             other.paused = record.paused if other.paused is None else other.paused
         other.local = address.conversation

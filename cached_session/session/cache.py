@@ -255,12 +255,18 @@ class ConversationCache:
                 self._copies[key] = conversation
 
     def _rename(self, conversation: Conversation, conversation_id: str) -> None:
-        """Knows a copy by its conversation's own id from now on."""
+        """Knows a copy by its conversation's own id from now on; one that is replaced, no more."""
         with self._lock:
             for copies in (self._copies, self._doubtful):
                 copies.pop(conversation.key, None)
             for key in [key for key, live in self._live.items() if live is conversation]:
                 del self._live[key]
+                if conversation.replaced:
+                    continue
+                other = self._live.get((key[0], conversation_id))
+                if other is not None:
+                    other.replaced = True
+                    self._copies.pop(other.key, None)
                 self._live[key[0], conversation_id] = conversation
             conversation.key = (conversation.key[0], conversation_id)
             self._measure(conversation)

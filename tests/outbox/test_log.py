@@ -233,14 +233,18 @@ async def test_a_name(outbox: Outbox) -> None:
 
 
 async def test_a_name_of_a_conversation_that_is_known(outbox: Outbox) -> None:
-    """A conversation that has a record already takes over what waited under the local name."""
+    """A conversation that has a record already takes over what waited under the local name.
+
+    Behind what waits there: whoever has read that hears of what comes behind it, and of no more.
+    """
     await outbox.transact(accept(b"1", address=OFFLINE))
-    await outbox.transact(accept(b"2"))
+    (seen,) = await outbox.transact(accept(b"2"))
 
     def work(log: Log) -> None:
         log.pause(OFFLINE, opened(log), "refused")
         assert log.name(OFFLINE, opened(log), ADDRESS.conversation) == ADDRESS
-        assert waiting(log) == [b"1", b"2"]
+        assert waiting(log) == [b"2", b"1"]
+        assert [row.data for row in log.catch_up(ADDRESS, opened(log), seen)] == [b"1"]
         assert log.mailbox(OFFLINE).paused == "refused"
         assert len(log.summaries()) == 1
 

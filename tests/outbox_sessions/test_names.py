@@ -15,19 +15,37 @@ from cached_session import (
     MemoryOutbox,
     Outbox,
     OutboxError,
+    PostgresOutbox,
     SQLiteOutbox,
 )
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_create
 from tests.faults.line import CUT, Line, policy
 from tests.outbox_sessions.support import (
+    QUICK,
     Process,
+    held,
     in_virtual_time,
     left_by_an_exception,
     raised,
     words,
 )
-from tests.session.support import new_client, texts, users
+from tests.session.support import Elsewhere, new_client, texts, users
+
+
+@pytest.fixture(params=["file", pytest.param("postgres", marks=pytest.mark.processes)])
+def new(request: pytest.FixtureRequest) -> Callable[[], Outbox]:
+    """Makes outboxes in one place, as several processes have them."""
+    if request.param == "file":
+        made: Callable[[], SQLiteOutbox] = request.getfixturevalue("new_outbox")
+        return made
+    address = request.getfixturevalue("postgres").with_tables()
+    return lambda: PostgresOutbox(address)
+
+
+def made(emulator: Emulator) -> int:
+    """How many conversations the server was asked to make."""
+    return sum(entry.path.endswith("/conversations") for entry in emulator.requests)
 
 
 def local_name(session: CachedSession) -> str:
@@ -158,3 +176,120 @@ async def test_both_are_made_at_once(first: str) -> None:
     assert sorted(line.texts(session.session_id)) == ["direct", "waits"]
     assert await session.get_items() == await wrapped.get_items()
     await session.aclose()
+
+
+@pytest.mark.parametrize("first", ["its local name", "its id"])
+async def test_both_names_in_one_process(first: str, new: Callable[[], Outbox]) -> None:
+    """A process that has a conversation under both names sends each item once, in one order."""
+    with held() as (emulator, gate):
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1", "2"))
+            by_name = process.session(begun.local_name)
+            if first == "its local name":
+                assert words(await by_name.get_items()) == ["1", "2"]
+            emulator.start()
+            await begun.flush()
+            by_id = process.session(begun.session_id)
+            assert words(await by_id.get_items()) == ["1", "2"]
+            if first == "its id":
+                assert words(await by_name.get_items()) == ["1", "2"]
+            emulator.stop()
+            await by_id.add_items(users("3"))
+            await by_name.add_items(users("4"))
+            if first == "its local name":
+                assert words(await by_name.get_items()) == ["1", "2", "3", "4"]
+            gate.hold()
+            emulator.start()
+            await gate.arrived()
+            # Where there were two who send, both have asked by now.
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            gate.open()
+            await by_id.flush()
+            await by_name.flush()
+            assert texts(emulator.items(begun.session_id)) == ["1", "2", "3", "4"]
+            for session in (begun, by_id, by_name):
+                assert words(await session.get_items()) == ["1", "2", "3", "4"]
+                await session.aclose()
+
+
+async def test_made_and_sent_by_another_process(new: Callable[[], Outbox]) -> None:
+    """A pop by a local name of which nothing waits any more takes what another process has sent."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name)
+            assert words([await session.pop_item()]) == ["1"]
+            emulator.start()
+            await begun.add_items(users("2"))
+            await begun.flush()
+            assert words([await session.pop_item()]) == ["2"]
+            assert emulator.items(begun.session_id) == []
+            await session.aclose()
+            await begun.aclose()
+
+
+async def test_cleared_by_its_local_name(new: Callable[[], Outbox]) -> None:
+    """A clear by the local name deletes the conversation that another process has made."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name)
+            assert words([await session.pop_item()]) == ["1"]
+            emulator.start()
+            await begun.add_items(users("2"))
+            await begun.flush()
+            await session.clear_session()
+            with pytest.raises(LookupError):
+                emulator.items(begun.session_id)
+            await session.aclose()
+            await begun.aclose()
+
+
+async def test_flushed_by_two_processes(new: Callable[[], Outbox]) -> None:
+    """Where two processes flush a local name of which nothing waits, one conversation is made."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name)
+            assert words([await session.pop_item()]) == ["1"]
+            emulator.start()
+            await asyncio.gather(begun.flush(), session.flush())
+            assert session.session_id == begun.session_id
+            assert made(emulator) == 1
+            await session.aclose()
+            await begun.aclose()
+
+
+@pytest.mark.parametrize("where", ["in another process", "in the same"])
+async def test_what_waited_goes_to_a_conversation_that_is_in_use(
+    where: str, new: Callable[[], Outbox]
+) -> None:
+    """What waited under a local name goes behind what others send to the conversation meanwhile."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as one, Process(emulator, new()) as another:
+            wrapped = OpenAIConversationsSession(openai_client=one.client)
+            session = CachedSession(wrapped, outbox=one.outbox, cache=one.cache, retry=QUICK)
+            await session.add_items(users("waits"))
+            conversation = Elsewhere(emulator).conversation("direct")
+            process = one if where == "in the same" else another
+            direct = process.session(conversation)
+            await direct.add_items(users("meanwhile"))
+            wrapped.session_id = conversation
+            emulator.start()
+            await session.flush()
+            await direct.flush()
+            assert texts(emulator.items(conversation)) == ["direct", "meanwhile", "waits"]
+            for each in (session, direct):
+                assert words(await each.get_items()) == ["direct", "meanwhile", "waits"]
+                await each.aclose()
+    assert made(emulator) == 0

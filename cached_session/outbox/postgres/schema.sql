@@ -854,17 +854,20 @@ BEGIN
     WHERE number = n AND owner = me;
 END $$;
 
--- Gives the items of one record, and what else it says, to another one, and removes it.
+-- Gives the items of one record, and what else it says, to another one, and removes it. They come
+-- behind: whoever has read the other one hears of no item in front of what it has seen. Its owner
+-- stays its owner: nobody else becomes that without a claim.
 CREATE FUNCTION cached_session.merge(n bigint, other bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     old cached_session.conversations;
 BEGIN
-    UPDATE cached_session.items SET conversation = other WHERE conversation = n;
+    WITH old_items AS (DELETE FROM cached_session.items WHERE conversation = n RETURNING *)
+    INSERT INTO cached_session.items (conversation, sealed, accepted_at, data)
+    SELECT other, i.sealed, i.accepted_at, i.data FROM old_items i ORDER BY i.seq;
     UPDATE cached_session.turns SET conversation = other WHERE conversation = n;
     SELECT * INTO old FROM cached_session.conversations WHERE number = n;
     DELETE FROM cached_session.conversations WHERE number = n;
     UPDATE cached_session.conversations SET
-        owner = coalesce(owner, old.owner), released = released AND old.released,
         doubt = coalesce(doubt, old.doubt), paused = coalesce(paused, old.paused),
         touched = clock_timestamp()
     WHERE number = other;

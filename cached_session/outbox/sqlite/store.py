@@ -43,11 +43,12 @@ RELEASE = "UPDATE conversations SET released = 1 WHERE number = ?"
 SET_DOUBT = "UPDATE conversations SET doubt = ? WHERE number = ?"
 SET_PAUSED = "UPDATE conversations SET paused = ? WHERE number = ?"
 RENAME = "UPDATE conversations SET conversation = ?, local = ? WHERE number = ?"
-MOVE_ITEMS = "UPDATE items SET conversation = ? WHERE conversation = ?"
+MOVE_ITEMS = """
+INSERT INTO items (conversation, sealed, accepted_at, data)
+SELECT ?, sealed, accepted_at, data FROM items WHERE conversation = ? ORDER BY seq
+"""
 MOVE_STATE = """
 UPDATE conversations SET
-    owner = COALESCE(owner, (SELECT owner FROM conversations WHERE number = :old)),
-    released = released AND (SELECT released FROM conversations WHERE number = :old),
     doubt = COALESCE(doubt, (SELECT doubt FROM conversations WHERE number = :old)),
     paused = COALESCE(paused, (SELECT paused FROM conversations WHERE number = :old))
 WHERE number = :new
@@ -545,8 +546,13 @@ class Store:
         self._connection.execute(RELOCATE, (*to, local, number))
 
     def _merge(self, number: int, other: int) -> None:
-        """Gives the items of a record, and what else it says, to another one, and removes it."""
+        """Gives the items of a record, and what else it says, to another one, and removes it.
+
+        They come behind: whoever has read the other one hears of no item in front of what it has
+        seen. Its owner stays its owner: nobody else becomes that without a claim.
+        """
         self._connection.execute(MOVE_ITEMS, (other, number))
+        self._connection.execute(DROP_ALL, (number,))
         self._connection.execute(MOVE_LINE, (other, number))
         self._connection.execute(MOVE_STATE, {"old": number, "new": other})
         self._connection.execute(DELETE, (number,))
