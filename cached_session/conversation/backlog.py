@@ -205,7 +205,7 @@ class Backlog:
 
         Nothing was ever sent from here: until now it had only a local name.
         """
-        self.sender.instead = other.sender
+        self.sender.leave_to(other.sender)
         self.record.join(other.record)
         self._ledger.forget_doubt()
         self._ledger.part()

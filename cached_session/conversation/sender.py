@@ -124,6 +124,14 @@ class Sender:
         if ledger.waits:
             self._change(Sending.SENDING)
 
+    def leave_to(self, other: Sender) -> None:
+        """Has another one send in its place, for good."""
+        with self._lock:
+            self.instead, task, self._task = other, self._task, None
+        # Where this is its own work, it ends with that.
+        if task is not None and asyncio.current_task() not in (task, self._flying):
+            cancel(task)
+
     @property
     def working(self) -> bool:
         """Whether somebody is at work."""
