@@ -151,6 +151,11 @@ class Conversation:
         """Whether there is a copy, if only of an empty conversation."""
         return self.ledger.known is not None or self.size > 0
 
+    @property
+    def to_ask(self) -> bool:
+        """Whether the next read has to ask the server, whatever an outbox keeps."""
+        return self.order.invalid or self.ledger.refreshed
+
     def drop(self) -> None:
         """Forgets what is held of the server; the next read asks."""
         self.ledger.forget_all()

@@ -230,6 +230,9 @@ class Send:
 
 Step: TypeAlias = Create | List | Delete | Seal | Send
 
+# In the place of a listing's number: what is known is to be confirmed, or to be listed anew.
+_UNCONFIRMED, _REFRESHED = -1, -2
+
 # What a request that is out does, where it sends no batch: it deletes an item, or the conversation.
 _Removal: TypeAlias = str
 
@@ -382,6 +385,11 @@ class Ledger:
         return self._checked >= 0
 
     @property
+    def refreshed(self) -> bool:
+        """Whether the server is to be asked for all of it, whatever the log keeps."""
+        return self._checked == _REFRESHED
+
+    @property
     def evicted(self) -> bool:
         """Whether nothing is known of the server, and nothing is in doubt: the cache dropped it."""
         unknown = self.known is None and not self.queue
@@ -406,7 +414,7 @@ class Ledger:
     def refresh(self) -> None:
         """Drops it, and has the server asked, whoever vouches for what."""
         self.forget_all()
-        self._checked = -1
+        self._checked = _REFRESHED
 
     def replace(self, known: History) -> None:
         """Takes what the log keeps in the place of what is known: a reader has listed it since."""
@@ -774,11 +782,12 @@ class Ledger:
             # and be listed here: what waits is shown behind what was kept with it, until a listing
             # decides.
             self.known = None
-        if self.known is None and kept is not None:
+        # A listing that only confirms what is kept would not see what was removed further back.
+        if self.known is None and kept is not None and not self.refreshed:
             self.known = kept
             if (not first or self.listings) and not vouched:
                 # What was confirmed before was something else: a listing has to confirm this.
-                self._checked = -1
+                self._checked = _UNCONFIRMED
         if not first or (mine and doubt is not None):
             # What was in doubt here, if anything, the one who sent since looks after.
             self.watch = Unsettled(self.watch)

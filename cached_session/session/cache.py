@@ -23,6 +23,9 @@ from cached_session.session.arguments import check_id, check_observer
 # conversations honest.
 OVERHEAD = 5 * 1024
 
+# Of how many conversations a cache remembers that they were thrown away: about 400 bytes each.
+MOST_THROWN_AWAY = 10_000
+
 
 class ConversationCache:
     """The local copies of many conversations, within a bound of memory.
@@ -77,6 +80,9 @@ class ConversationCache:
         # A copy with requests that may still be applied must not be forgotten,
         # or nobody would know the late copy when it comes.
         self._doubtful: dict[Key, Conversation] = {}
+        # A copy that was thrown away may be forgotten, but not that the server is to be asked for
+        # the next one, which an outbox would fill. By id, with the accounts that have asked since.
+        self._thrown_away: LRUCache[str, set[Account]] = LRUCache(MOST_THROWN_AWAY)
 
     def _begin_anew(self) -> None:
         """In a forked child: the copies are the parent's, with their turns and their writes."""
@@ -112,9 +118,12 @@ class ConversationCache:
     def invalidate(self, conversation_id: str) -> int:
         """Drops the copies of a conversation, of every account; the next read asks the server.
 
-        Of this cache alone: another cache, and another process, has copies of its own, and an
-        outbox in a database may answer a session that is made later. Of those that are open, no
-        read that begins after this is answered from what was known before, whatever its
+        Also by a session that is made later, and where there is no copy, but an outbox could
+        answer. This is remembered of 10,000 conversations, those that the cache has met last; of
+        one more an outbox may answer when all its sessions are closed.
+
+        Of this cache alone: another cache, and another process, has copies of its own. No read
+        that begins after this is answered from what was known before, whatever its
         `max_staleness`. One that is under way may be, and what it has fetched is not kept. A
         write that is under way goes on; the copy is dropped behind it. What waits in an outbox
         stays, is sent, and is shown behind what the server says. From any thread; waits for
@@ -132,11 +141,15 @@ class ConversationCache:
             ValueError: `conversation_id` cannot be one.
         """
         check_id("conversation_id", conversation_id)
+        with self._lock:
+            self._thrown_away[conversation_id] = set()
         found = self.conversations()
         return self._invalidate(one for one in found if one.conversation_id == conversation_id)
 
     def clear(self) -> int:
         """Drops all copies, as `invalidate` does that of one conversation.
+
+        Of a conversation that has no copy here at that moment an outbox may still answer.
 
         Returns:
             How many there were.
@@ -152,6 +165,7 @@ class ConversationCache:
                 # One that is being worked on is measured at the end of that.
                 if not one.holds:
                     self._copies.pop(one.key, None)
+                self._note(one)
         return dropped
 
     def observe(self, observer: Observer) -> Callable[[], None]:
@@ -199,6 +213,7 @@ class ConversationCache:
             found = self._live.get(keys[0]) or self._live.get(keys[1])
             if found is None:
                 found = Conversation(conversation_id, keys[0], self._keep, self._rename)
+                self._remind(found)
             for key in keys:
                 other = self._live.get(key)
                 if other not in (None, found):
@@ -243,6 +258,7 @@ class ConversationCache:
             if conversation.replaced:
                 return
             self._doubt(key, conversation)
+            self._note(conversation)
             # A value is measured when it is set, and an old one is kept when
             # the new one is too large: take it out first.
             self._copies.pop(key, None)
@@ -269,9 +285,24 @@ class ConversationCache:
                     self._copies.pop(other.key, None)
                 self._live[key[0], conversation_id] = conversation
             conversation.key = (conversation.key[0], conversation_id)
+            self._remind(conversation)
             self._measure(conversation)
         if self._evicted:
             self._tell()
+
+    def _note(self, conversation: Conversation) -> None:
+        """Notes whether the server is still to be asked, for a copy that is made after this one."""
+        account, name = conversation.key
+        if conversation.to_ask:
+            self._thrown_away.setdefault(name, set()).discard(account)
+        elif name in self._thrown_away:
+            self._thrown_away[name].add(account)
+
+    def _remind(self, conversation: Conversation) -> None:
+        """Has the server asked for a copy that is new by its name, if that is still to be done."""
+        account, name = conversation.key
+        if account not in self._thrown_away.get(name, {account}):
+            conversation.order.invalidate()
 
     def _doubt(self, key: Key, conversation: Conversation) -> None:
         if conversation.ledger.watch.active:

@@ -451,9 +451,8 @@ class CachedSession(OpenAIConversationsSession):
     async def refresh(self) -> None:
         """Forgets the local copy; the next read of any session on it asks the server.
 
-        Of any that is open: with an outbox in a database, one that is made when all were closed
-        may be answered by that. What waits in the outbox stays, and is shown behind what the
-        server says.
+        Also of a session in this process that is made later, see `ConversationCache.invalidate`.
+        What waits in the outbox stays, and is shown behind what the server says.
 
         Raises:
             ValueError: Another session has the conversation with another outbox
