@@ -105,7 +105,7 @@ class Conversation:
         self.order: Order = Order(conversation_id, functools.partial(resized, self))
         self.ledger: Ledger = self.order.ledger
         self.backlog: Backlog | None = None
-        self.replaced = False
+        self.replaced: bool = False
         self._renamed = renamed
         # Backlogs that closed sessions have left, and that give way to this one's.
         self._before: Collection[Backlog] = ()
