@@ -198,8 +198,6 @@ async def test_both_names_in_one_process(first: str, new: Callable[[], Outbox]) 
             emulator.stop()
             await by_id.add_items(users("3"))
             await by_name.add_items(users("4"))
-            if first == "its local name":
-                assert words(await by_name.get_items()) == ["1", "2", "3", "4"]
             gate.hold()
             emulator.start()
             await gate.arrived()
