@@ -177,14 +177,9 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
     """A process that takes over sends again what was on the server and was popped."""
 
-    async def may_remove(self: Any, backlog: Any, operation: Any) -> bool:
-        await backlog.record.alone(operation)
-        return not self.ledger.queue
-
     async def note_removal(self: Any) -> None:
         """Notes nothing."""
 
-    patch.setattr(conversation.Conversation, "_may_remove", may_remove)
     patch.setattr(conversation.Conversation, "_note_removal", note_removal)
 
 
