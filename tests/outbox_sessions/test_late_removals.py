@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from openai import APITimeoutError, NotFoundError
@@ -44,19 +46,23 @@ class Fleet:
                 await session.aclose()
         return found
 
+    async def gives_up(self, call: str, request: Callable[[Any], bool]) -> None:
+        """A session gives up on a removal and is closed; all is shown until it is carried out."""
+        session = self.session(0)
+        await session.get_items()
+        self.world.line.on(request, LATE)
+        with pytest.raises(APITimeoutError):
+            await getattr(session, call)()
+        await session.aclose()
+        assert await self.shown() == [["a", "b"]] * 2
+        await asyncio.sleep(15)
+
 
 @on_one_disk("a", "b")
 async def test_a_pop(world: OneDisk) -> None:
     """An item that goes after its pop was given up on is shown by nobody afterwards."""
     fleet = Fleet(world)
-    session = fleet.session(0)
-    await session.get_items()
-    world.line.on(is_item_delete, LATE)
-    with pytest.raises(APITimeoutError):
-        await session.pop_item()
-    await session.aclose()
-    assert await fleet.shown() == [["a", "b"]] * 2
-    await asyncio.sleep(15)
+    await fleet.gives_up("pop_item", is_item_delete)
     assert world.line.texts(world.conversation) == ["a"]
     assert await fleet.shown() == [["a"]] * 2
 
@@ -97,14 +103,7 @@ async def test_a_message_equal_to_what_is_popped_late(world: OneDisk) -> None:
 async def test_a_clear(world: OneDisk) -> None:
     """A conversation that goes after its clear was given up on is shown by nobody afterwards."""
     fleet = Fleet(world)
-    session = fleet.session(0)
-    await session.get_items()
-    world.line.on(is_conversation_delete, LATE)
-    with pytest.raises(APITimeoutError):
-        await session.clear_session()
-    await session.aclose()
-    assert await fleet.shown() == [["a", "b"]] * 2
-    await asyncio.sleep(15)
+    await fleet.gives_up("clear_session", is_conversation_delete)
     for number in range(2):
         reading = fleet.session(number)
         with pytest.raises(NotFoundError):

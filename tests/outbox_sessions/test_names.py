@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from agents import OpenAIConversationsSession
@@ -213,8 +214,11 @@ async def test_both_names_in_one_process(first: str, new: Callable[[], Outbox]) 
                 await session.aclose()
 
 
-async def test_made_and_sent_by_another_process(new: Callable[[], Outbox]) -> None:
-    """A pop by a local name of which nothing waits any more takes what another process has sent."""
+@asynccontextmanager
+async def made_elsewhere(
+    new: Callable[[], Outbox],
+) -> AsyncIterator[tuple[Emulator, str, CachedSession]]:
+    """A session by a local name of which nothing waits: another process has made it, and sent."""
     with Emulator() as emulator:
         emulator.stop()
         async with Process(emulator, new()) as other, Process(emulator, new()) as process:
@@ -225,29 +229,24 @@ async def test_made_and_sent_by_another_process(new: Callable[[], Outbox]) -> No
             emulator.start()
             await begun.add_items(users("2"))
             await begun.flush()
-            assert words([await session.pop_item()]) == ["2"]
-            assert emulator.items(begun.session_id) == []
+            yield emulator, begun.session_id, session
             await session.aclose()
             await begun.aclose()
+
+
+async def test_made_and_sent_by_another_process(new: Callable[[], Outbox]) -> None:
+    """A pop by a local name of which nothing waits any more takes what another process has sent."""
+    async with made_elsewhere(new) as (emulator, conversation_id, session):
+        assert words([await session.pop_item()]) == ["2"]
+        assert emulator.items(conversation_id) == []
 
 
 async def test_cleared_by_its_local_name(new: Callable[[], Outbox]) -> None:
     """A clear by the local name deletes the conversation that another process has made."""
-    with Emulator() as emulator:
-        emulator.stop()
-        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
-            begun = other.session()
-            await begun.add_items(users("1"))
-            session = process.session(begun.local_name)
-            assert words([await session.pop_item()]) == ["1"]
-            emulator.start()
-            await begun.add_items(users("2"))
-            await begun.flush()
-            await session.clear_session()
-            with pytest.raises(LookupError):
-                emulator.items(begun.session_id)
-            await session.aclose()
-            await begun.aclose()
+    async with made_elsewhere(new) as (emulator, conversation_id, session):
+        await session.clear_session()
+        with pytest.raises(LookupError):
+            emulator.items(conversation_id)
 
 
 async def test_flushed_by_two_processes(new: Callable[[], Outbox]) -> None:
