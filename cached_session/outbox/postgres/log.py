@@ -112,7 +112,7 @@ class PostgresLog(Log):
         newest: tuple[int, str] | None,
     ) -> Found | None:
         self._check(epoch)
-        changes = self._engine.read(
+        changes = self._engine.value(
             "validate",
             self.token,
             _array(address),
@@ -121,9 +121,9 @@ class PostgresLog(Log):
             seen,
             newest and newest[0],
         )
-        if changes[0] is None:
+        if changes is None:
             return None
-        found = SimpleNamespace(**changes[0])
+        found = SimpleNamespace(**changes)
         # Nothing in JSON has gone through the connection's own readers.
         found.doubt = _from_hex(found.doubt)
         found.items = [*map(_from_hex, found.items or ())]
@@ -304,7 +304,7 @@ class PostgresLog(Log):
     def has_turn(self, ticket: Ticket) -> bool:
         if ticket.opened != self.token:
             return False
-        return bool(self._engine.read("has_turn", self.token, ticket.number)[0])
+        return bool(self._engine.value("has_turn", self.token, ticket.number))
 
     def step_out(self, ticket: Ticket) -> None:
         # Of one of another opening nothing is left that could be given up: nobody living has it.
@@ -367,7 +367,7 @@ class PostgresLog(Log):
                 f"The other account has a backlog of {to.conversation}, too, with number "
                 f"{found.there}. Send or discard that one first."
             )
-        return to._replace(conversation=self._engine.read("known_as", _array(to))[0])
+        return to._replace(conversation=self._engine.value("known_as", _array(to)))
 
     def _check(self, epoch: Epoch) -> None:
         # What was read under another token may have been changed by anybody since.
