@@ -6,9 +6,6 @@ openai exception that it is. No error carries an item's content or a key.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 
 class CachedSessionError(Exception):
     """Base of the errors of this package.
@@ -168,14 +165,23 @@ def run_is_over(conversation_id: str) -> TurnLost:
     )
 
 
-@contextlib.contextmanager
-def naming(conversation_id: str) -> Iterator[None]:
-    """Has an `OutboxError` name the conversation: the file does not know whose call it was."""
-    try:
-        yield
-    except OutboxError as error:
-        error.conversation_id = error.conversation_id or conversation_id
-        raise
+class Naming:
+    """Has an `OutboxError` name the conversation: the file does not know whose call it was.
+
+    No generator: this is around every call.
+    """
+
+    __slots__ = ("_conversation_id",)
+
+    def __init__(self, conversation_id: str) -> None:
+        self._conversation_id = conversation_id
+
+    def __enter__(self) -> None:
+        """Begins."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OutboxError):
+            error.conversation_id = error.conversation_id or self._conversation_id
 
 
 def counted(number: int, noun: str = "item") -> str:

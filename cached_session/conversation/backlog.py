@@ -31,11 +31,11 @@ from cached_session.core.outcomes import Applied
 from cached_session.errors import (
     CachedSessionError,
     DeadlineExceeded,
+    Naming,
     OutboxError,
     OutboxFull,
     Reopened,
     counted,
-    naming,
     verb,
 )
 from cached_session.events import Sending, logger
@@ -135,7 +135,7 @@ class Backlog:
             order.turns,
             self._working,
             self._take_name,
-            lambda: Asked.at(Operation.now()),
+            Asked.now,
         )
         self.sender.use(self.record)
         self.sender.then = self.look
@@ -160,6 +160,11 @@ class Backlog:
         return self.sender.state if self._ledger.paused is None else Sending.PAUSED
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing waits, and nothing is held for which others wait."""
+        return not (self._ledger.queue or self.record.held)
+
+    @property
     def open(self) -> bool:
         """Whether nothing waits that would be sent."""
         return not self._ledger.waits
@@ -182,7 +187,7 @@ class Backlog:
     async def _name(self, conversation_id: str, operation: Operation, *, empty: bool) -> None:
         name = await self.record.name(conversation_id)
         if empty and name == conversation_id:
-            self._ledger.begin_empty(Asked.at(operation.now()))
+            self._ledger.begin_empty(Asked.now())
         else:
             # Somebody else had made it before, or another one for the local name.
             self._ledger.forget()
@@ -379,7 +384,7 @@ class Backlog:
                 _no_look,
             )
         else:
-            await self.look(operation.renewed(ledger.conversation_id))
+            await self.look(operation)
 
     # Its end: what waits is sent first, whoever has left, and then all is let go of
 
@@ -409,7 +414,7 @@ class Backlog:
         """Lets go of all, if nobody uses it. What is recorded stays, whatever goes wrong."""
         if not self.users and not self.sender.working:
             with contextlib.suppress(CachedSessionError):
-                await self._end(operation)
+                await self._end(operation.renewed(self._ledger.conversation_id))
 
     async def _end(self, operation: Operation) -> None:
         outbox = self.record.outbox
@@ -422,7 +427,7 @@ class Backlog:
                 # The next process need not look far back then.
                 await look_back(self._ledger, self.record, operation, pages=_PAGES)
                 # Where the outbox was closed meanwhile, nothing is held of it any more.
-                with naming(operation.conversation_id), contextlib.suppress(Reopened):
+                with Naming(operation.conversation_id), contextlib.suppress(Reopened):
                     await self._release()
                 # Somebody may have come just now, too: with a second backlog beside
                 # this one, both would send.
@@ -607,6 +612,8 @@ class Room:
     @property
     def given(self) -> bool:
         """Whether somebody was given room for what is being recorded at this moment."""
+        if not self._given:
+            return False
         with self._lock:
             return any(not place.lost for place in self._given)
 

@@ -30,10 +30,10 @@ from cached_session.errors import (
     AppendOutcomeUnknown,
     ConversationBusy,
     DeadlineExceeded,
+    Naming,
     OutboxError,
     UnexpectedAnswer,
     counted,
-    naming,
     verb,
 )
 from cached_session.events import CallStarted, Sending, StaleRead, logger
@@ -290,12 +290,13 @@ class Conversation:
 
     def go_on(self, through: Operation) -> None:
         """Sees to it that what waits is being sent, through an operation's client."""
-        if self.backlog is None:
+        backlog = self.backlog
+        if backlog is None or backlog.empty:
             return
-        if self.backlog.record.only_looks_on:
-            self.backlog.mind(through)
+        if backlog.record.only_looks_on:
+            backlog.mind(through)
         else:
-            self.backlog.sender.start(through)
+            backlog.sender.start(through)
 
     async def read(
         self, operation: Operation, limit: int | None, trust: Trust, stale: float | None = None
@@ -809,7 +810,7 @@ class Conversation:
             self.drop_run(run)
         else:
             run.leave()
-            with naming(self.conversation_id):
+            with Naming(self.conversation_id):
                 await self._errands.run(_step_out(run, run.outbox), run.end, abandoned=_log_it)
 
     def drop_run(self, run: Run) -> None:
@@ -924,7 +925,7 @@ class Conversation:
             return await work()
         failure = backlog.sender.failure
         try:
-            with naming(operation.conversation_id):
+            with Naming(operation.conversation_id):
                 for before in self._before:
                     await before.give_way(operation)
                 self._before = ()
@@ -952,7 +953,7 @@ class Conversation:
     ) -> None:
         _go_on(backlog, operation, failure)
         # Where its session was closed meanwhile.
-        await backlog.look(operation.renewed(self.conversation_id))
+        await backlog.look(operation)
 
     def _own_backlog(self) -> Backlog:
         assert self.backlog is not None  # its session has an outbox
@@ -973,6 +974,8 @@ def _log_it(error: Exception) -> None:
 
 
 def _go_on(backlog: Backlog, operation: Operation, failure: OutboxError | None) -> None:
+    if backlog.empty:
+        return
     # Where sending failed during the call, and not before it, the next use tries again.
     if backlog.record.only_looks_on:
         backlog.mind(operation)

@@ -55,6 +55,11 @@ class Asked(NamedTuple):
     process: int
 
     @classmethod
+    def now(cls) -> Asked:
+        """This moment."""
+        return cls(Operation.now(), time.monotonic(), os.getpid())
+
+    @classmethod
     def at(cls, on_loop: float) -> Asked:
         """A moment on the running loop's clock that was just now."""
         elapsed = Operation.now() - on_loop

@@ -437,7 +437,9 @@ class Sender:
         if state is not self.state:
             self.state = state
             ledger, went_wrong = self._ledger, None if error is None else type(error).__name__
-            (operation or self._operation()).meter.tell(
+            through = operation or self._through
+            assert through is not None  # as in `_operation`
+            through.meter.tell(
                 BacklogChanged(ledger.conversation_id, state, len(ledger.queue), went_wrong)
             )
 

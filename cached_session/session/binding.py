@@ -275,7 +275,7 @@ class Binding:
             # The server is out of reach. The outbox takes what is appended all
             # the same, and makes the conversation when it can.
             name = f"{LOCAL}{uuid.uuid4().hex}"
-        self.bind(name).ledger.begin_empty(Asked.at(Operation.now()))
+        self.bind(name).ledger.begin_empty(Asked.now())
         # Nobody else knows it yet: no listing need open it.
         self._opening = 0
 
@@ -286,12 +286,14 @@ class Binding:
         conversation = self.conversation
         if (
             conversation is None
-            or conversation.conversation_id != self.conversation_id
-            or conversation.replaced
+            or not self._is_on(conversation)
             or self._settings != settings(self._client)
         ):
             return None
         return conversation
+
+    def _is_on(self, conversation: Conversation) -> bool:
+        return conversation.conversation_id == self.conversation_id and not conversation.replaced
 
     def bind(self, conversation_id: str) -> Conversation:
         """The copy of a conversation, which is the session's own from now on."""
@@ -317,18 +319,18 @@ class Binding:
                 self._local, self._id = conversation, conversation.conversation_id
         return conversation
 
-    def view(self, limit: int | None, *, waited: bool = False) -> list[dict[str, Any]] | None:
-        """Answers a read without waiting, or returns None; see `Ledger.view`.
-
-        Args:
-            limit: How many of the newest items; None: all.
-            waited: Whether the caller has waited for whoever makes the conversation, and has had
-                validated what is known of it.
-        """
+    def view(self, limit: int | None) -> list[dict[str, Any]] | None:
+        """Answers a read of `limit` items (None: all) without waiting, or returns None."""
         conversation = self.bound()
-        if conversation is None or not (waited or self._making.idle) or not conversation.current:
+        if conversation is None or not self._making.idle:
             return None
-        if not (waited or conversation.valid(self.valid_since())):
+        if not conversation.valid(self.valid_since()):
+            return None
+        return self.held(limit, conversation)
+
+    def held(self, limit: int | None, conversation: Conversation) -> list[dict[str, Any]] | None:
+        """The same of a copy that was validated just now; see `Ledger.view`."""
+        if not (self._is_on(conversation) and conversation.current):
             return None
         self._cache.touch(conversation)
         held = conversation.view(limit, self.trust(conversation))

@@ -315,7 +315,7 @@ class CachedSession(OpenAIConversationsSession):
                     if limit == 0:
                         return []
                     await conversation.validate(operation, binding.valid_since())
-                    held = binding.view(limit, waited=True)
+                    held = binding.held(limit, conversation)
                     call.hit = held is not None
                     if held is not None:
                         return held
