@@ -104,7 +104,8 @@ TRANSITIONS: dict[Front, dict[Event, Front]] = {
     },
     Front.DOUBT: {
         Event.ALL: Front.NONE,
-        # Sealed anew, and not sent at once: a successor could not tell otherwise what may be alive.
+        # The rest is sealed anew before it is sent: a process that takes over reads from the seal
+        # what may be on its way.
         Event.REST: Front.NONE,
         Event.UNTOLD: Front.STUCK,
         Event.NOTE: Front.DOUBT,
@@ -112,7 +113,7 @@ TRANSITIONS: dict[Front, dict[Event, Front]] = {
         Event.WITHDRAW: Front.NONE,
     },
     Front.STUCK: {
-        # A listing for a read changes nothing: somebody has to decide.
+        # A listing for a read changes nothing here: a person has to decide about a stuck batch.
         Event.ALL: Front.STUCK,
         Event.REST: Front.STUCK,
         Event.UNTOLD: Front.STUCK,
@@ -480,7 +481,8 @@ class Ledger:
             return None
         batch = self._in_doubt()
         if batch is None:
-            # Of an append that was torn with its event loop. What of it is there is known now.
+            # The append in doubt was torn with its event loop, and nobody waits for its outcome.
+            # The listing shows what of it has landed.
             return None
         if isinstance(landed, Untold):
             self.known = None
@@ -524,7 +526,7 @@ class Ledger:
         self.known = None
         self.watch.decided_lost()
         if self.recorded.front is Front.DOUBT:
-            # It may be sent again: it was lost with all the others.
+            # What of the batch had landed was deleted with the conversation: it may be sent again.
             self.recorded.fire(Event.REST)
 
     def removed_newest(self) -> None:
@@ -650,7 +652,8 @@ class Ledger:
     def abandon(self, *, expires: float) -> None:
         """Notes that whoever had the turn was lost with the event loop; `expires` as in `lost`."""
         self.lost(expires=expires)
-        # Its caller was told that it is not known; another one must not find it sent later.
+        # The caller was told that the outcome is not known: whoever has the turn next must not
+        # send the rest of its append.
         self.withdraw_own()
         self.known = None
 
@@ -678,7 +681,8 @@ class Ledger:
         """
         empty = not self.queue
         self.queue.take_in([*others, *rows])
-        # Of another process's items some may be on the server, and listed, already.
+        # Items of another process may have been sent and listed already: shown behind what is
+        # known, they would stand there twice.
         if empty and not others and idle and not self.watch.active:
             self.queue.show_behind(self.known)
 
@@ -697,7 +701,7 @@ class Ledger:
             self.queue.taken_back(frozenset(there))
         known = self._shown()
         if alone and known is not None and not self.queue.sealed and not self.watch.active:
-            # None of it was listed: it was not on the server.
+            # Nothing of the queue was sent, so none of it can be among what is known.
             self.queue.show_behind(known)
 
     def sealed(self, rows: Sequence[Row], through: int, newer: Sequence[Row]) -> None:
@@ -714,9 +718,9 @@ class Ledger:
         batch.items = self.queue.batch
         if batch.items:
             batch.fire(Event.SEAL)
-            # While an earlier request of anything may be alive, it may be one of these.
+            # While any earlier request may still be applied, it may be one for these items.
             batch.resent, batch.reopened = self.watch.active, False
-        # From here on the server may stay away: reads are answered from this.
+        # If the server stays away from here on, reads are answered from what is known now.
         self.queue.show_behind(self._shown())
 
     def noted(self, newer: Sequence[Row], *, unsent: bool) -> None:
@@ -741,7 +745,7 @@ class Ledger:
         self.queue.remove(frozenset(seqs))
         if sealed:
             if self.recorded.front is Front.FLYING:
-                # It lands by itself: no row is its any more.
+                # Its request is out, and lands or not: no row of the queue belongs to it any more.
                 self.recorded = Batch(Promise.RECORDED)
             else:
                 self.recorded.fire(Event.WITHDRAW)
@@ -778,18 +782,19 @@ class Ledger:
         self.paused = paused
         sealed = [row for row in rows if row.sealed]
         if sealed or not first or vouched:
-            # Somebody else has had it since this was known. Some of what is sealed may have landed
-            # and be listed here: what waits is shown behind what was kept with it, until a listing
-            # decides.
+            # Another process has had the conversation since this was known. Some of what is sealed
+            # may have landed, and be listed here already. Until a listing decides, what waits is
+            # shown behind the history that the log keeps with it.
             self.known = None
-        # A listing that only confirms what is kept would not see what was removed further back.
+        # Not after a `refresh`: a listing that only confirms the kept history would not see what
+        # other writers have removed further back.
         if self.known is None and kept is not None and not self.refreshed:
             self.known = kept
             if (not first or self.listings) and not vouched:
-                # What was confirmed before was something else: a listing has to confirm this.
+                # Earlier listings have confirmed another history: a new one has to confirm this.
                 self._checked = _UNCONFIRMED
         if not first or (mine and doubt is not None):
-            # What was in doubt here, if anything, the one who sent since looks after.
+            # Whoever has sent since looks after what was in doubt here, if anything was.
             self.watch = Unsettled(self.watch)
         self._loaded_at = now
         if mine and doubt is not None:
@@ -804,7 +809,7 @@ class Ledger:
         if self.paused is not None:
             self.recorded.front = Front.STUCK
         elif self.recorded.items and self.watch.undecided:
-            # As after a lost answer; unless it is noted that no request of it is out.
+            # As after a lost answer, unless the log notes that no request of the batch is out.
             self.recorded.front = Front.DOUBT
         self.queue.show_behind(self._shown())
 

@@ -85,7 +85,7 @@ class _Shown:
 
 
 def _moment(when: float) -> str:
-    # What is noted does not grow with the clock.
+    # Always of the same length: a note does not grow with the clock.
     return f"{when:018.6f}"
 
 
@@ -117,11 +117,12 @@ class Unsettled:
         """
         self._sends: list[_Send] = []
         self._removals: dict[str, _Open] = {}
-        # Until when requests may be applied that were met here, by name; -inf: a listing was made
-        # since. A note stays until somebody writes another one. Without this, each session that
-        # comes to it would watch anew, and two processes would do so in turn, for ever.
+        # Until when each request may still be applied that this process knows of, by its name;
+        # -inf: a listing after that time has decided about it. A note stays in the log until
+        # somebody writes another one. Without these names each session that reads it would watch
+        # for a whole deadline anew, and two processes would do so in turn, for ever.
         self._until: dict[str, float] = {} if before is None else before._until
-        # Those that were met in the note that was restored last.
+        # The names that were new to this process in the note that it restored last.
         self._met: set[str] = set()
         self._undecided: Sent = ()
         self._known: set[str] = set()
@@ -227,13 +228,13 @@ class Unsettled:
         if removing is not None:
             ahead = copy.copy(self)
             ahead.begin([item for item in items if item.id != removing], complete=complete)
-            # Until when, nobody can say yet.
+            # Until when it may be applied is known only once it was given up on.
             ahead._removals = {**self._removals, removing: _Open(math.inf, "")}
             return ahead.dump(items, complete=complete, now=now, sending=sending)
         if not self.active:
             noted: dict[str, Any] = {
                 "anchors": [item.id for item in reversed(items[-ANCHORS:])],
-                # Of a longer window not all that stands there is noted.
+                # The anchors reach the conversation's beginning only if they are the whole window.
                 "from_start": complete and len(items) <= ANCHORS,
             }
         else:
@@ -307,7 +308,8 @@ class Unsettled:
             self._sends.append(met_send(sealed))
             self._undecided = sealed
         elif any(send.items == sealed for send in self._sends):
-            # Not once more: read in turn by several processes it would grow without end.
+            # It is among the open sends already. Added again by each process that reads the note,
+            # the note would grow without end.
             self._undecided = sealed
         if not self._undecided and all(one.expires == -math.inf for one in self._requests):
             self._sends, self._removals = [], {}
@@ -334,7 +336,8 @@ class Unsettled:
             fresh = [item.id for item in listed]
             self._known.update(fresh)
             self._behind += fresh
-            # One that was noted as a late copy, and removed since, was sent again under its id.
+            # An item that was to be deleted as a late copy was removed by somebody else, and sent
+            # again under its id: it is wanted now.
             self.extra[:] = [item_id for item_id in self.extra if item_id not in fresh]
             watched = {item for send in self._sends for item in send.items}
             for item, held in zip(sent, listed, strict=True):
@@ -383,7 +386,8 @@ class Unsettled:
             ]
             landed = self._attribute(behind, strangers, rewriting)
         self._undecided = ()
-        # But for one that this listing shows a late copy of, which may yet not come to be deleted.
+        # A send of which this listing shows a late copy is not among them (`_attribute` took it
+        # out): the deletion of the copy may yet fail, and whoever comes next looks for it again.
         over = [one.name for one in self._requests if one.expires <= listed_at]
         self._until.update(dict.fromkeys(over, -math.inf))
         self._sends = [send for send in self._sends if send.expires > listed_at]
@@ -454,11 +458,11 @@ class Unsettled:
                 return Requests(
                     whole, count, {run.start: whole for run in shown if run.certain == whole}
                 )
-            # Of what may stand there whole no part is taken away.
+            # Where a send may stand whole, a shorter part of it is no explanation.
             told = [run for run in shown if run.certain in (whole, run.possible)]
             return Requests(
                 whole,
-                # A sign that it came through is followed also where nothing is open of it.
+                # At least one: `reopen` asks for a batch of which no send is open any more.
                 max(count, 1),
                 {run.start: run.certain for run in told if count},
                 {run.start: run.certain for run in shown if run.start > floor and run.certain},
@@ -470,7 +474,8 @@ class Unsettled:
             may = [requests(sent, items) for sent, items in sends.items()]
             pieces, come = explain(may)
             ours = next((piece for piece in pieces if piece.wanted), None)
-            # How a text is listed tells of the same text further on, and that of more.
+            # How the server lists a text tells where the same text stands further on; what is
+            # found there may tell of more texts. So this goes on until nothing new is learned.
             noted = ours is not None and self._note_shapes(
                 wanted, strangers[ours.start : ours.end], rewriting
             )
@@ -479,7 +484,8 @@ class Unsettled:
             if not piece.wanted:
                 self.extra.extend(item.id for item in behind[piece.start : piece.end])
                 strangers[piece.start : piece.end] = [None] * (piece.end - piece.start)
-        # Where all of it is ours but its end, the next item may be ours, too.
+        # The batch stands there, but for its end: the item behind it may be the next of ours,
+        # rewritten by the server.
         unclear: tuple[str, ...] = ()
         if landed < len(wanted):
             sought = [run for run in found(wanted) if run.start > floor]

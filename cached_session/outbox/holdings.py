@@ -82,7 +82,7 @@ class Holdings:
         """Lets others have those on which nobody works here. In a transaction; then `released`."""
         self._released = self.abandoned
         for holder in self._released:
-            # Before it is committed: whoever claims meanwhile adds it again.
+            # Before this is committed: whoever claims it meanwhile adds it again.
             self.discard(holder)
             holder.release(log)
 

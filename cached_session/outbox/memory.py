@@ -289,8 +289,8 @@ class MemoryLog(Log):
         if other is None:
             self._records[named] = other = record
         else:
-            # Somebody knew of the conversation before this was recorded.
-            # Behind: who has read it hears of nothing in front of what it has seen.
+            # The conversation has a record by its id already. The rows come behind those that
+            # are there: whoever has read that record looks only for what is newer.
             first = self._last_place + 1
             other.rows += [row._replace(seq=place) for place, row in enumerate(record.rows, first)]
             self._last_place += len(record.rows)

@@ -68,7 +68,7 @@ class Contents:
 
     def stored(self, item: Held) -> StoredItem:
         """An item of a window as it is recorded; raises as `put`."""
-        # JSON: what is held in memory has a form that is this process's own.
+        # As JSON: the form in which items are held in memory is this process's own.
         return StoredItem(
             item.id, self.put(json.dumps(unhold(item), separators=(",", ":")).encode())
         )
@@ -271,7 +271,7 @@ class Shared(abc.ABC):
         if timeout is not None:
             check_seconds("timeout", timeout, " or None")
         if not self.ours:
-            # What is open belongs to the parent, and so does what is sent.
+            # The parent has the file open, and sends.
             return Left(())
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         with self.lock:
@@ -279,10 +279,10 @@ class Shared(abc.ABC):
         for one in adopters:
             one.hold_off()
         try:
-            # What they have begun to send ends with the rest.
+            # Backlogs that they have begun to send are among those that are shut below.
             await asyncio.gather(*(one.ended() for one in adopters))
             with self.lock:
-                # One whose conversation got its id has two names.
+                # A backlog whose conversation got its id is there by both names.
                 backlogs = list({id(one): one for one in self.backlogs.values()}.values())
             reasons = await asyncio.gather(*(one.shut(deadline) for one in backlogs))
             found = await self.transact(lambda log: log.summaries())

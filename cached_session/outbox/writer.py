@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 Work = Callable[[Log], Any]
 
-# Seconds after which what can wait is done, whatever else there is to do.
+# Seconds after which `Opened.tidy` is called, also where there was no second without work.
 _TIDY_BY = 60.0
 
 
@@ -53,7 +53,8 @@ class Outcome(NamedTuple):
         try:
             raise self.error
         finally:
-            # The traceback refers to this frame, which would refer back to it.
+            # The error's traceback refers to this frame, and `self` to the error: a circle that
+            # would keep both until the garbage collector runs.
             del self
 
 
@@ -108,7 +109,7 @@ class Writer:
         self._pid = os.getpid()
         self._holdings = holdings
         self._look_at = 0.0
-        # When what can wait is done: after a second without work, and after a minute in any case.
+        # When `tidy` is called: after a second without work, and after a minute in any case.
         self._tidy_at = self._tidy_by = math.inf
         self.ended: Future[None] = Future()
         """Done when everything is closed."""
@@ -139,8 +140,8 @@ class Writer:
 
     def _run(self, opening: Callable[[], Opened], previous: threading.Thread | None) -> None:
         if previous is not None:
-            # Its end, and not `ended`: that is seen before all are told who wait for it,
-            # and what closes the outbox would overtake what had let go of it before.
+            # The thread's end, and not `ended`: that is set a moment earlier, and a second
+            # `let_go` would return before those are woken who wait for the first.
             previous.join()
             previous = None
         # The connection is known to this thread alone: in a forked process,
@@ -195,8 +196,8 @@ class Writer:
             for log in opened:
                 log.tend()
             if self._holdings.abandoned:
-                # Behind what waits: of a loop that was stopped just now, that
-                # may be what claims.
+                # Behind the jobs that wait: one of them may claim what is released here, for a
+                # loop that was stopped just now.
                 self.put(Job(self._holdings.release, self._released))
                 break
         return self._came(self._jobs.get(), held=False)
@@ -210,7 +211,7 @@ class Writer:
         return job
 
     def _released(self, outcome: Outcome) -> None:
-        # Where it failed, the next look tries again.
+        # If it could not be recorded, the next look tries again.
         self._holdings.released(recorded=outcome.error is None)
 
 
@@ -372,9 +373,10 @@ def _tell(
         try:
             applied(outcome.value)
         except Exception as error:
-            # An error of this package: the caller's, and not the thread's, which others need.
+            # An error of this package: it is raised to the caller. The thread goes on, as others
+            # need it.
             outcome = Outcome(None, error)
-    # A loop that is closed has nobody left who waits.
+    # On a loop that is closed nobody waits any more.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(_settle, future, outcome)
 

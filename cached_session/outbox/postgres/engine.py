@@ -32,8 +32,8 @@ _LOCK = 0x63736F78
 # Seconds to wait for a connection, where neither the address nor the environment says it.
 _CONNECT_TIMEOUT = "5"
 
-# What libpq is told where the address does not say it: whoever waits for an engine that does
-# not answer keeps all others of the process waiting.
+# What libpq is told where the address does not say it. One call that waits for a silent engine
+# keeps all other calls of the process waiting.
 _DEFAULTS = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -52,12 +52,13 @@ _TURN_IS_OVER, _LEASE_HAS_ENDED, _TOO_ISOLATED = "CS001", "CS002", "CS004"
 _AGAIN = {"40001", "40P01"}
 _NO_TABLES = {"42P01", "3F000"}
 _NOT_ALLOWED, _READ_ONLY = "42501", "25006"
-# It could not do this call, and may do the next one: it is a standby, a lock did not come in time,
-# somebody has cancelled it, and the classes: no room or memory, and a disk that fails.
+# The engine could not do this call, and may do the next one: it is a standby, a lock did not come
+# in time, somebody has cancelled the call; and by class: no room or memory, a disk that fails.
 _FOR_NOW = {_READ_ONLY, "55P03", "57014"}
 _FOR_NOW_CLASSES = {"53", "58"}
 
-# What is so where a call was not done. An append may read first, and is told that it did nothing.
+# What a caller is told of a call that was not done. A call that only reads may be the first part
+# of an append, which has to hear that nothing was recorded.
 _UNRECORDED = "nothing was recorded"
 _UNREAD = "it could not be read"
 _NEITHER = f"{_UNREAD}, and {_UNRECORDED}"
@@ -133,20 +134,20 @@ class Engine:
         self._lease = lease
         self._patience = patience
         self._connection: _Connection | None = None
-        # The number of the last call that must not be done twice, and whether it is not known
-        # what became of it.
+        # The number of the last call that must not be done twice.
         self._number = 0
-        # The number of the last one that the engine has confirmed, and when.
+        # The number of the last one that the engine has confirmed, and when it did.
         self._confirmed, self._confirmed_at = 0, 0.0
+        # Whether a call was sent of which it is not known whether it was done.
         self._open_question = False
-        # Whether each call says how its transaction is isolated, in round trips of their own:
+        # Whether each call sets the isolation of its transaction, by statements of their own:
         # this engine, or this role, has another level by default.
         self._says_isolation = False
         self._renewed = -float("inf")
         try:
             self._prepare(make=make)
         except BaseException:
-            # Nobody has it, who could close it.
+            # The caller gets no engine that it could close.
             self._drop()
             raise
 
@@ -229,7 +230,7 @@ class Engine:
             row = self.call("renew", self.token, self._lease.seconds)
             self.leased(asked, lapsed=row[0])
         except OutboxError as error:
-            # Whoever sends sees that the lease ends.
+            # Whoever sends looks at how much of the lease is left.
             logger.debug("%s: the lease was not extended: %s", self._name, error)
 
     def leased(self, asked: float, *, lapsed: bool) -> None:
@@ -297,7 +298,8 @@ class Engine:
             try:
                 self._connected()
             except psycopg.Error as error:
-                # It was there, and went away at what is asked first: that may be asked again.
+                # The engine was there, and went away during the questions that come before the
+                # call itself. Those may be asked again.
                 was_there = self._connection is not None and error.sqlstate is None
                 self._drop()
                 if not sent and (not was_there or time.monotonic() > end):
@@ -313,7 +315,7 @@ class Engine:
                         lease_ended = False
                     return attempt()
                 except _Unsent as error:
-                    # Nor has it been before: it was given the same.
+                    # No earlier attempt has sent it either: it had the same arguments.
                     raise OutboxError(
                         f"{self._name}: a call was given what cannot be sent ({error}); {undone}."
                     ) from None
@@ -335,7 +337,7 @@ class Engine:
                             self._drop()
                         if not sent:
                             raise explained from None
-                        # Of the attempt before this tells nothing.
+                        # That this attempt did nothing tells nothing about the one before it.
                         said = f"SQLSTATE {error.sqlstate}"
                     else:
                         # The answer was lost. The same call asks for it, over another connection.
@@ -360,8 +362,8 @@ class Engine:
 
     def _told(self, error: psycopg.Error) -> bool:
         """Whether the engine has said that it did nothing; or else it is not known."""
-        # Where the connection ended with it, it came of that. A pooler that has lost the engine
-        # says so in words of its own (class 08).
+        # Where the connection has ended, too, the error may be about that and not about the call.
+        # A pooler that has lost the engine says so with an error of its own (class 08).
         assert self._connection is not None  # something was asked over it
         ended = self._connection.closed
         return error.sqlstate is not None and error.sqlstate[:2] != "08" and not ended
@@ -381,7 +383,7 @@ class Engine:
         places = ", ".join(["%s"] * len(arguments))
         explicitly = connection.transaction() if self._says_isolation else contextlib.nullcontext()
         with explicitly:
-            # What was sent leaves the connection busy until it is answered, or lost.
+            # A call that was sent keeps the connection busy until its answer has come, or is lost.
             before = connection.pgconn.transaction_status
             try:
                 cursor = connection.execute(
@@ -402,7 +404,7 @@ class Engine:
         """
         connection = self._connection
         if connection is not None and _cut(connection):
-            # Found now, and not by a call, of which it would not be known then whether it was done.
+            # If the next call found it out, it would not be known whether that call was done.
             self._drop()
         if self._connection is None:
             said = conninfo_to_dict(self._conninfo)
@@ -415,12 +417,13 @@ class Engine:
                 prepare_threshold=None,
                 row_factory=psycopg.rows.namedtuple_row,
             )
-            # For transactions that are begun by a statement of their own.
+            # Of the transactions for which `_says_isolation`.
             self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             hold_any_text(self._connection)
             self._look_for_loss(self._connection)
         if self._open_question:
-            # Whatever may still be on its way comes too late from now on.
+            # The engine refuses calls with a lower number from now on: what may still be on its
+            # way comes too late.
             self._number += 1
             self._ask("done", (self.token, self._number, []))
             self._open_question = False
@@ -449,7 +452,7 @@ class Engine:
                 known,
                 self._confirmed,
             )
-            # Said once.
+            # So that it is said once.
             self._confirmed = known
 
     def _drop(self) -> None:
@@ -459,7 +462,7 @@ class Engine:
 
     def _prepare(self, *, make: bool) -> None:
         """Looks whether the tables are there, and makes them where there are none."""
-        # Who makes no tables looks after them, and only reads as yet.
+        # `make` is for those who append. Others only read as yet.
         undone = _NEITHER if make else _UNREAD
         version = self._try(functools.partial(_version, self), undone=undone)
         if version is None and make:

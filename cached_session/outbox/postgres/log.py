@@ -98,7 +98,7 @@ class PostgresLog(Log):
             _window(found, continued=False),
             _newest(found),
             bool(found.before_number),
-            # Only those who come to it anew are told.
+            # A caller that knew the conversation before has been told of them.
             _namesakes(found, address),
             found.version,
         )
@@ -124,7 +124,7 @@ class PostgresLog(Log):
         if changes is None:
             return None
         found = SimpleNamespace(**changes)
-        # Nothing in JSON has gone through the connection's own readers.
+        # The connection decodes columns, and not what stands inside JSON.
         found.doubt = _from_hex(found.doubt)
         found.items = [*map(_from_hex, found.items or ())]
         found.window_items = [*map(_from_hex, found.window_items or ())]
@@ -307,7 +307,7 @@ class PostgresLog(Log):
         return bool(self._engine.value("has_turn", self.token, ticket.number))
 
     def step_out(self, ticket: Ticket) -> None:
-        # Of one of another opening nothing is left that could be given up: nobody living has it.
+        # A ticket of an earlier opening went with that one's owner: there is none to be given up.
         if ticket.opened == self.token:
             self._engine.call("step_out", self.token, ticket.number)
 
@@ -370,7 +370,7 @@ class PostgresLog(Log):
         return to._replace(conversation=self._engine.value("known_as", _array(to)))
 
     def _check(self, epoch: Epoch) -> None:
-        # What was read under another token may have been changed by anybody since.
+        # Between two openings anybody may have changed what was read in the first one.
         if epoch.opened != self.token:
             raise Reopened("the outbox was closed during this call; nothing was recorded by it")
 
@@ -417,7 +417,8 @@ class PostgresLog(Log):
         if kept is None or found.kept is None:
             return None
         if found.kept == "all":
-            # Somebody else has kept it since: what is new is no more than a part of it.
+            # Another process has written the window since, so the new items alone do not continue
+            # it: all of it is written.
             found = self._engine.in_time(
                 "keep_all", _array(address), *self._claims(epoch), *self._window(kept, None)
             )

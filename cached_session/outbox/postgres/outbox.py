@@ -32,14 +32,15 @@ from cached_session.outbox.writer import Outcome, Threaded, Work
 # A lease that is shorter than this ends while a request is on its way.
 _SHORTEST_LEASE = 3.0
 
-# What of an address is told, beside who and where: how somebody else comes to the same database.
+# The parts of an address that are told beside user, host, port and database: somebody who is to
+# run a command on the same database needs them.
 _TOLD = ("hostaddr", "service", "sslmode", "sslrootcert", "target_session_attrs")
 
 # How long a call may take, and then again for finding out what became of it.
 _PATIENCE = 10.0
 
-# Seconds between two looks for what nobody has used for long, and of how many conversations what
-# is kept goes at a time: whoever comes meanwhile waits for it.
+# Seconds between two removals of what nobody has used for long, and of how many conversations at
+# a time: calls that come meanwhile wait for it.
 _EXPIRE_AFTER = 3600.0
 _AT_A_TIME = 200
 
@@ -90,7 +91,7 @@ class PostgresOutbox(Threaded):
 
     vouches = True
 
-    # To connect takes longer than a call; each opening leaves a row.
+    # To connect takes longer than a call, and each opening leaves a row in `owners`.
     stays_open = True
 
     def __init__(
@@ -187,7 +188,7 @@ class _Database:
         self._expire_at = time.monotonic() + _EXPIRE_AFTER
         try:
             if self._engine.call("expire", self._keep_for, _AT_A_TIME)[0] == _AT_A_TIME:
-                # There is more of it, for when there is time again.
+                # There may be more: the next idle second goes on.
                 self._expire_at = -math.inf
         except OutboxError as error:
             # The calls of those who use the outbox say so, too.

@@ -55,8 +55,8 @@ class SQLiteLog(Log):
         mine = not store.elsewhere(address)
         held = mine and (claim or not nothing) and store.claim(address) is not None
         if held and not claim and (mailbox.paused is not None or not store.newest(address)):
-            # Nothing is sent here: whoever decides about it, or looks after
-            # what is in doubt, must find it free.
+            # This process will not send it. It lets it go, so that a command can decide about the
+            # pause, and another process can look after what is in doubt.
             store.release(address)
             held = False
         now = Epoch(store.token, _claims(store.mark(address)) if mine else None)
@@ -79,7 +79,7 @@ class SQLiteLog(Log):
             store.window(address),
             store.window_newest(address),
             bool(mark.number),
-            # Only those who come to it anew are told.
+            # A caller that knew the conversation before has been told of them.
             tuple(store.namesakes(address)) if first else (),
             version,
         )
@@ -182,8 +182,8 @@ class SQLiteLog(Log):
         self._check(epoch)
         store = self.store
         same = epoch.claims == _claims(store.mark(address))
-        # Whoever has it since goes by the doubt that was noted with the rows. Without these, it
-        # would take what has landed for copies that came late.
+        # Not if another process has had it since: that one goes by the doubt that stands beside
+        # these rows. Without the rows it would take what has landed for late copies.
         written = self._landed(address, landed if same else 0, kept, same=same)
         # What another process has noted since is newer than what is known here.
         mine = same and store.owns(address)
@@ -192,7 +192,7 @@ class SQLiteLog(Log):
         newer = store.mailbox(address, after=seen).rows
         if release:
             store.release(address)
-        # One with nothing in it went with that.
+        # A record with nothing in it was removed just now.
         mark = store.mark(address)
         return Noted(
             newer,
@@ -256,7 +256,7 @@ class SQLiteLog(Log):
         return ticket.opened == self.store.token and self.store.in_line(ticket.number)
 
     def step_out(self, ticket: Ticket) -> None:
-        # Of one of another opening nothing is left that could be given up: nobody living has it.
+        # A ticket of an earlier opening went with that one's owner: there is none to be given up.
         if ticket.opened == self.store.token:
             self.store.step_out(ticket.number)
 
@@ -289,7 +289,8 @@ class SQLiteLog(Log):
         return to if known is None else to._replace(conversation=known)
 
     def _check(self, epoch: Epoch) -> None:
-        # By their places alone, another file's items would be taken for known ones.
+        # There may be another file by now: its items would be taken for known ones, as they have
+        # the same places.
         if epoch.opened != self.store.token:
             raise Reopened("the outbox was closed during this call; nothing was recorded by it")
 
@@ -304,7 +305,8 @@ class SQLiteLog(Log):
         gone = self.store.landed(address, landed)
         written = self._keep(address, kept, same=same)
         if gone and written is None:
-            # Whoever reads both together would miss them.
+            # The window that is kept lacks what has just landed, and its rows are gone: whoever
+            # reads both would miss those items.
             self.store.replace_window(address, None)
         return written
 
@@ -322,23 +324,24 @@ class SQLiteLog(Log):
         assert kept.stored is not None  # there is something to be kept
         ours = newest == kept.newest
         if not owns:
-            # Whoever has claimed it since may have changed what is on the server.
+            # A process that has claimed it since may have changed what is on the server.
             if not same or store.elsewhere(address) or not (ours or kept.listed):
                 return None
             # Nor while a batch may have landed that nobody has looked for: the next process would
             # show both, what was kept and what waits.
             if store.any_sealed(address):
                 return None
-            # One that is not known here may have been kept since the server was asked.
+            # An item that is not known here may have been kept since the server was asked.
             if not (ours or newest is None or any(newest[1] == item.id for item in kept.items)):
                 return None
         elif not (ours or newest is None or kept.listed):
-            # A reader has listed it, and perhaps what is not known here.
+            # A reader has kept what it listed, and may know items that are not known here.
             return None
         added = ours and kept.new is not None
         ids = [item.id for item in kept.items]
         if not added and store.window_matches(address, ids, kept.complete):
-            # Or whoever has kept it would take it for something new.
+            # The items stay as they are, with their places: written anew, the process that kept
+            # them would take them for another window.
             store.append_window(address, (), kept.unverified)
             return Written(newest)
         if added:
@@ -349,13 +352,13 @@ class SQLiteLog(Log):
             window = StoredWindow(
                 tuple(map(kept.stored, kept.items)), kept.complete, kept.unverified
             )
-            # A window of nothing that may not be all shows nothing: no batch could be told by
-            # what stands before it.
+            # An empty window is kept only of an empty conversation: otherwise it shows nothing, and
+            # holds no anchor.
             some = bool(kept.items) or kept.complete
             store.replace_window(address, window if some else None)
         return Written(store.window_newest(address))
 
 
 def _claims(mark: Mark) -> tuple[int, int]:
-    # Whoever accepts makes a record, and changes nothing by that.
+    # A record that nobody has claimed yet was made by an append alone: that changes no epoch.
     return (mark.number, mark.claims) if mark.claims else (0, 0)

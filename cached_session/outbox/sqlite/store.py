@@ -68,14 +68,15 @@ GROUP BY number ORDER BY number
 """
 LOCAL_NAME = "SELECT local FROM conversations WHERE number = ?"
 DELETE = "DELETE FROM conversations WHERE number = ?"
-# A local name stays as long as the file: whoever still has it must find the conversation.
+# A record with a local name stays as long as the file: a program that has stored the name must
+# find the conversation by it.
 DELETE_IF_EMPTY = """
 DELETE FROM conversations
 WHERE number = ? AND doubt IS NULL AND paused IS NULL AND local IS NULL
     AND window_written IS NULL AND NOT EXISTS (SELECT 1 FROM items WHERE conversation = number)
     AND NOT EXISTS (SELECT 1 FROM turns WHERE conversation = number)
 """
-# Nobody has ever had it: one that comes anew stands where it stood.
+# Only where nobody has ever claimed it: then nobody can tell a new record from the removed one.
 DELETE_IF_UNUSED = f"{DELETE_IF_EMPTY} AND claims = 0"
 ACCEPT = "INSERT INTO items (conversation, accepted_at, data) VALUES (?, ?, ?)"
 ROWS = "SELECT seq, data, sealed, accepted_at FROM items"
@@ -109,8 +110,8 @@ IN_LINES = "SELECT DISTINCT owner FROM turns"
 STEP_OUT_OF_ALL = "DELETE FROM turns WHERE owner = ?"
 MOVE_LINE = "UPDATE turns SET conversation = ? WHERE conversation = ?"
 
-# From item to item of another conversation, by the index: what else is kept of conversations in
-# which nothing waits is not looked at.
+# By the index, from each conversation in which something waits to the next: the others, of which
+# only a window is kept, are not looked at.
 WAITING = f"""
 WITH RECURSIVE waiting (place) AS (
     SELECT MIN(conversation) FROM items
@@ -191,7 +192,8 @@ class Store:
         """What differs from an earlier one if anybody else has had a backlog since then."""
         number = self._find(address)
         if number is None:
-            # While this store lives, nobody else removes a record that anybody has had.
+            # There is no record: as if this store had it. While this store lives, nobody removes a
+            # record that anybody has had.
             return Mark(0, self.token, 0)
         return Mark(number, *self._connection.execute(MARK, (number,)).fetchone())
 
@@ -418,7 +420,7 @@ class Store:
         new = address._replace(conversation=conversation)
         other = self._find(new)
         if other is not None:
-            # Somebody knew of the conversation before this was recorded.
+            # The conversation has a record by its id already.
             self._merge(number, other)
             number = other
         self._connection.execute(RENAME, (conversation, address.conversation, number))
