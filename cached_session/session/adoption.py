@@ -82,18 +82,19 @@ class Adopter:
         self._lock = threading.Lock()
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._sweeping: asyncio.Task[None] | None = None
-        # Fired when it has ended, and when it has begun to send.
+        # Fired when a look has ended, and when a backlog begins to be sent.
         self._changed = Signal()
-        # When somebody looked, on the clock of the loop that was.
+        # When the last look was, on the clock of the loop that it was on.
         self._looked = -math.inf
-        # When each was first seen as it is, and when what was tried was.
+        # When each orphan was first seen unchanged, and when each address was tried last.
         self._seen: dict[Orphan, float] = {}
         self._tried: dict[Address, float] = {}
-        # What a look is for that is to come by itself; another one replaces it.
+        # Stands for the look that a timer begins. Another timer, or `hold_off`, replaces it, and
+        # the first one then does nothing.
         self._next: object = None
-        # How many are at it that want it to do nothing.
+        # How many callers of `hold_off` have not called `go_on` yet.
         self._held_off = 0
-        # What is being sent, and how many items of it had been delivered before.
+        # The backlogs that are being sent, and how many items of each were delivered before.
         self._at_work: dict[object, tuple[Backlog, int]] = {}
         self._sent = 0
 
@@ -174,28 +175,28 @@ class Adopter:
             return
         if self._sweeping is not None and not lost(self._sweeping):
             return
-        # It sends for nobody who is at work here: see `Sender.start`.
+        # In a context of its own, as `Sender.start`: it does not send for the present caller.
         self._sweeping = task = contextvars.Context().run(
             loop.create_task, self._look_around(), name="outbox, what others have left"
         )
         task.add_done_callback(lambda _: self._changed.fire())
-        # Nothing depends on its end.
+        # Where its loop ends first, the next use of a session looks again.
         forsake(task)
 
     async def _look_around(self) -> None:
-        # Whoever called goes on first, as in `Sender`.
+        # The call that has begun this goes on first, as in `Sender`.
         for _ in range(8):
             await asyncio.sleep(0)
         try:
             again = await self.sweep(self._means, AGAIN_AFTER)
         except OutboxError as error:
-            # The calls of those who use the outbox say so, too.
+            # Calls of sessions meet the same error, and raise it.
             logger.debug("what others have left was not looked for: %s", error)
             return
         if again is not None:
             loop, mine = asyncio.get_running_loop(), object()
             self._next = mine
-            # A timer, and no task: no loop has to wait for it at its end.
+            # A timer, and no task: a loop that ends need not cancel it.
             loop.call_later(again, self._again, loop, mine)
 
     def _again(self, loop: asyncio.AbstractEventLoop, mine: object) -> None:
@@ -207,7 +208,7 @@ class Adopter:
         """Has it look for nothing from now on, until `go_on`. What it has adopted is sent on."""
         with self._lock:
             self._held_off += 1
-            # After it, the next use of a session begins anew.
+            # No timer goes on after `go_on`: the next use of a session looks again.
             self._next = None
             if self._sweeping is not None:
                 cancel(self._sweeping)
@@ -249,7 +250,7 @@ class Adopter:
                     for address in found[:room]:
                         self._tried[address] = loop.time()
                         working.add(task := loop.create_task(self._send(through, address)))
-                        # Whoever looks next goes on where its loop has stopped.
+                        # Where its loop stops, the next look finds the backlog again.
                         forsake(task)
                 if not working:
                     return again
@@ -263,13 +264,14 @@ class Adopter:
     async def _look(self, means: Means, every: float) -> tuple[list[Address], float | None]:
         """What nobody sends, and seconds after which to look again; None: nothing else waits."""
         now = self._looked = asyncio.get_running_loop().time()
-        # Each is tried once in a while, whatever became of it.
+        # An address is tried once in so many seconds, whatever became of it.
         self._tried = {one: at for one, at in self._tried.items() if at <= now < at + every}
         beside, before = frozenset(self._tried), self._seen
         orphans = await means.outbox.consult(
             lambda log: log.orphans(self._home, beside, _AT_A_LOOK)
         )
-        # Who has recorded it claims it a moment later; and who uses the conversation comes first.
+        # Only what was seen for a while: a worker claims what it has recorded a moment later, and
+        # one that uses the conversation comes first.
         self._seen = {one: min(now, before.get(one, now)) for one in orphans.found}
         left = [one.address for one, at in self._seen.items() if at + SURE_AFTER <= now]
         if len(left) < len(orphans.found):

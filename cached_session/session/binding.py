@@ -90,12 +90,12 @@ class Binding:
         self._policy = policy
         self._retrier = Retrier(policy, meter)
         self._remote = Remote(chosen.client, meter)
-        # The name. Where a session is wrapped, that one's id counts, but while the
-        # conversation has only a local name: then this is the copy.
+        # The name. Where a session is wrapped, that session's id counts. While the conversation
+        # has only a local name, the wrapped session has none, and `_local` is the copy.
         self._underlying = underlying
         self._id = conversation_id
         self._local: Conversation | None = None
-        # What of the client counted when the copy was bound.
+        # The client's `settings` when the copy was bound.
         self._settings: tuple[object, ...] = ()
         # The trust in the copy, and the number of the listing that opens it for this session.
         self._max_staleness = max_staleness
@@ -104,7 +104,7 @@ class Binding:
         self._adopter: Adopter | None = None
         # Calls that are under way.
         self._calls = 0
-        # Whether its backlogs count it as a user no more.
+        # Whether the session is no user of its backlogs any more.
         self._parted = False
         self._begin_making()
         in_child(self, Binding._begin_anew)
@@ -360,7 +360,7 @@ class Binding:
             # What counts then was validated just now.
             return ANY
         if self._max_staleness is None:
-            # Without end, once a listing was begun after the session came to the conversation.
+            # For ever, from the first listing that was begun after the session had come to it.
             if self._opening is None:
                 self._opening = conversation.ledger.listings + 1
             return Trust(self._opening)
@@ -369,7 +369,7 @@ class Binding:
             # Not even a check that another caller makes while this one waits:
             # our own writes may come between that and the answer.
             return Trust(0, math.inf, now)
-        # Of the copy, not of this session: whoever has checked it.
+        # The copy's age counts, whichever session has checked it.
         return Trust(0, now - self._max_staleness, now)
 
     def valid_since(self) -> float:
@@ -468,7 +468,7 @@ class Binding:
 
         if self._parted or self.outbox is None:
             return None
-        # It counts as nobody's.
+        # No session counts what is sent so.
         meter = self.meter.apart()
         return Means(self.outbox, self._client, self._cache, self._policy, meter)
 
@@ -561,7 +561,7 @@ class Binding:
             if self._adopter is not None:
                 await self._adopter.looked(self)
         except GeneratorExit:
-            # Its event loop was left lying: nobody runs what could be waited for.
+            # The event loop was left lying: nothing runs on it that could be waited for.
             self._stop_using(session)
             raise
         except asyncio.CancelledError:
@@ -578,7 +578,7 @@ class Binding:
     async def close_at_once(self, session: object) -> None:
         """Closes the session for a caller who hears of something else."""
         self.closed = True
-        # Not of what closing the outbox says: all that is recorded stays there.
+        # An error of closing the outbox is not raised: what is recorded stays there.
         with contextlib.suppress(CachedSessionError):
             await self._part(session)
 
@@ -604,7 +604,8 @@ class Binding:
         if self._adopter is not None:
             self._adopter.leave(self)
         with outbox.lock:
-            # Of each conversation that the session was on. One that got its id has two names.
+            # The backlogs of all conversations that the session was on. One whose conversation got
+            # its id is there by both names.
             used = {id(one): one for one in outbox.backlogs.values() if self in one.users}
             for backlog in used.values():
                 backlog.users.discard(self)

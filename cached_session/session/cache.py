@@ -67,7 +67,7 @@ class ConversationCache:
         max_bytes, ttl = self._max_bytes, self._ttl
         self._lock = threading.RLock()
         self._hits = self._misses = self._evictions = 0
-        # Of which observers are to be told, once the lock is free: they may do what they like.
+        # The observers are told of these once the lock is free: they may call the cache.
         self._evicted: list[CopyEvicted] = []
         self._copies: _Least | _Timed = (
             _Least(max_bytes, self._evicted)
@@ -162,7 +162,7 @@ class ConversationCache:
             dropped += one.holds
             one.order.invalidate()
             with self._lock:
-                # One that is being worked on is measured at the end of that.
+                # A copy that is being worked on is measured when the work is done.
                 if not one.holds:
                     self._copies.pop(one.key, None)
                 self._note(one)
@@ -226,7 +226,7 @@ class ConversationCache:
     def conversations(self) -> list[Conversation]:
         """The copies that are kept or in use, at this moment."""
         with self._lock:
-            # One may be known by two names.
+            # A copy may be there by two names.
             return [*{id(one): one for one in self._live.values()}.values()]
 
     def touch(self, conversation: Conversation) -> None:
@@ -336,7 +336,7 @@ def _eviction(conversation: Conversation, reason: str) -> CopyEvicted:
 
 def _drop(conversation: Conversation, reason: str, evicted: list[CopyEvicted]) -> None:
     evicted.append(_eviction(conversation, reason))
-    # One that is being worked on is taken in again when the work is done.
+    # A copy that is being worked on is taken in again when the work is done.
     conversation.order.turns.when_idle(conversation.drop)
 
 
@@ -378,7 +378,7 @@ class _Timed(TTLCache[Key, Conversation]):
     def touch(self, conversation: Conversation) -> None:
         """Drops what is too old, and notes that a copy is about to be used, if it is here."""
         self.expire()
-        # One that a write has just outgrown is dealt with at its end.
+        # A copy that a write has just made too large is dealt with when the write has ended.
         if conversation.key in self and _size(conversation) <= self.maxsize:
             self[conversation.key] = conversation
 

@@ -135,7 +135,7 @@ class Relay:
             try:
                 again = await self._adopter.sweep(self._through, every)
             except OutboxUnavailable as error:
-                # The engine comes back, or somebody reads this.
+                # Once: either the engine comes back, or somebody reads this.
                 if not self._away:
                     logger.warning("%s", error)
                 self._away, again = True, None
