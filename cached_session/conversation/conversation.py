@@ -83,7 +83,6 @@ class Conversation:
         order: Who works on it.
         ledger: What is known of it.
         backlog: What an outbox holds for it, if a session uses one.
-        replaced: Whether another copy is the conversation's own by now.
     """
 
     def __init__(
@@ -105,7 +104,6 @@ class Conversation:
         self.order: Order = Order(conversation_id, functools.partial(resized, self))
         self.ledger: Ledger = self.order.ledger
         self.backlog: Backlog | None = None
-        self.replaced: bool = False
         self._renamed = renamed
         # Backlogs that closed sessions have left, and that give way to this one's.
         self._before: Collection[Backlog] = ()
@@ -118,13 +116,16 @@ class Conversation:
         self._errands = Errands()
         # Who deletes it: what comes meanwhile is for the next conversation.
         self._clearing = Turns()
-        # Who has it for several operations.
-        self._runs = Turns()
 
     @property
     def conversation_id(self) -> str:
         """The conversation's id, or its local name."""
         return self.ledger.conversation_id
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another copy is the conversation's own by now."""
+        return self.order.instead is not None
 
     @property
     def size(self) -> int:
@@ -230,7 +231,7 @@ class Conversation:
             other: Backlog = outbox.backlogs.setdefault(address, backlog)
             if other is not backlog:
                 # Somebody has come to it here by its own id: two copies would both send.
-                self.replaced = True
+                self.order.give_up(other.order)
                 outbox.backlogs[address._replace(conversation=local)] = other
         self._renamed(self, conversation_id)
         return None if other is backlog else other
@@ -742,7 +743,7 @@ class Conversation:
     @property
     def run(self) -> Run | None:
         """The run that the present task belongs to, or None."""
-        return run_of(self._runs)
+        return run_of(self.order.runs)
 
     async def begin_run(self, operation: Operation, deadline: float, wait: float) -> Run | None:
         """Waits for the turn of a whole run, and catches up with who had it before.
@@ -767,7 +768,7 @@ class Conversation:
         backlog = self.backlog
         outbox = None if backlog is None else backlog.record.outbox
         try:
-            run = Run(await self._runs.enter(deadline, self.conversation_id), outbox)
+            run = Run(await self.order.enter_run(deadline), outbox)
         except DeadlineExceeded:
             raise self._busy(wait) from None
         try:
@@ -778,7 +779,7 @@ class Conversation:
                 # What another process has done in its turn is read by the first call in this one:
                 # here, it would wait for calls that are in no turn, and others for this one.
                 record.turn_has_come()
-            if operation.superseded():
+            if operation.superseded() or self.replaced:
                 raise Superseded
         except GeneratorExit:
             self.drop_run(run)

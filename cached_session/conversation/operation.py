@@ -323,6 +323,8 @@ class Order:
         ledger: What is known of the conversation.
         lock: The ledger's.
         turns: Who may work on it.
+        runs: Who has it for several operations: here, and on copies that were given up for it.
+        instead: The copy of the conversation that this one was given up for, or None.
         invalid: Whether what is known is not to be served any more.
     """
 
@@ -336,6 +338,8 @@ class Order:
         self.lock: threading.Lock = threading.Lock()
         self.ledger: Ledger = Ledger(conversation_id, self.lock)
         self.turns: Turns = Turns()
+        self.runs: list[Turns] = [Turns()]
+        self.instead: Order | None = None
         self.invalid: bool = False
         self._worked = worked
         self._writes: set[asyncio.Task[Any]] = set()
@@ -360,6 +364,31 @@ class Order:
             turn.end()
             raise Superseded
         operation.turn = turn
+        return turn
+
+    def give_up(self, other: Order) -> None:
+        """Gives this copy up for another one, on which whoever has a run on this one goes on."""
+        self.instead = other
+        # Also where nobody has one: what comes late of a run that is over is refused there, too.
+        other.runs += self.runs
+
+    async def enter_run(self, deadline: float) -> Turn:
+        """Waits for the turn of a whole run, also behind those on copies that were given up for it.
+
+        Args:
+            deadline: Until when, on the running loop's clock.
+
+        Raises:
+            DeadlineExceeded: It did not come in time.
+        """
+        turn = await self.runs[0].enter(deadline, self.ledger.conversation_id)
+        try:
+            for runs in self.runs:
+                if runs is not self.runs[0]:
+                    (await runs.enter(deadline, self.ledger.conversation_id)).end()
+        except BaseException:
+            turn.end()
+            raise
         return turn
 
     def leave(self, turn: Turn) -> None:

@@ -896,7 +896,8 @@ class Record:
         self._instead = other
         if self.held or self._ledger.queue:
             other._hold(True)
-        other.come()
+        # Whoever has a run on it here goes on there, and is to see what the run before it did.
+        other.turn_has_come()
         self._hold(False)
 
     def let_go(self) -> None:

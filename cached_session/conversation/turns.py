@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -68,9 +68,9 @@ class Turn:
         """Whether it has not ended, and nobody took it over."""
         return self._turns.current is self
 
-    def of(self, turns: Turns) -> bool:
+    def of(self, turns: Collection[Turns]) -> bool:
         """Whether it is one of these."""
-        return self._turns is turns
+        return self._turns in turns
 
     def end(self) -> None:
         """Gives the turn to whoever waited longest."""
@@ -297,7 +297,7 @@ class Run:
         """Whether the running event loop is its own."""
         return self._turn.here
 
-    def of(self, turns: Turns) -> bool:
+    def of(self, turns: Collection[Turns]) -> bool:
         """Whether it is of the conversation on which these are the turns."""
         return self._turn.of(turns)
 
@@ -399,7 +399,7 @@ class Run:
         self._turn.end()
 
 
-def run_of(turns: Turns) -> Run | None:
+def run_of(turns: Collection[Turns]) -> Run | None:
     """The run that the present task belongs to, on the conversation on which these are the turns.
 
     Returns:

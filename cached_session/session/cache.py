@@ -216,9 +216,9 @@ class ConversationCache:
                 self._remind(found)
             for key in keys:
                 other = self._live.get(key)
-                if other not in (None, found):
+                if other is not None and other is not found:
                     # It was not known that these are one account.
-                    other.replaced = True
+                    other.order.give_up(found.order)
                     self._copies.pop(other.key, None)
                 self._live[key] = found
             return found
@@ -281,7 +281,7 @@ class ConversationCache:
                     continue
                 other = self._live.get((key[0], conversation_id))
                 if other is not None:
-                    other.replaced = True
+                    other.order.give_up(conversation.order)
                     self._copies.pop(other.key, None)
                 self._live[key[0], conversation_id] = conversation
             conversation.key = (conversation.key[0], conversation_id)

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from cached_session import CachedSession, ConversationCache, MemoryOutbox, Outbox, SQLiteOutbox
+from cached_session import (
+    CachedSession,
+    ConversationBusy,
+    ConversationCache,
+    MemoryOutbox,
+    Outbox,
+    SQLiteOutbox,
+)
 from cached_session.commands.cli import main
 from cached_session.emulator import Emulator, Request
 from tests.outbox_sessions.support import QUICK, until, words
@@ -213,6 +220,29 @@ async def test_sessions_without_the_outbox_share_the_copy(
                         assert words(await reader.get_items()) == expected
                 await old.flush()
             assert texts(emulator.items(conversation)) == list(map(str, range(6)))
+
+
+async def test_a_run_whose_key_is_found_to_be_of_an_account(new_outbox: NewOutbox) -> None:
+    """A run keeps its turn where a session with an outbox shows whose copy of it counts."""
+    outbox, cache = new_outbox(**PROD), ConversationCache()
+    with Emulator() as emulator:
+        conversation = Elsewhere(emulator).conversation("0")
+        async with (
+            new_client(emulator, api_key=NEW) as client,
+            using(emulator, outbox, conversation, OLD, cache=cache) as old,
+        ):
+            await old.get_items()
+            plain = CachedSession(conversation_id=conversation, openai_client=client, cache=cache)
+            async with plain.turn():
+                await plain.add_items(users("1"))
+                async with using(emulator, outbox, conversation, NEW, cache=cache) as new:
+                    assert words(await new.get_items()) == ["0", "1"]
+                    with pytest.raises(ConversationBusy):
+                        await asyncio.create_task(new.turn(wait=0).__aenter__())
+                    async with plain.turn(wait=0):
+                        await plain.add_items(users("2"))
+            async with old.turn(wait=0):
+                assert words(await old.get_items()) == ["0", "1", "2"]
 
 
 async def test_keys_that_are_not_fixed_have_an_account(new_outbox: NewOutbox) -> None:

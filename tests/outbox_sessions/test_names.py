@@ -12,12 +12,14 @@ from openai import AsyncOpenAI
 
 from cached_session import (
     CachedSession,
+    ConversationBusy,
     ConversationCache,
     MemoryOutbox,
     Outbox,
     OutboxError,
     PostgresOutbox,
     SQLiteOutbox,
+    TurnLost,
 )
 from cached_session.emulator import Emulator
 from cached_session.emulator.requests import is_create
@@ -290,3 +292,144 @@ async def test_what_waited_goes_to_a_conversation_that_is_in_use(
                 assert words(await each.get_items()) == ["direct", "meanwhile", "waits"]
                 await each.aclose()
     assert made(emulator) == 0
+
+
+# A run by the local name, whose copy is given up for the one by the id
+
+
+@asynccontextmanager
+async def run_by_the_local_name(
+    new: Callable[[], Outbox],
+) -> AsyncIterator[tuple[Emulator, Process, CachedSession, CachedSession]]:
+    """In a run by a local name, which another process has made a conversation of.
+
+    Two sessions of the run's process: the run's, whose next call hears of it, and one by the id.
+    """
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name)
+            assert words([await session.pop_item()]) == ["1"]
+            async with session.turn():
+                emulator.start()
+                await begun.add_items(users("2"))
+                await begun.flush()
+                by_id = process.session(begun.session_id)
+                assert words(await by_id.get_items()) == ["2"]
+                yield emulator, process, session, by_id
+            async with by_id.turn(wait=0):
+                pass
+            for each in (begun, session, by_id):
+                await each.aclose()
+
+
+async def test_a_run_goes_on_by_the_id(new: Callable[[], Outbox]) -> None:
+    """A run keeps its turn when what it began on becomes known by its id; nobody else has it."""
+    async with run_by_the_local_name(new) as (emulator, _, session, by_id):
+        assert words(await session.get_items()) == ["2"]
+        async with session.turn(wait=0), by_id.turn(wait=0):
+            await session.add_items(users("3"))
+        for other in (session, by_id):
+            with pytest.raises(ConversationBusy):
+                await asyncio.create_task(other.turn(wait=0).__aenter__())
+        await session.add_items(users("4"))
+        await session.flush()
+        assert texts(emulator.items(session.session_id)) == ["2", "3", "4"]
+
+
+async def test_a_run_is_over_by_the_id_too(new: Callable[[], Outbox]) -> None:
+    """Where a run's turn is lost after its conversation got its id, it records nothing more."""
+    async with run_by_the_local_name(new) as (emulator, process, session, by_id):
+        assert words(await session.get_items()) == ["2"]
+        await process.outbox.aclose()
+        for call in (session.add_items(users("3")), session.pop_item(), session.clear_session()):
+            with pytest.raises(TurnLost):
+                await call
+        await by_id.flush()
+        assert texts(emulator.items(session.session_id)) == ["2"]
+
+
+async def test_a_run_by_the_local_name_sees_the_one_before_it(new: Callable[[], Outbox]) -> None:
+    """A run by the local name sees what a run by the id did elsewhere, whatever is held of that."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name, max_staleness=3600)
+            assert words([await session.pop_item()]) == ["1"]
+            emulator.start()
+            await begun.add_items(users("2"))
+            await begun.flush()
+            by_id = process.session(begun.session_id, max_staleness=3600)
+            assert words(await by_id.get_items()) == ["2"]
+            async with begun.turn():
+                await begun.add_items(users("3"))
+                await begun.flush()
+            async with session.turn():
+                assert words(await session.get_items()) == ["2", "3"]
+            for each in (begun, session, by_id):
+                await each.aclose()
+
+
+@in_virtual_time
+async def test_a_run_where_the_wrapped_session_has_made_it() -> None:
+    """Who comes to a conversation by its id waits for a run that began on it by a local name."""
+    line = Line()
+    outbox, cache = MemoryOutbox(), ConversationCache()
+    wrapped = OpenAIConversationsSession(openai_client=line.openai)
+    session = CachedSession(wrapped, outbox=outbox, cache=cache, retry=policy())
+    line.always(is_create, CUT)
+    await session.add_items(users("waits"))
+    direct = line.session(line.conversation("direct"), outbox=outbox, cache=cache)
+    assert words(await direct.get_items()) == ["direct"]
+    waited: list[str] = []
+
+    async def wait_for_it() -> None:
+        async with direct.turn(wait=60):
+            waited.extend(words(await direct.get_items()))
+
+    async with session.turn():
+        wrapped.session_id = direct.session_id
+        line.heal()
+        await session.flush()
+        assert session.session_id == direct.session_id
+        with pytest.raises(ConversationBusy):
+            await asyncio.create_task(direct.turn(wait=0).__aenter__())
+        task = asyncio.create_task(wait_for_it())
+        await asyncio.sleep(1)
+        assert waited == []
+        await session.add_items(users("of the run"))
+    await task
+    assert waited == ["direct", "waits", "of the run"]
+    await session.aclose()
+    await direct.aclose()
+
+
+async def test_a_run_without_the_outbox_goes_on(new: Callable[[], Outbox]) -> None:
+    """A run without the outbox keeps its turn where one with it brings a copy from a local name."""
+    with Emulator() as emulator:
+        emulator.stop()
+        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
+            begun = other.session()
+            await begun.add_items(users("1"))
+            session = process.session(begun.local_name)
+            assert words([await session.pop_item()]) == ["1"]
+            emulator.start()
+            await begun.add_items(users("2"))
+            await begun.flush()
+            plain = CachedSession(
+                conversation_id=begun.session_id, openai_client=process.client, cache=process.cache
+            )
+            async with plain.turn():
+                assert words(await session.get_items()) == ["2"]
+                with pytest.raises(ConversationBusy):
+                    await asyncio.create_task(session.turn(wait=0).__aenter__())
+                async with plain.turn(wait=0):
+                    await plain.add_items(users("3"))
+            async with session.turn(wait=0):
+                assert words(await session.get_items()) == ["2", "3"]
+            for each in (begun, session):
+                await each.aclose()
