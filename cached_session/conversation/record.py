@@ -741,6 +741,9 @@ class Record:
         if self._instead is not None:
             return
         ledger, epoch = self._ledger, self._known_epoch()
+        if ledger.local and not (self.held or self.left):
+            # What another copy here holds by the conversation's id is not this one's to let go of.
+            release = False
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
         landed = ledger.queue.landed
         kept, written = self._kept(listed=listed)

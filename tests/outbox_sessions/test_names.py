@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import pytest
 from agents import OpenAIConversationsSession
@@ -31,9 +32,10 @@ from tests.outbox_sessions.support import (
     in_virtual_time,
     left_by_an_exception,
     raised,
+    until,
     words,
 )
-from tests.session.support import Elsewhere, new_client, texts, users
+from tests.session.support import Elsewhere, Gate, new_client, texts, users
 
 
 @pytest.fixture(params=["file", pytest.param("postgres", marks=pytest.mark.processes)])
@@ -216,56 +218,66 @@ async def test_both_names_in_one_process(first: str, new: Callable[[], Outbox]) 
                 await session.aclose()
 
 
+class Two(NamedTuple):
+    """A session by a local name, its process, and the session of another process that gave it."""
+
+    emulator: Emulator
+    gate: Gate
+    process: Process
+    begun: CachedSession
+    session: CachedSession
+
+
 @asynccontextmanager
-async def made_elsewhere(
-    new: Callable[[], Outbox],
-) -> AsyncIterator[tuple[Emulator, str, CachedSession]]:
-    """A session by a local name of which nothing waits: another process has made it, and sent."""
-    with Emulator() as emulator:
+async def known_by_two(new: Callable[[], Outbox], **options: Any) -> AsyncIterator[Two]:
+    """A conversation with a local name of which nothing waits, while the server is away."""
+    with held() as (emulator, gate):
         emulator.stop()
         async with Process(emulator, new()) as other, Process(emulator, new()) as process:
             begun = other.session()
             await begun.add_items(users("1"))
-            session = process.session(begun.local_name)
+            session = process.session(begun.local_name, **options)
             assert words([await session.pop_item()]) == ["1"]
-            emulator.start()
-            await begun.add_items(users("2"))
-            await begun.flush()
-            yield emulator, begun.session_id, session
+            # Nobody looks any more: only a call hears what becomes of it elsewhere.
+            await until(lambda: len(asyncio.all_tasks()) == 1)
+            yield Two(emulator, gate, process, begun, session)
             await session.aclose()
             await begun.aclose()
+
+
+@asynccontextmanager
+async def made_elsewhere(new: Callable[[], Outbox], **options: Any) -> AsyncIterator[Two]:
+    """The same when the other process has made it, and sent "2"."""
+    async with known_by_two(new, **options) as two:
+        two.emulator.start()
+        await two.begun.add_items(users("2"))
+        await two.begun.flush()
+        assert two.session.local_name is not None
+        yield two
 
 
 async def test_made_and_sent_by_another_process(new: Callable[[], Outbox]) -> None:
     """A pop by a local name of which nothing waits any more takes what another process has sent."""
-    async with made_elsewhere(new) as (emulator, conversation_id, session):
+    async with made_elsewhere(new) as (emulator, _, _, begun, session):
         assert words([await session.pop_item()]) == ["2"]
-        assert emulator.items(conversation_id) == []
+        assert emulator.items(begun.session_id) == []
 
 
 async def test_cleared_by_its_local_name(new: Callable[[], Outbox]) -> None:
     """A clear by the local name deletes the conversation that another process has made."""
-    async with made_elsewhere(new) as (emulator, conversation_id, session):
+    async with made_elsewhere(new) as (emulator, _, _, begun, session):
         await session.clear_session()
         with pytest.raises(LookupError):
-            emulator.items(conversation_id)
+            emulator.items(begun.session_id)
 
 
 async def test_flushed_by_two_processes(new: Callable[[], Outbox]) -> None:
     """Where two processes flush a local name of which nothing waits, one conversation is made."""
-    with Emulator() as emulator:
-        emulator.stop()
-        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
-            begun = other.session()
-            await begun.add_items(users("1"))
-            session = process.session(begun.local_name)
-            assert words([await session.pop_item()]) == ["1"]
-            emulator.start()
-            await asyncio.gather(begun.flush(), session.flush())
-            assert session.session_id == begun.session_id
-            assert made(emulator) == 1
-            await session.aclose()
-            await begun.aclose()
+    async with known_by_two(new) as (emulator, _, _, begun, session):
+        emulator.start()
+        await asyncio.gather(begun.flush(), session.flush())
+        assert session.session_id == begun.session_id
+        assert made(emulator) == 1
 
 
 @pytest.mark.parametrize("where", ["in another process", "in the same"])
@@ -305,24 +317,14 @@ async def run_by_the_local_name(
 
     Two sessions of the run's process: the run's, whose next call hears of it, and one by the id.
     """
-    with Emulator() as emulator:
-        emulator.stop()
-        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
-            begun = other.session()
-            await begun.add_items(users("1"))
-            session = process.session(begun.local_name)
-            assert words([await session.pop_item()]) == ["1"]
-            async with session.turn():
-                emulator.start()
-                await begun.add_items(users("2"))
-                await begun.flush()
-                by_id = process.session(begun.session_id)
-                assert words(await by_id.get_items()) == ["2"]
-                yield emulator, process, session, by_id
-            async with by_id.turn(wait=0):
-                pass
-            for each in (begun, session, by_id):
-                await each.aclose()
+    async with made_elsewhere(new) as (emulator, _, process, begun, session):
+        by_id = process.session(begun.session_id)
+        assert words(await by_id.get_items()) == ["2"]
+        async with session.turn():
+            yield emulator, process, session, by_id
+        async with by_id.turn(wait=0):
+            pass
+        await by_id.aclose()
 
 
 async def test_a_run_goes_on_by_the_id(new: Callable[[], Outbox]) -> None:
@@ -353,25 +355,15 @@ async def test_a_run_is_over_by_the_id_too(new: Callable[[], Outbox]) -> None:
 
 async def test_a_run_by_the_local_name_sees_the_one_before_it(new: Callable[[], Outbox]) -> None:
     """A run by the local name sees what a run by the id did elsewhere, whatever is held of that."""
-    with Emulator() as emulator:
-        emulator.stop()
-        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
-            begun = other.session()
-            await begun.add_items(users("1"))
-            session = process.session(begun.local_name, max_staleness=3600)
-            assert words([await session.pop_item()]) == ["1"]
-            emulator.start()
-            await begun.add_items(users("2"))
+    async with made_elsewhere(new, max_staleness=3600) as (_, _, process, begun, session):
+        by_id = process.session(begun.session_id, max_staleness=3600)
+        assert words(await by_id.get_items()) == ["2"]
+        async with begun.turn():
+            await begun.add_items(users("3"))
             await begun.flush()
-            by_id = process.session(begun.session_id, max_staleness=3600)
-            assert words(await by_id.get_items()) == ["2"]
-            async with begun.turn():
-                await begun.add_items(users("3"))
-                await begun.flush()
-            async with session.turn():
-                assert words(await session.get_items()) == ["2", "3"]
-            for each in (begun, session, by_id):
-                await each.aclose()
+        async with session.turn():
+            assert words(await session.get_items()) == ["2", "3"]
+        await by_id.aclose()
 
 
 @in_virtual_time
@@ -410,26 +402,69 @@ async def test_a_run_where_the_wrapped_session_has_made_it() -> None:
 
 async def test_a_run_without_the_outbox_goes_on(new: Callable[[], Outbox]) -> None:
     """A run without the outbox keeps its turn where one with it brings a copy from a local name."""
-    with Emulator() as emulator:
-        emulator.stop()
-        async with Process(emulator, new()) as other, Process(emulator, new()) as process:
-            begun = other.session()
-            await begun.add_items(users("1"))
-            session = process.session(begun.local_name)
-            assert words([await session.pop_item()]) == ["1"]
-            emulator.start()
-            await begun.add_items(users("2"))
-            await begun.flush()
-            plain = CachedSession(
-                conversation_id=begun.session_id, openai_client=process.client, cache=process.cache
-            )
-            async with plain.turn():
-                assert words(await session.get_items()) == ["2"]
-                with pytest.raises(ConversationBusy):
-                    await asyncio.create_task(session.turn(wait=0).__aenter__())
-                async with plain.turn(wait=0):
-                    await plain.add_items(users("3"))
-            async with session.turn(wait=0):
-                assert words(await session.get_items()) == ["2", "3"]
-            for each in (begun, session):
+    async with made_elsewhere(new) as (_, _, process, begun, session):
+        plain = CachedSession(
+            conversation_id=begun.session_id, openai_client=process.client, cache=process.cache
+        )
+        async with plain.turn():
+            assert words(await session.get_items()) == ["2"]
+            with pytest.raises(ConversationBusy):
+                await asyncio.create_task(session.turn(wait=0).__aenter__())
+            async with plain.turn(wait=0):
+                await plain.add_items(users("3"))
+        async with session.turn(wait=0):
+            assert words(await session.get_items()) == ["2", "3"]
+
+
+# What one copy keeps others from sending, the other does not let go of
+
+
+async def kept_from_others(outbox: Outbox) -> bool:
+    """Whether somebody keeps other processes from sending what the outbox has."""
+    return any(one.owned for one in await outbox.transact(lambda log: log.summaries()))
+
+
+async def test_a_local_name_lets_go_of_nothing_that_is_sent_by_the_id(
+    new: Callable[[], Outbox],
+) -> None:
+    """What is sent by the id stays this process's to send when a session by the old name ends."""
+    async with made_elsewhere(new) as (emulator, gate, process, begun, session):
+        by_id = process.session(begun.session_id)
+        await by_id.get_items()
+        gate.hold()
+        await by_id.add_items(users("3"))
+        await gate.arrived()
+        await session.aclose()
+        assert await kept_from_others(process.outbox)
+        gate.open()
+        await by_id.flush()
+        assert texts(emulator.items(begun.session_id)) == ["2", "3"]
+        assert not await kept_from_others(process.outbox)
+        await by_id.aclose()
+
+
+async def test_a_local_name_lets_go_of_nothing_that_is_removed_by_the_id(
+    new: Callable[[], Outbox],
+) -> None:
+    """While an item is removed by the id, a first read by the local name lets nobody else send."""
+    async with known_by_two(new) as (emulator, gate, process, begun, _):
+        emulator.start()
+        name = begun.local_name
+        await begun.add_items(users("2", "3"))
+        await begun.flush()
+        async with Process(emulator, new()) as third:
+            by_id = third.session(begun.session_id)
+            await by_id.get_items()
+            gate.hold()
+            pop = asyncio.create_task(by_id.pop_item())
+            await gate.arrived()
+            by_name = third.session(name)
+            read = asyncio.create_task(by_name.get_items())
+            await until(lambda: by_name.local_name is None)
+            assert await kept_from_others(process.outbox)
+            gate.open()
+            assert words([await pop]) == ["3"]
+            assert words(await read) == ["2"]
+            for each in (by_id, by_name):
+                await each.flush()
                 await each.aclose()

@@ -504,7 +504,7 @@ BEGIN
     held := mine AND (wants OR NOT nothing);
     lapsed := false;
     IF held THEN
-        IF NOT wants AND (c.paused IS NOT NULL
+        IF NOT wants AND (c.released OR c.owner IS DISTINCT FROM me) AND (c.paused IS NOT NULL
             OR NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = n)) THEN
             -- Nothing is sent here: whoever decides about it, or looks after what is in doubt,
             -- must find it free. It is known by the claim that it was looked at.

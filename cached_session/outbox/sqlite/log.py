@@ -53,8 +53,10 @@ class SQLiteLog(Log):
         mailbox = store.mailbox(address, after=0 if anew else seen)
         nothing = mailbox.doubt is None and not store.newest(address)
         mine = not store.elsewhere(address)
+        before = store.holds(address)
         held = mine and (claim or not nothing) and store.claim(address) is not None
-        if held and not claim and (mailbox.paused is not None or not store.newest(address)):
+        idle = mailbox.paused is not None or not store.newest(address)
+        if held and not claim and not before and idle:
             # This process will not send it. It lets it go, so that a command can decide about the
             # pause, and another process can look after what is in doubt.
             store.release(address)
