@@ -242,7 +242,7 @@ class Conversation:
 
     @property
     def _left(self) -> Callable[[], float] | None:
-        return None if self.backlog is None else self.backlog.record.has_left
+        return None if self.backlog is None else self.backlog.record.left
 
     # Reading
 

@@ -172,7 +172,7 @@ class Delivery:
                     await remove_late_copies(ledger, record, operation)
                 case Seal():
                     await record.seal(operation)
-                case Send() if not record.left:
+                case Send() if not record.left():
                     # The loop stood still since it was sealed, and the log's thread let others
                     # have it; or its lease has ended.
                     ledger.begin_recorded()
@@ -248,9 +248,9 @@ class Delivery:
         if self._promise is Promise.RECORDED:
             record = self._record
             assert record is not None  # what it has accepted is sent
-            left = record.has_left
+            left = record.left
             # Nor may it take longer: whoever has it then looks for it.
-            attempt = Attempt(min(attempt.seconds, record.left), attempt.number)
+            attempt = Attempt(min(attempt.seconds, left()), attempt.number)
             if not attempt.seconds:
                 raise Elsewhere
         ledger.sending(batch)

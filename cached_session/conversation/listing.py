@@ -87,7 +87,7 @@ async def fresh(
         openai.OpenAIError: The server refused, or stayed out of reach.
         UnexpectedAnswer: The server cannot list its own conversation.
     """
-    if ledger.trusted(trust) is None:
+    if ledger.known is None or ledger.watch.active or not ledger.checked(trust):
         await relist(ledger, operation, limit)
     restarts = 0
     while True:

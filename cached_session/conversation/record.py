@@ -169,14 +169,9 @@ class Record:
             _, _, self._epoch, self._version, self._keeping = reading
             self._keeping.count_anew()
 
-    @property
     def left(self) -> float:
         """Seconds for which nobody else sends what was sealed; 0: others may, by now."""
         return self.outbox.holdings.left(self)
-
-    def has_left(self) -> float:
-        """The same, for those who look again right before they write."""
-        return self.left
 
     @property
     def abandoned(self) -> bool:
@@ -741,7 +736,7 @@ class Record:
         if self._instead is not None:
             return
         ledger, epoch = self._ledger, self._known_epoch()
-        if ledger.local and not (self.held or self.left):
+        if ledger.local and not (self.held or self.left()):
             # What another copy here holds by the conversation's id is not this one's to let go of.
             release = False
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items

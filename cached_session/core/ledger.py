@@ -351,10 +351,6 @@ class Ledger:
         """Seconds since a listing was asked for that confirmed what is known; inf: none was."""
         return math.inf if self._checked_at is None else now - self._checked_at.told(now)
 
-    def trusted(self, trust: Trust) -> History | None:
-        """What is known, if it may be served without asking."""
-        return self.known if self.checked(trust) and not self.watch.active else None
-
     def view(self, limit: int | None, trust: Trust, *, idle: bool) -> list[dict[str, Any]] | None:
         """Answers a read of the newest `limit` items (None: all) from here.
 

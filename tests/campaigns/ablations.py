@@ -276,7 +276,7 @@ def reads_not_validated(patch: pytest.MonkeyPatch) -> None:
 
 def no_guard(patch: pytest.MonkeyPatch) -> None:
     """Who sends does not look, right before it does, for how long others keep from it."""
-    patch.setattr(record.Record, "left", property(lambda self: math.inf))
+    patch.setattr(record.Record, "left", lambda self: math.inf)
 
 
 def _other_tables(patch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> None:

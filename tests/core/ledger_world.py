@@ -307,7 +307,7 @@ class World:
 
     def _fresh(self, limit: int | None, trust: Trust) -> History:
         ledger = self.ledger
-        if ledger.trusted(trust) is None:
+        if ledger.known is None or ledger.watch.active or not ledger.checked(trust):
             self._list(limit)
         while True:
             while ledger.watch.extra:

@@ -195,7 +195,7 @@ def _live(setting: Setting, pipe: Connection, printing: Connection) -> None:
         _stop_at(setting.point, functools.partial(_stop, pipe), dies=setting.dies)
     if not setting.guarded:
         connections.check_may_be_written = _nothing
-        Record.left = property(lambda self: float("inf"))  # type: ignore[assignment,method-assign]
+        Record.left = lambda self: float("inf")  # type: ignore[method-assign]
     asyncio.run(_Life(setting, pipe).run_all())
 
 
