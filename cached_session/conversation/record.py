@@ -346,6 +346,15 @@ class Record:
         """Notes that a run has the turn on it, whose first call reads what others have done."""
         self._turned = True
 
+    def _look_again(self, others: object) -> None:
+        """Has the next read look where others have recorded something, and may have brought it.
+
+        By a local name what is known here may come once more: it has another place by now if the
+        conversation got its id elsewhere, and had another record by that.
+        """
+        if others and self._ledger.local:
+            self._as_of = None
+
     async def open(self, operation: Operation, in_turn: Callable[[Operation], Any]) -> None:
         """Reads what is recorded, where it was not, or somebody may have recorded more.
 
@@ -389,6 +398,7 @@ class Record:
             # What they had recorded was so before this.
             for loop in ended:
                 self._unheard.pop(loop, None)
+            self._look_again(rows)
             ledger.caught_up(rows)
             self._minds = ledger.queue.seen
 
@@ -559,6 +569,7 @@ class Record:
                 with self._lock:
                     self._heard(loop)
                 return
+            self._look_again(found.others)
             self._minds = max(self._minds, found.rows[-1].seq)
             if self._instead is not None:
                 # It was left to that one meanwhile.
@@ -619,6 +630,7 @@ class Record:
 
         def apply(found: Withdrawn) -> None:
             nonlocal entry
+            self._look_again(found.newer)
             ledger.caught_up(found.newer or ())
             if found.row is not None:
                 entry = ledger.withdrawn(found.row.seq)
@@ -761,6 +773,7 @@ class Record:
             if release:
                 self._hold(False)
             newer = self._readable(noted.newer) or ()
+            self._look_again(newer)
             ledger.noted(newer, unsent=noted.doubt and bool(batch))
             if noted.left is not None:
                 ledger.left_as_of(noted.left)

@@ -468,3 +468,47 @@ async def test_a_local_name_lets_go_of_nothing_that_is_removed_by_the_id(
             for each in (by_id, by_name):
                 await each.flush()
                 await each.aclose()
+
+
+# A name that was brought together with another record of its conversation
+
+
+@pytest.mark.parametrize("call", ["append", "pop", "another session"])
+async def test_items_that_moved_are_shown_once(call: str, new: Callable[[], Outbox]) -> None:
+    """What waits by a local name is shown once where it stands behind what waits by the id now."""
+    with Emulator() as emulator:
+        conversation = Elsewhere(emulator).conversation("direct")
+        async with (
+            Process(emulator, new()) as one,
+            Process(emulator, new()) as two,
+            Process(emulator, new()) as third,
+        ):
+            known = third.session(conversation, max_staleness=3600)
+            assert words(await known.get_items()) == ["direct"]
+            emulator.stop()
+            wrapped = OpenAIConversationsSession(openai_client=one.client)
+            session = CachedSession(wrapped, outbox=one.outbox, cache=one.cache, retry=QUICK)
+            await session.add_items(users("waits"))
+            while not await kept_from_others(two.outbox):  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0.001)
+            name = session.local_name
+            reader = third.session(name, max_staleness=3600)
+            assert words(await reader.get_items()) == ["waits"]
+            by_id = two.session(conversation)
+            await by_id.add_items(users("by the id"))
+            wrapped.session_id = conversation
+            await until(lambda: session.local_name is None)
+            expected = ["by the id", "waits"]
+            if call == "append":
+                await reader.add_items(users("more"))
+                expected.append("more")
+            elif call == "pop":
+                assert words([await reader.pop_item()]) == [expected.pop()]
+            else:
+                reader = third.session(name, max_staleness=3600)
+            assert words(await reader.get_items()) == ["direct", *expected]
+            emulator.start()
+            for each in (session, by_id, known, reader):
+                await each.flush()
+                await each.aclose()
+            assert texts(emulator.items(conversation)) == ["direct", *expected]
