@@ -12,6 +12,7 @@ from agents import set_tracing_disabled
 from cryptography.fernet import Fernet
 
 from cached_session import MemoryOutbox, Outbox, PostgresOutbox, SQLiteOutbox, fernet_cipher
+from tests.outbox_sessions.support import Make, Vouching
 from tests.pgbouncer import Pooler
 from tests.postgres import Server
 from tests.session.support import clean_environment
@@ -81,3 +82,15 @@ def outbox(request: pytest.FixtureRequest) -> Outbox:
     cipher = fernet_cipher(Fernet.generate_key()) if request.param == "encrypted" else None
     found: SQLiteOutbox = request.getfixturevalue("new_outbox")(cipher=cipher)
     return found
+
+
+@pytest.fixture(
+    params=["file", "vouching", pytest.param("postgres", marks=pytest.mark.processes)],
+)
+def kind(request: pytest.FixtureRequest) -> Make:
+    """Makes an outbox on the log that the processes of a test share."""
+    if request.param == "postgres":
+        postgres: Server = request.getfixturevalue("postgres")
+        address = postgres.with_tables()
+        return lambda _: PostgresOutbox(address)
+    return SQLiteOutbox if request.param == "file" else Vouching

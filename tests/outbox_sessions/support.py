@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cached_session import (
@@ -13,8 +14,10 @@ from cached_session import (
     ConversationCache,
     MemoryOutbox,
     Outbox,
+    PostgresOutbox,
     RetryBudget,
     RetryPolicy,
+    SQLiteOutbox,
 )
 from cached_session.emulator import Emulator
 from tests.faults import virtual
@@ -98,6 +101,15 @@ def session_on(emulator: Emulator, outbox: Outbox, **options: Any) -> CachedSess
 async def left_by_an_exception(session: CachedSession) -> None:
     """Ends a session as its `async with` block does when something in it raises."""
     await session.__aexit__(KeyError, KeyError(), None)
+
+
+class Vouching(SQLiteOutbox):
+    """One whose log is asked in the server's place."""
+
+    vouches = True
+
+
+Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
 
 
 class Process:

@@ -21,7 +21,7 @@ from cached_session import CachedSession, PostgresOutbox, SQLiteOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
-from tests.outbox_sessions.support import Process, held, until, words
+from tests.outbox_sessions.support import Make, Process, Vouching, held, until, words
 from tests.postgres import Server
 from tests.session.support import Elsewhere, sent, texts, users
 
@@ -32,20 +32,6 @@ MANY_PAIRS = int(os.environ.get("FLEET_PAIRS", "300"))
 
 LONGEST = 300
 """How many of them one conversation sees: reads of all of it get longer with each."""
-
-Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
-
-
-@pytest.fixture(
-    params=["file", "vouching", pytest.param("postgres", marks=pytest.mark.processes)],
-)
-def kind(request: pytest.FixtureRequest) -> Make:
-    """Makes an outbox on the log that the processes of a test share."""
-    if request.param == "postgres":
-        postgres: Server = request.getfixturevalue("postgres")
-        address = postgres.with_tables()
-        return lambda _: PostgresOutbox(address)
-    return SQLiteOutbox if request.param == "file" else Vouching
 
 
 class Watched:
@@ -92,12 +78,6 @@ class Blind(Counting):
 
     def glance(self) -> None:
         return None
-
-
-class Vouching(Counting):
-    """One whose log is asked in the server's place."""
-
-    vouches = True
 
 
 @asynccontextmanager
@@ -315,8 +295,10 @@ async def test_beside_one_that_sends(first: bool, path: Path) -> None:
                 await session.aclose()
 
 
-class Lingering(Vouching):
+class Lingering(Counting):
     """One that keeps from its caller for a while what it has read of a conversation anew."""
+
+    vouches = True
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -11,32 +11,11 @@ from typing import Any
 
 import pytest
 
-from cached_session import ConversationCache, PostgresOutbox, SQLiteOutbox
+from cached_session import ConversationCache, SQLiteOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_listing
-from tests.outbox_sessions.support import Process, until, words
-from tests.postgres import Server
+from tests.outbox_sessions.support import Make, Process, until, words
 from tests.session.support import Elsewhere, Gate, new_client, sent, texts
-
-Make = Callable[[Path], SQLiteOutbox | PostgresOutbox]
-
-
-class Vouching(SQLiteOutbox):
-    """One whose log is asked in the server's place."""
-
-    vouches = True
-
-
-@pytest.fixture(
-    params=["file", "vouching", pytest.param("postgres", marks=pytest.mark.processes)],
-)
-def kind(request: pytest.FixtureRequest) -> Make:
-    """Makes an outbox that keeps what is known of a conversation."""
-    if request.param == "postgres":
-        postgres: Server = request.getfixturevalue("postgres")
-        address = postgres.with_tables()
-        return lambda _: PostgresOutbox(address)
-    return SQLiteOutbox if request.param == "file" else Vouching
 
 
 async def read(process: Process, name: str) -> list[Any]:
