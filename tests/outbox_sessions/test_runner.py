@@ -18,7 +18,7 @@ from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from tests.outbox_sessions.support import QUICK
 from tests.runner.scenarios import SCENARIOS, Scenario
-from tests.runner.stage import Record, Stage, add, sdk
+from tests.runner.stage import Record, Stage, add, expected_of
 from tests.session.support import new_client
 
 pytestmark = [
@@ -103,7 +103,7 @@ def _others(name: str, *more: str) -> bool:
 async def test_same_history(name: str, streamed: bool) -> None:
     """Runs end alike, and the server holds the same; inputs differ in ids and added fields only."""
     stage = Flushing if _others(name) else Stage
-    expected = await play(SCENARIOS[name], sdk, streamed=streamed)
+    expected = await expected_of(SCENARIOS[name], streamed=streamed)
     actual = await play(SCENARIOS[name], queued, streamed=streamed, stage=stage)
     assert actual.outcomes == expected.outcomes
     assert comparable(actual.histories) == comparable(expected.histories)
@@ -117,7 +117,7 @@ async def test_same_history(name: str, streamed: bool) -> None:
 )
 async def test_nothing_sent_before_the_end(name: str) -> None:
     """The same where the model is given nothing but accepted items, from the first to the last."""
-    expected = await play(SCENARIOS[name], sdk, streamed=False)
+    expected = await expected_of(SCENARIOS[name], streamed=False)
     actual = await play(SCENARIOS[name], queued, streamed=False, stage=Holding)
     assert actual.outcomes == expected.outcomes
     assert comparable(actual.histories) == comparable(expected.histories)

@@ -181,6 +181,19 @@ async def play(scenario: Scenario, open_session: OpenSession, *, streamed: bool 
             return stage.end()
 
 
+_expected: dict[tuple[Scenario, bool], Record] = {}
+
+
+async def expected_of(scenario: Scenario, *, streamed: bool) -> Record:
+    """What a scenario comes to with the SDK's session; each is played once in a process."""
+    key = scenario, streamed
+    if key not in _expected:
+        _expected[key] = await play(scenario, sdk, streamed=streamed)
+        assert _expected[key].inputs
+        assert any(_expected[key].histories)
+    return _expected[key]
+
+
 @function_tool
 def add(a: int, b: int) -> int:
     """Adds two numbers."""

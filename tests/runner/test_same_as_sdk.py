@@ -8,7 +8,7 @@ import pytest
 import tests.runner.approvals
 import tests.runner.interruptions  # noqa: F401
 from tests.runner.scenarios import SCENARIOS
-from tests.runner.stage import OpenSession, Record, cached, checking, play, sdk, wrapping
+from tests.runner.stage import OpenSession, cached, checking, expected_of, play, wrapping
 
 pytestmark = [
     pytest.mark.parametrize("name", SCENARIOS),
@@ -16,23 +16,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
 ]
 
-_expected: dict[tuple[str, bool], Record] = {}
-
-
-async def expected_of(name: str, streamed: bool) -> Record:
-    """What the scenario comes to with the SDK's session; each is played once."""
-    key = name, streamed
-    if key not in _expected:
-        _expected[key] = await play(SCENARIOS[name], sdk, streamed=streamed)
-        assert _expected[key].inputs
-        assert any(_expected[key].histories)
-    return _expected[key]
-
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 async def test_same_inputs_and_history(name: str, streamed: bool) -> None:
     """The model receives the same inputs, runs end alike, and the server holds the same items."""
-    expected = await expected_of(name, streamed)
+    expected = await expected_of(SCENARIOS[name], streamed=streamed)
     actual = await play(SCENARIOS[name], cached, streamed=streamed)
     assert actual == expected
     assert len(actual.requests) < len(expected.requests)
@@ -41,4 +29,5 @@ async def test_same_inputs_and_history(name: str, streamed: bool) -> None:
 @pytest.mark.parametrize("open_session", [wrapping, checking])
 async def test_other_ways_to_open_a_session(name: str, open_session: OpenSession) -> None:
     """The same holds for a session that wraps, and for one that checks at every read."""
-    assert await play(SCENARIOS[name], open_session) == await expected_of(name, False)
+    expected = await expected_of(SCENARIOS[name], streamed=False)
+    assert await play(SCENARIOS[name], open_session) == expected
