@@ -362,6 +362,9 @@ BESIDE: Mapping[Ablation, str] = {
 }
 """What a run may fail of before the one that is looked for."""
 
+BEGIN: Mapping[Ablation, int] = {landed_not_recorded_before_a_pop: 550}
+"""The first seed of a search, where none of hundreds before it is one; 0 for all others."""
+
 BY_NAME = {ablation.__name__: ablation for ablation in ABLATIONS}
 
 
