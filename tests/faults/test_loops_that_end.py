@@ -34,15 +34,12 @@ def cancelled(main: Coroutine[Any, Any, None]) -> None:
 
 def abandoned(main: Coroutine[Any, Any, None]) -> None:
     """As a careless program ends: the loop is closed and its tasks are left lying."""
-    # What is there already need not be looked through each time.
-    gc.freeze()
     loop = VirtualLoop()
     loop.run_until_complete(main)
     loop.close()
     # Python itself has a word to say about such tasks, and says it now.
     del loop
     gc.collect()
-    gc.unfreeze()
 
 
 ENDS = pytest.mark.parametrize(
