@@ -19,6 +19,9 @@ BENCHMARKS = benchmarks/requirements.txt
 PYRIGHT = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" pyright
 CHECK_SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
+# Without this, where it is set, every run and every process of it compiles all of its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint format test-long test-processes test-campaigns test-oldest test-simulation prepare bench bench-bars bench-fleet bench-guard bench-web docs dist clean
 .NOTPARALLEL:
 
