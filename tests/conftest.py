@@ -6,7 +6,7 @@ import asyncio
 import functools
 import gc
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 import pytest
 from openai import AsyncOpenAI
@@ -68,10 +68,16 @@ def client(emulator: Emulator) -> AsyncOpenAI:
     return new_client(emulator)
 
 
-def pytest_collection_finish() -> None:
-    """Leaves modules and tests out of every collection of garbage to come: they stay anyway."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects no garbage while modules are imported, nor looks for it among them later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
