@@ -496,6 +496,8 @@ class Backlog:
             return f"the server could not be reached: {type(sender.trouble).__name__}"
         if sender.state is Sending.ELSEWHERE:
             return "another process sends it"
+        if not self.record.was_read:
+            return "it was not read here"
         if not ledger.waits or self.record.only_looks_on:
             return "another process has recorded it"
         return "there was no time to send it"

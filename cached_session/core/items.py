@@ -229,14 +229,28 @@ def batches(items: Sequence[Outgoing]) -> Iterator[tuple[Outgoing, ...]]:
 
     Nothing is added to a batch or taken from it once it was sent, or a lost
     answer could not be compared with what the server has.
+
+    No batch has two items of one id: the server would store the first one twice, and say nothing
+    of the second. In a batch of its own the second one is refused.
     """
     batch: list[Outgoing] = []
-    size = 0
+    size, ids = 0, set[str]()
     for item in items:
-        if batch and (len(batch) == MAX_ITEMS or size + len(item) > MAX_BYTES):
+        item_id = _id(item)
+        full = len(batch) == MAX_ITEMS or size + len(item) > MAX_BYTES or item_id in ids
+        if batch and full:
             yield tuple(batch)
-            batch, size = [], 0
+            batch, size, ids = [], 0, set()
         batch.append(item)
         size += len(item)
+        if item_id is not None:
+            ids.add(item_id)
     if batch:
         yield tuple(batch)
+
+
+def _id(item: Outgoing) -> str | None:
+    """The id that an item was given by its caller, or None."""
+    # Most user messages have none, which is seen without decoding them.
+    found = decode(item).get("id") if b'"id":' in item else None
+    return found if isinstance(found, str) else None

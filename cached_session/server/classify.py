@@ -140,6 +140,8 @@ def never_sent(error: APIConnectionError, by: Carrier) -> bool:
         error: What the client raised.
         by: Who carried the request.
     """
+    if isinstance(error, ClientClosed):
+        return True
     cause = error.__cause__
     # After a redirect the cause tells of another request; the first was sent.
     if by is Carrier.UNKNOWN or cause is None or _request_of(cause) is not error.request:
@@ -161,12 +163,12 @@ def found_nobody(error: Exception) -> bool:
     """Whether a request failed at once for want of a connection.
 
     The server's host has no address, refuses to be connected to, or is not who
-    it says. What merely took too long is none of it. This says nothing about
-    what may have been sent: see `never_sent`.
+    it says; or the client is closed. What merely took too long is none of it.
+    This says nothing about what may have been sent: see `never_sent`.
     """
-    return isinstance(error, APIConnectionError) and type(error.__cause__).__name__ in (
-        "ConnectError",
-        "ProxyError",
+    names = ("ConnectError", "ProxyError")
+    return isinstance(error, ClientClosed) or (
+        isinstance(error, APIConnectionError) and type(error.__cause__).__name__ in names
     )
 
 
@@ -220,6 +222,17 @@ _USER_HAS_TO_ACT = frozenset(
 # Statuses worth repeating, as the openai client has them (measured). 425 is
 # "too early": the server asks for exactly that.
 _RETRYABLE = frozenset({408, 409, 425, 429})
+
+
+class ClientClosed(APIConnectionError):
+    """The client's own HTTP client was closed by its owner. Nothing was sent."""
+
+    def __init__(self, method: str, url: str) -> None:
+        super().__init__(
+            message="the openai client's http_client is closed, and nothing was sent by this "
+            "request. Give the session a client that is open, or close it after the session.",
+            request=httpx2.Request(method, url),
+        )
 
 
 def as_openai_error(error: Exception, method: str, url: str) -> Exception:

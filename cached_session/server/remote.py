@@ -39,7 +39,13 @@ from cached_session.core.matching import VERBATIM, Rewriting, learned, text_pair
 from cached_session.core.outcomes import Applied, Attempt, Outcome
 from cached_session.events import Meter, RequestFinished
 from cached_session.forks import Lock
-from cached_session.server.classify import Carrier, as_openai_error, carrier, classify
+from cached_session.server.classify import (
+    Carrier,
+    ClientClosed,
+    as_openai_error,
+    carrier,
+    classify,
+)
 from cached_session.server.connections import (
     Account,
     Connections,
@@ -257,6 +263,8 @@ class Remote:
         try:
             # The client's timeouts bound each phase; a server that sends a
             # byte now and then would outlive them all.
+            if pool.client.is_closed():
+                raise ClientClosed(method, f"{self._client.base_url}{root[1:]}{path}")
             async with asyncio.timeout(attempt.seconds):
                 with writing_while(left):
                     response = await self._send(
@@ -264,7 +272,7 @@ class Remote:
                     )
         except Exception as error:
             seen = as_openai_error(error, method, f"{self._client.base_url}{root[1:]}{path}")
-            if isinstance(seen, APIConnectionError):
+            if isinstance(seen, APIConnectionError) and not isinstance(seen, ClientClosed):
                 # Not the whole URL: it may hold a user, a password or an id.
                 late = isinstance(seen, APITimeoutError)
                 said = "no answer in time from" if late else "no answer from"

@@ -218,15 +218,19 @@ def test_without_a_key(
     told(capsys, "OPENAI_API_KEY")
 
 
-@pytest.mark.parametrize("option", [("--every", "0"), ("--every", "x"), ("--grace", "-1")])
+@pytest.mark.parametrize(
+    ("option", "allowed"),
+    [(("--every", value), "more than 0") for value in ("0", "-1", "x", "nan")]
+    + [(("--grace", "-1"), "0 or more")],
+)
 def test_wrong_options(
-    file: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    file: Path, option: tuple[str, str], allowed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An interval that is none is refused, with the status of a wrong command line."""
     with pytest.raises(SystemExit) as ended:
         run("relay", file, *option)
     assert ended.value.code == 2
-    assert "must be a number of seconds" in capsys.readouterr().err
+    assert f"must be a number of seconds, {allowed}" in capsys.readouterr().err
 
 
 @on_one_disk("a")

@@ -250,6 +250,26 @@ async def test_who_has_not_the_key(
     assert ["not adopted" in one.getMessage() for one in told] == [True]
 
 
+async def test_why_what_cannot_be_read_is_left(place: Place, emulator: Emulator) -> None:
+    """Of what is left for want of the key it is said that it was not read, and not who has it."""
+    conversation = await offline(emulator, place.new(OLD), "a")
+    async with Process(emulator, place.new(OTHER)) as process:
+        session = process.session(conversation)
+        assert isinstance(await raised(session.get_items()), OutboxError)
+        await session.aclose()
+        left = await process.outbox.aclose()
+        assert [(each.items, each.reason) for each in left.conversations] == [
+            (1, "no session here was on it")
+        ]
+        session = process.session(conversation)
+        assert isinstance(await raised(session.get_items()), OutboxError)
+        left = await process.outbox.aclose()
+        assert [(each.items, each.reason) for each in left.conversations] == [
+            (1, "it was not read here")
+        ]
+        await session.aclose()
+
+
 async def test_rotation(place: Place, emulator: Emulator) -> None:
     """A new key comes first and the old one stays behind it, until what waited is sent."""
     conversation = await offline(emulator, place.new(OLD), "old")

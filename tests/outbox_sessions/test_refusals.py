@@ -48,6 +48,21 @@ def decide(*, discard: bool) -> Callable[[Log], bool]:
     return work
 
 
+async def test_one_id_twice(new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator) -> None:
+    """Of two items that wait with one id the second is refused; it does not replace the first."""
+    async with Process(emulator, new_outbox()) as process:
+        conversation = Elsewhere(emulator).conversation()
+        session = process.session(conversation)
+        await session.get_items()
+        await session.add_items([{"id": "msg_1", **user(text)} for text in "ab"])
+        paused = await raised(session.flush())
+        assert isinstance(paused, OutboxPaused)
+        assert "code item_already_in_conversation" in str(paused)
+        assert paused.waiting == 1
+        assert texts(emulator.items(conversation)) == ["a"]
+        assert texts(await session.get_items()) == ["a", "b"]
+
+
 async def test_a_batch_is_refused(
     new_outbox: Callable[[], SQLiteOutbox], emulator: Emulator
 ) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import AsyncOpenAI
+from openai import APIConnectionError, AsyncOpenAI
 
-from cached_session import CachedSession, SessionClosed
+from cached_session import AppendOutcomeUnknown, CachedSession, RetryPolicy, SessionClosed
 from cached_session.emulator import Emulator
 from tests.session.support import Elsewhere, sent, texts, users
 
@@ -128,6 +128,24 @@ async def test_client_with_its_own_transport(emulator: Emulator) -> None:
             await session.pop_item()
         assert seen == ["POST", "POST", "DELETE"]
         assert not http.is_closed
+
+
+@pytest.mark.parametrize("call", ["add_items", "get_items"])
+async def test_client_whose_own_transport_is_closed(call: str, emulator: Emulator) -> None:
+    """Nothing is sent over it; the error says so, soon, and an append is not in doubt."""
+    http = httpx2.AsyncClient(trust_env=False)
+    client = AsyncOpenAI(base_url=emulator.base_url, api_key="key", http_client=http)
+    quick = RetryPolicy(initial_delay=0.001)
+    async with CachedSession(openai_client=client, retry=quick, max_staleness=0) as session:
+        await session.add_items(users("a"))
+        await http.aclose()
+        sent(emulator)
+        with pytest.raises(APIConnectionError, match="http_client is closed") as caught:
+            await getattr(session, call)(*([users("b")] if call == "add_items" else []))
+        assert not isinstance(caught.value, AppendOutcomeUnknown)
+        assert sent(emulator) == []
+        assert session.stats.retries == quick.connect_attempts - 1
+    assert texts(emulator.items(session.session_id)) == ["a"]
 
 
 async def test_repr(client: AsyncOpenAI) -> None:

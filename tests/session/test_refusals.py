@@ -118,6 +118,17 @@ async def test_duplicate_id(emulator: Emulator, client: AsyncOpenAI) -> None:
     assert texts(await session.get_items()) == texts(emulator.items(session.session_id)) == ["a"]
 
 
+async def test_duplicate_id_in_one_call(emulator: Emulator, client: AsyncOpenAI) -> None:
+    """An id that stands twice in one call is refused the second time, and replaces no text."""
+    session = CachedSession(openai_client=client)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await session.add_items([NAMED, user("b"), {"id": "msg_1", **user("c")}, user("d")])
+    assert caught.value.code == "item_already_in_conversation"
+    assert any("the first 2 of 4 items" in note for note in caught.value.__notes__)
+    expected = ["a", "b"]
+    assert texts(await session.get_items()) == texts(emulator.items(session.session_id)) == expected
+
+
 @every_call
 async def test_no_quota(
     call: Callable[[CachedSession], Awaitable[Any]], emulator: Emulator, client: AsyncOpenAI

@@ -384,13 +384,16 @@ def _account(text: str) -> str:
 
 
 def _interval(text: str) -> float:
-    seconds = _seconds(text)
-    if not seconds:
+    if not _is_number(text) or not float(text):
         raise argparse.ArgumentTypeError("must be a number of seconds, more than 0")
-    return seconds
+    return float(text)
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
+    if not _is_number(text):
         raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
     return float(text)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
