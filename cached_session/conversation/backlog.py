@@ -141,9 +141,9 @@ class Backlog:
         self.sender.then = self.look
         self.room: Room = Room(order.ledger, outbox, self.record.changed)
         self.users: Users = Users()
-        # The oldest row of others' on which somebody here keeps an eye.
+        # The oldest row of another process that somebody here watches, to send it if nobody does.
         self._eyed = 0
-        # What goes on behind those who have left.
+        # What goes on behind sessions that have been closed.
         self._endings = Errands()
 
     def _working(self) -> bool:
@@ -189,7 +189,7 @@ class Backlog:
         if empty and name == conversation_id:
             self._ledger.begin_empty(Asked.now())
         else:
-            # Somebody else had made it before, or another one for the local name.
+            # Another process has made a conversation for the local name before this one.
             self._ledger.forget()
         self._take_name(operation)
         self.record.changed.fire()
@@ -202,7 +202,7 @@ class Backlog:
         self.users.created()
         if other is not None:
             self._join(other, operation)
-            # Whoever works on it goes on with that one.
+            # The operation begins anew, on the other copy.
             raise Superseded
 
     def _join(self, other: Backlog, operation: Operation) -> None:
@@ -278,7 +278,7 @@ class Backlog:
             DeadlineExceeded: It took too long; says `otherwise`.
         """
         sender = self.sender
-        # What waits may have been found here just now, and nobody sends it yet.
+        # What waits may have been read just now, and no sender has been started for it.
         look = functools.partial(sender.start, operation)
         look()
         came = await self.record.changed.until(
@@ -354,13 +354,13 @@ class Backlog:
         try:
             await record.open(operation, self.order.turn)
             async with self.order.turn(operation):
-                # It is read even if nothing is known to wait: another process may have recorded it.
+                # Even if nothing is known to wait: another process may have recorded it.
                 alone = await record.alone(operation, doubt=True)
         except CachedSessionError as error:
-            # It stays where it is, for the next who looks.
+            # The backlog stays as it is, and the next look tries again.
             account = record.address._replace(conversation="")
             unread = isinstance(error, Unreadable)
-            # Once: it may be so of each that waits.
+            # Once for the account: it may be so of each of its backlogs.
             news = unread and record.outbox.told.news(account, Trouble.UNREADABLE)
             level = logging.WARNING if news else logging.DEBUG
             logger.log(level, "%s: not adopted: %s", operation.conversation_id, error)
@@ -375,7 +375,7 @@ class Backlog:
                 verb(len(ledger.queue), "waits", "wait"),
             )
         if alone or self.users:
-            # Whoever uses it here is told of it as ever.
+            # Through the client of a session that uses it here, so that its observers are told.
             sender.start(sender.operation or operation)
         if sender.busy:
             await record.changed.until(
@@ -419,33 +419,34 @@ class Backlog:
     async def _end(self, operation: Operation) -> None:
         outbox = self.record.outbox
         try:
-            # A caller who was cancelled has left what is being recorded: its sender is found here.
+            # A cancelled call may still be recording; then a sender is at work when this returns.
             await self.room.at_rest(math.inf)
             async with self.order.turn(operation):
                 if self.users or self.sender.working:
                     return  # somebody has come meanwhile
-                # The next process need not look far back then.
+                # So that the next process need not look far back.
                 await look_back(self._ledger, self.record, operation, pages=_PAGES)
-                # Where the outbox was closed meanwhile, nothing is held of it any more.
+                # `Reopened`: the outbox was closed meanwhile, which has released all claims.
                 with Naming(operation.conversation_id), contextlib.suppress(Reopened):
                     await self._release()
-                # Somebody may have come just now, too: with a second backlog beside
-                # this one, both would send.
+                # Unless a session has come just now: it would make a second backlog, and both would
+                # send.
                 with outbox.lock:
                     if not self.users:
                         for name in [name for name, one in outbox.backlogs.items() if one is self]:
                             del outbox.backlogs[name]
                         self._parted(self)
         except (Exception, asyncio.CancelledError):
-            # Others would wait for what it could not let go of. Where somebody still uses the
-            # outbox here, its thread does that: to close it would take the turns of other runs.
+            # Other processes would wait for a claim that was not released. Closing the outbox
+            # releases it. If others here still use the outbox, its thread releases the claim: to
+            # close it would take the turns of other runs.
             await let_go_unused(outbox)
             raise
         await let_go_unused(outbox)
 
     async def _release(self) -> None:
         record = self.record
-        # Where it goes on from that, `Record.reading` remembers where the log stands.
+        # If nothing is to be noted, `Record.reading` remembers where the log stands.
         if record.was_read and not (record.outbox.stays_open and record.settled):
             await record.note(release=True)
 
@@ -470,7 +471,7 @@ class Backlog:
             Why something is left, if anything is.
         """
         sender, changed = self.sender, self.record.changed
-        # Or what is being recorded at this moment would be sent behind it.
+        # Otherwise what is being recorded at this moment would be sent after the end.
         await self.room.at_rest(math.inf)
         until = Operation.now() if deadline is None else deadline
         if deadline is not None and not self.record.only_looks_on:
@@ -480,7 +481,7 @@ class Backlog:
         await sender.halt(Operation.now())
         await self._endings.end(until, changed)
         if operation is not None and self.record.held and self.order.turns.idle:
-            # Or the next process would have to find out what has landed.
+            # Otherwise the next process would have to find out what has landed.
             with contextlib.suppress(CachedSessionError):
                 async with self.order.turn(operation):
                     await self._release()
@@ -558,7 +559,7 @@ class Room:
         self._changed = changed
         self._turns = Turns()
         self._lock = threading.Lock()
-        # What was found to fit is not in the backlog until it is recorded.
+        # Places that were given: their items are not in the backlog until they are recorded.
         self._given: set[Place] = set()
         self._count = self._size = 0
 

@@ -107,14 +107,15 @@ class Conversation:
         self._renamed = renamed
         # Backlogs that closed sessions have left, and that give way to this one's.
         self._before: Collection[Backlog] = ()
-        # What the last of them knew of its log. Not the backlog itself: it has the outbox, which
-        # is closed when nobody has it any more.
+        # What the last backlog knew of its log. Not the backlog itself: that refers to the outbox,
+        # which is closed when nothing refers to it any more.
         self._reading: Reading | None = None
         # How many reads on end could not ask the server, and what the last of them met.
         self._outages, self._outage = 0, ""
-        # What is done to its end, whatever becomes of the caller.
+        # Works that go on to their end when their caller is cancelled.
         self._errands = Errands()
-        # Who deletes it: what comes meanwhile is for the next conversation.
+        # The turn of whoever deletes the conversation: appends that come meanwhile wait, and are
+        # for the next conversation.
         self._clearing = Turns()
 
     @property
@@ -192,7 +193,7 @@ class Conversation:
                         f"cache: a session with this outbox has {name} in another cache; give all "
                         "sessions on a conversation the same one"
                     )
-                # The backlog of another cache's copy, which closed sessions have left to send.
+                # Closed sessions have left it, on a copy in another cache. It ends before this one.
                 before.append(found)
                 found = None
             other = self.backlog
@@ -202,7 +203,7 @@ class Conversation:
                         f"outbox: {name} has another outbox in this process; give all sessions "
                         "on a conversation the same one"
                     )
-                # The backlog of another outbox on the same file, likewise. One that sends
+                # Likewise a backlog that another outbox on the same file has left. One that sends
                 # nothing, and that only dropped sessions have used, is just replaced.
                 before.append(other)
             if found is None:
@@ -230,7 +231,7 @@ class Conversation:
         with outbox.lock:
             other: Backlog = outbox.backlogs.setdefault(address, backlog)
             if other is not backlog:
-                # Somebody has come to it here by its own id: two copies would both send.
+                # A session of this process is on it by its id already: two copies would both send.
                 self.order.give_up(other.order)
                 outbox.backlogs[address._replace(conversation=local)] = other
         self._renamed(self, conversation_id)
@@ -322,7 +323,7 @@ class Conversation:
                 async with self.order.turn(operation):
                     away = self._outages > outages and not ledger.checked(trust)
                     if stale is not None and away:
-                        # Another read has found it so since this one came, which has to ask.
+                        # Since this read came, another one has found that the server is away.
                         held = self._stale(operation, limit, stale)
                         if held is not None:
                             return held
@@ -369,7 +370,7 @@ class Conversation:
             history = await fresh(ledger, None, operation, limit, trust)
             return copies(history.tail(limit))
         if ledger.queue or ledger.local:
-            # Whoever had the turn may have left it so that no request is needed.
+            # Whoever had the turn before may have made a request unnecessary.
             held = self.view(limit, trust)
             if held is not None:
                 return held
@@ -388,14 +389,15 @@ class Conversation:
             await record.read(operation, anew=True)
         claims = bool(ledger.queue) or ledger.watch.active
         if not await record.alone(operation):
-            # What is kept and what waits were read in one step: what has landed since is in
-            # neither twice.
+            # The window and the waiting rows were read in one transaction, so that nothing stands
+            # in both.
             with self.order.lock:
                 shown = ledger.queue.view(limit) if ledger.confirmed else None
             if shown is None:
                 raise Elsewhere
             return shown
-        # Of what waits now nobody else sends anything. What is recorded later, others may send.
+        # With the claim nobody else sends what waits now. Without it, others may send what is
+        # recorded later.
         waited = bool(ledger.queue)
         async with Afterwards(backlog.let_go) if claims else contextlib.nullcontext():
             await self._settle(record, operation)
@@ -408,19 +410,19 @@ class Conversation:
                 ledger.show_nothing()
             with self.order.lock:
                 shown = ledger.queue.view(limit) if ledger.queue else None
-            # A read is not to fail for what the next process would gain by it.
+            # Only the next process gains by this: the read does not fail for it.
             with contextlib.suppress(OutboxError):
                 await record.keep(listed=ledger.listings != listings)
             if not ledger.queue:
-                # Nothing waits any more: what there is, is on the server. It
-                # was checked in this turn; there may be less of it than is wanted.
+                # Nothing waits any more, so all items are on the server. That was checked in this
+                # turn, and more of it may have to be listed.
                 history = await fresh(ledger, record, operation, limit, ANY)
                 return copies(history.tail(limit))
             if waited:
-                # Or, where it is None: what was withdrawn meanwhile leaves room for older ones.
+                # It is None where items were withdrawn meanwhile, and older ones are to be shown.
                 return shown
-        # What others have recorded meanwhile they may have sent before the server answered: it is
-        # in the listing, and known here as waiting. It is read anew, with a claim.
+        # Others have recorded rows meanwhile, and may have sent them before the server answered:
+        # these would be in the listing, and wait here, too. All is read anew, with a claim.
         return await self._read_with(backlog, operation, limit, trust)
 
     async def _settle(self, record: Record, operation: Operation) -> None:
@@ -442,7 +444,7 @@ class Conversation:
     async def deliver(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
         if self.backlog is not None:
-            # It was accepted before this.
+            # What the outbox has accepted before this call comes first.
             await self.backlog.drained(operation)
         delivery = Delivery(self.ledger, self._record, operation)
         turn = await self.order.enter(operation)
@@ -489,7 +491,7 @@ class Conversation:
             await backlog.record.accept(items, operation.within, call)
             backlog.sender.start(operation)
 
-        # Whether items are recorded is not for a caller's cancellation to say.
+        # A caller that is cancelled does not undo the recording.
         await self._errands.run(accept(), place.give_back, abandoned=operation.abandoned)
 
     async def cleared(self, operation: Operation) -> None:
@@ -542,7 +544,7 @@ class Conversation:
             try:
                 await operation.check_run()
                 if backlog is not None and not await self._may_remove(backlog, operation):
-                    # Something was accepted before the turn came.
+                    # An append was accepted before the turn came.
                     self.order.leave(turn)
                     continue
                 await fresh(ledger, self._record, operation, 1, trust)
@@ -595,7 +597,7 @@ class Conversation:
     async def _remove(self, operation: Operation) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none. In the turn."""
         ledger = self.ledger
-        # Each round that another writer was faster ends with a new listing.
+        # Another round, with a new listing, whenever another writer was faster.
         for _ in range(RESTARTS):
             known = ledger.known
             assert known is not None  # it was listed
@@ -605,8 +607,8 @@ class Conversation:
             if await self._delete(operation, last.id):
                 ledger.removed_newest()
                 if self._record is not None:
-                    # The next process must not find it in what is kept. Nor must
-                    # the item be lost on its way to the caller.
+                    # The next process must not find the item in the window. If that cannot be
+                    # recorded, the caller gets the item all the same.
                     with contextlib.suppress(OutboxError):
                         await self._record.note(release=True)
                 return unhold(last)
@@ -651,12 +653,13 @@ class Conversation:
             return
         turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         while not turn.current:
-            # It was let go on with those who append.
+            # It was woken together with appends that had waited for another deletion.
             turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         try:
             await self._drop_and_clear(backlog, operation)
         except asyncio.CancelledError:
-            # What is accepted until the deletion is done would be lost with it.
+            # The deletion goes on behind the caller. Appends wait until it is done: what they
+            # recorded before would be lost with the conversation.
             self._errands.begin(self._cleared(backlog), turn.end)
             raise
         except BaseException:
@@ -674,7 +677,7 @@ class Conversation:
         await operation.check_run()
         record = backlog.record
         if self.ledger.local:
-            # As in `pop`: then there is something to be deleted.
+            # As in `pop`: another process may have made the conversation, which is then deleted.
             await record.validate(operation, self.order.turn)
         dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
         # What is in flight comes first: nothing may land on a conversation that is gone.
@@ -687,7 +690,7 @@ class Conversation:
         )
         dropped += await self._errands.run(record.drop(sealed=True), abandoned=operation.abandoned)
         if self.ledger.local:
-            # It may be created at this moment; then it is known by its id afterwards.
+            # The sender may be making it at this moment: it has its id when the turn comes.
             async with self.order.turn(operation):
                 operation.deleted()
             return
@@ -735,7 +738,7 @@ class Conversation:
         ledger.forget()
         if not isinstance(outcome, Applied) and not applied:
             raise outcome.error
-        # In the step in which it is known: nobody may come to it in between.
+        # Without waiting in between: no call may come to the deleted conversation.
         operation.deleted()
 
     # Runs that take turns
@@ -776,8 +779,8 @@ class Conversation:
                 record = backlog.record
                 if not await run.line_up(record.outbox, lambda: record.address, deadline):
                     raise self._busy(wait)
-                # What another process has done in its turn is read by the first call in this one:
-                # here, it would wait for calls that are in no turn, and others for this one.
+                # The first call in this turn reads what other processes have done in theirs. Read
+                # here, it would wait for calls that are in no turn, and they for this one.
                 record.turn_has_come()
             if operation.superseded() or self.replaced:
                 raise Superseded
@@ -806,8 +809,8 @@ class Conversation:
                 closes the outbox or ends.
         """
         if run.outbox is None or not run.here:
-            # Without its event loop there is nobody who could wait: a coroutine is closed, and
-            # something in it has made another error of that.
+            # Its event loop does not run, so nothing can be waited for: a coroutine is being
+            # closed, and something in it has raised another error at that.
             self.drop_run(run)
         else:
             run.leave()
@@ -818,7 +821,7 @@ class Conversation:
         """Gives a turn to whoever waited longest, without waiting for it."""
         run.leave()
         if run.outbox is None or not run.here:
-            # The outbox's thread finds that it is over.
+            # The outbox's thread finds that the run is over, and gives its place in the line up.
             run.end()
         else:
             self._errands.begin(_step_out(run, run.outbox), run.end)
@@ -840,14 +843,15 @@ class Conversation:
         await backlog.room.used(operation)
         through = None
         while True:
-            # Then the sender lets others send at its end, and hears what they have recorded.
+            # If something waits, the sender releases the claim at its end, and reads what others
+            # have recorded.
             waited = bool(ledger.queue)
             await backlog.drained(operation)
             let_go = functools.partial(backlog.let_go, heard=waited)
             async with self.order.turn(operation), Afterwards(let_go):
                 if await backlog.record.alone(operation):
-                    # Of what was accepted meanwhile a batch may be in doubt: the
-                    # listing that decides about it decides only once.
+                    # A batch of what was accepted meanwhile may be in doubt. It is settled first:
+                    # only one listing decides about it.
                     await self._settle(backlog.record, operation)
                     await self._look(operation)
             # Items that another process had left may have been found just now.
@@ -863,7 +867,7 @@ class Conversation:
             try:
                 await fresh(self.ledger, self._record, operation, 1, ANY)
             except NotFoundError as error:
-                # A clear that was given up on came through: nothing is left in doubt.
+                # A clear that got no answer has deleted the conversation: nothing is in doubt.
                 if not (self.ledger.watch.may_be_cleared and says_gone(error)):
                     raise
 
@@ -889,11 +893,11 @@ class Conversation:
 
         async def make() -> bool:
             check_account(self.ledger, backlog.record, once)
-            # Or two processes that share the name would make a conversation each.
+            # With a claim: otherwise two processes that share the name would make one each.
             mine = await backlog.record.read(once, claim=True)
             if mine and self.ledger.local:
                 await backlog.create(once)
-            # Whoever sends what waits makes it, however long the server is away.
+            # If something waits, its sender makes the conversation, however long that takes.
             return mine or bool(self.ledger.queue)
 
         while self.ledger.local:
@@ -930,17 +934,18 @@ class Conversation:
                 for before in self._before:
                     await before.give_way(operation)
                 self._before = ()
-                # One without the outbox, too, where nobody has read it: its own come after those.
+                # A session without the outbox reads it, too, where nobody has: its own items come
+                # after those that wait.
                 if opens or not backlog.record.current:
                     if left := self._errands.left:
-                        # It settles before what comes after it.
+                        # What cancelled calls have left settles before this call.
                         await asyncio.wait(left)
                     await backlog.record.open(operation, self.order.turn)
-                    # What another process left is its to send from now on.
+                    # This process sends what another one has left, from now on.
                     self.go_on(operation)
                 found = await work()
         except asyncio.CancelledError:
-            # Not at once: the loop may be ending, and would leave it lying.
+            # Not at once: if the loop is ending, a sender that begins now would be left lying.
             asyncio.get_running_loop().call_later(_SOON, _go_on, backlog, operation, failure)
             raise
         except Exception:
@@ -953,7 +958,7 @@ class Conversation:
         self, backlog: Backlog, operation: Operation, failure: OutboxError | None
     ) -> None:
         _go_on(backlog, operation, failure)
-        # Where its session was closed meanwhile.
+        # If the session was closed meanwhile, nothing else lets go of the backlog.
         await backlog.look(operation)
 
     def _own_backlog(self) -> Backlog:

@@ -249,7 +249,8 @@ class Delivery:
             record = self._record
             assert record is not None  # what it has accepted is sent
             left = record.left
-            # Nor may it take longer: whoever has it then looks for it.
+            # Nor may the request take longer than the claim lasts: whoever has the conversation
+            # then looks for the batch.
             attempt = Attempt(min(attempt.seconds, left()), attempt.number)
             if not attempt.seconds:
                 raise Elsewhere
@@ -290,8 +291,8 @@ class Delivery:
             await relist(ledger, hurried, 1)
             await remove_late_copies(ledger, self._record, hurried)
         except Exception:
-            # The items are there; that was the question. What is still open
-            # keeps the local copy in doubt, and the next read looks again.
+            # The items are there, which was the question. The requests that are still open keep the
+            # local copy in doubt, and the next read looks again.
             return
 
     def _say_how_many(self, error: Exception) -> None:
@@ -362,7 +363,7 @@ async def settle(ledger: Ledger, record: Record, operation: Operation) -> None:
     sent = len(batch.items)
     if not sent or not ledger.watch.undecided:
         return
-    # The listing that looks for it carries it back.
+    # The answer of the listing holds the whole batch if it has landed.
     operation.allow(sum(map(len, batch.items)))
     landed = await relist(ledger, operation, 1)
     if isinstance(landed, Untold):
@@ -378,11 +379,11 @@ async def settle(ledger: Ledger, record: Record, operation: Operation) -> None:
             total=sent,
             item_ids=landed.item_ids,
         )
-        # Before anybody else reads or sends: no other listing will tell.
+        # Before anybody else reads or sends: a later listing would not tell either.
         await record.pause(error.reason, error)
         raise error
     _tell(operation, landed or 0, sent)
-    # Before the rest is sent: what is sealed next stands behind this.
+    # Before the rest is sealed: its anchor is what has landed of this batch.
     await record.note()
 
 

@@ -84,7 +84,7 @@ class Operation:
         self._retrier = Retrier(policy, meter)
         self.deadline: float = deadline
         self._caller = caller
-        # By this name its caller knows the conversation.
+        # The name by which its caller knew the conversation when this began.
         self._begun_on = conversation_id
         self.turn: Turn | None = None
         self.within: Run | None = None
@@ -253,17 +253,17 @@ class Operation:
         async def attempt(this: Attempt) -> Outcome[None]:
             nonlocal lost
             if left is not None:
-                # Nor may it take longer: whoever has it then watches for it.
+                # Nor may it take longer than the claim lasts: others may have it then.
                 this = this._replace(seconds=min(this.seconds, left()))
             if not this.seconds:
                 return too_late()
             outcome = await send(this)
             if not isinstance(outcome, Applied) and NotOurs in _kinds(outcome.error):
-                # What has no body is written at once, and nothing of it was.
+                # A request without a body is written in one piece: nothing of it was sent.
                 return too_late()
             if is_gone(outcome) and (lost or not self.remote.sends_once):
-                # After a lost answer it was this operation that removed it. Of one
-                # that its transport has lost, nothing was seen here.
+                # An earlier request of this operation has removed it, of which the answer was lost:
+                # here, or unseen in a transport that repeats by itself.
                 return Applied(None)
             if isinstance(outcome, Unknown):
                 lost = outcome.error
@@ -408,7 +408,7 @@ class Order:
     def _forget_invalid(self) -> None:
         if self.invalid:
             self.invalid = False
-            # Of one that only an outbox knows there is nothing to be asked.
+            # The server does not know a conversation that has only a local name.
             if not self.ledger.local:
                 self.ledger.refresh()
 
@@ -441,7 +441,7 @@ class Order:
             kept: Whether an outbox has what is written, and sees to it if this fails.
         """
         task = asyncio.get_running_loop().create_task(ended(work))
-        # Whoever has the next turn settles what it leaves, whatever becomes of its loop.
+        # If its loop ends first, whoever has the next turn settles what the write has left.
         forsake(task)
         self._writes.add(task)
         # A callback, not a `finally` in the task: one that is cancelled before

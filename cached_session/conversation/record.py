@@ -108,30 +108,31 @@ class Record:
         self._take_name = take_name
         self._moment = moment
         self._opening = Turns()
-        # As of when it was read; None: it was not.
+        # The epoch in which it was read; None: it was not read yet.
         self._epoch: Epoch | None = None
-        # The outbox was opened anew since it was read, or it is not known what a verb has done.
+        # Whether the outbox was opened anew since it was read, or a verb may or may not be done.
         self._reopened = False
-        # A session has come to it since it was read.
+        # Whether a session has come to it since it was read.
         self._come = False
-        # A run has the turn on it since it was read: others may have had it before.
+        # Whether a run has got the turn since it was read: runs of other processes may have had it
+        # before.
         self._turned = False
-        # Another one of this process, which has it from now on.
+        # The record of this process that the conversation was left to, or None.
         self._instead: Record | None = None
-        # For how many calls on which event loop it is not known yet whether they were recorded.
+        # How many appends of each event loop have not heard yet whether they are recorded.
         self._unheard: Counter[asyncio.AbstractEventLoop] = Counter()
         self._contents = outbox.contents
         self._keeping = Keeping(wanted=outbox.max_window_bytes > 0, stored=outbox.contents.stored)
         self._calls = Calls()
-        # Which state of the log is known here, when it was asked for that, and what a glance at it
-        # had shown before.
+        # The version of the log's state that is known here, when the log was asked for it, and what
+        # a glance had shown before that.
         self._version: Hashable = None
         self._as_of: Moment | None = None
-        # Who has asked then; it may be done, and forgotten.
+        # The operation that has asked. Weakly: it may be done, and forgotten.
         self._asked_by: weakref.ref[Operation] | None = None
         self._glanced: Hashable = None
-        # The place up to which rows are seen to here: of what was recorded behind it by others
-        # this process only reads.
+        # The place up to which this process sees to it that rows are sent. Rows of other processes
+        # behind it are theirs to send, and are only shown here.
         self._minds = 0
         # The place up to which the log was told that items have landed.
         self._put_down = 0
@@ -284,7 +285,8 @@ class Record:
                 if found.anew:
                     self._apply(found, first=False, now=now, expires=expires)
                     return
-                # Who had the turn meanwhile may have changed what this goes on from.
+                # An operation that had the turn meanwhile may have changed the window that the
+                # found one continues.
                 same = not found.continued or self._keeping.newest(ledger.known) == newest
                 self._take_in(found, alone=alone, window=alone and same)
 
@@ -294,7 +296,7 @@ class Record:
             if found is None or (found.anew and not alone):
                 pass  # nothing has changed, or not while somebody may work on it
             elif alone or not self._turns.when_idle(lambda: take_in(found, alone=True)):
-                # Nobody gets the turn in between: what is known would not be as it was read here.
+                # Nobody may get the turn in between: what is found goes with what is known now.
                 take_in(found, alone=alone)
             if alone or not changed:
                 self._looked(begun, version if found is None else found.version, operation)
@@ -323,12 +325,12 @@ class Record:
             and keeping.differs(found.newest)
             and keeping.has(known)
         ):
-            # Another reader has asked the server since.
+            # Another process has asked the server since, and has kept what it listed.
             ledger.replace(keeping.read(found, known, removed=ledger.removed))
         ledger.caught_up(found.rows, found.there, alone=alone)
 
     def _begin_looking(self) -> tuple[Hashable, Moment]:
-        # Before the log is asked: what is written meanwhile is seen by the next glance.
+        # Taken before the log is asked: the next glance then notices what is written meanwhile.
         return self.outbox.glance(), self._moment()
 
     def _looked(
@@ -369,7 +371,7 @@ class Record:
             if self._missed:
                 await self._catch_up()
             return
-        # Whoever comes while others wait for it waits behind them.
+        # A caller that comes while others wait for the reading waits behind them.
         turn = await self._opening.enter(operation.deadline, operation.conversation_id)
         turned = self._turned
         try:
@@ -382,20 +384,21 @@ class Record:
                     else:
                         await self._catch_up()
         except BaseException:
-            # Or the next call would be answered without what is recorded.
+            # Otherwise the next call would be answered without what is recorded.
             self._come, self._turned = True, self._turned or turned
             turn.end()
             raise
         turn.end_for_all()
 
     async def _catch_up(self) -> None:
-        # Whoever comes from now on may see more than this reads.
+        # A session that comes from now on sets it again: more may be recorded by then than this
+        # reads.
         self._come = False
         ledger, epoch = self._ledger, self._known_epoch()
         ended = [loop for loop in [*self._unheard] if not loop.is_running()]
 
         def apply(rows: Sequence[Row]) -> None:
-            # What they had recorded was so before this.
+            # What calls of loops that have ended had recorded was recorded before this.
             for loop in ended:
                 self._unheard.pop(loop, None)
             self._look_again(rows)
@@ -428,7 +431,7 @@ class Record:
         unknown = ledger.local and ledger.known is None
         begun, known = self._begin_looking(), self._version
         if claim:
-            # Also where the caller leaves before it is told.
+            # Now, as the caller may be cancelled before it hears of the claim.
             self._minds = ledger.queue.seen
 
         def read(log: Log) -> Found:
@@ -436,16 +439,17 @@ class Record:
             found = log.open(self.address, before, seen, claim=claim, first=first)
             plain = self._contents.found(found)
             if found.window is not None and plain.window is None and found.mine:
-                # Its key is gone. A new one with the same items would not take its place.
+                # The key of the window is gone. It is removed: a readable window with the same
+                # items would be taken for this one, and not written.
                 log.forget(found.address, found.epoch)
                 plain = plain._replace(newest=None, version=None)
             return plain
 
         def apply(found: Found) -> None:
-            # One with nothing in it is not made by looking at it.
+            # Not where a local name is looked up that this log does not know: nothing was read.
             if not (first and unknown and not found.exists):
                 self._apply(found, first=first, now=now, expires=expires)
-                # Otherwise others may have kept more, which only the next look brings.
+                # Otherwise others may have kept a newer window, which only the next look brings.
                 if found.anew or found.version == known:
                     self._looked(begun, found.version, operation)
                 self._minds = ledger.queue.seen
@@ -473,7 +477,7 @@ class Record:
             self._epoch = found.epoch
             return
         if found.address != self.address and self.outbox.told.over(self.address, Trouble.PAUSED):
-            # By the name that it has from now on.
+            # The warning counts for the name that the conversation has from now on.
             self.outbox.told.news(found.address, Trouble.PAUSED)
         self.address = found.address
         self._reopened = False
@@ -484,7 +488,8 @@ class Record:
         if found.window is not None:
             had = known is not None and self._keeping.has(known)
             kept = self._keeping.read(found, known, removed=ledger.removed)
-            # What a listing has shown here, and the log does not know, only another one tells of.
+            # If a listing has shown items here that the log does not keep, only a new listing can
+            # tell whether they are still there.
             goes_on = not first and known is not None and (had or _has_all(kept, known))
         else:
             self._keeping.read_none(found.newest)
@@ -565,7 +570,7 @@ class Record:
 
         def apply(found: Accepted | None) -> None:
             if found is None:
-                # They are recorded, behind what cannot be read, which the next use tells.
+                # The items are recorded, behind rows that cannot be read: the next use raises that.
                 with self._lock:
                     self._heard(loop)
                 return
@@ -574,7 +579,7 @@ class Record:
             if self._instead is not None:
                 # It was left to that one meanwhile.
                 self._instead._hold(True)
-            # Nobody gets the turn in between: a pop that does would not see what is shown now.
+            # Nobody may get the turn in between: a pop would not see what reads show from now on.
             if not self._turns.when_idle(lambda: take_in(found, idle=True)):
                 take_in(found, idle=False)
 
@@ -585,7 +590,7 @@ class Record:
         except Exception as error:
             with self._lock:
                 self._heard(loop)
-            # They may be there, which the next read is to show.
+            # The items may be recorded: the next use reads the log anew.
             self._reopened |= isinstance(error, AppendOutcomeUnknown)
             raise
 
@@ -625,7 +630,7 @@ class Record:
                 found = log.withdraw(self.address, epoch, seen, ticket)
                 if found.newer is None:
                     return Withdrawn(found.row, newer)
-                # What cannot be read here is not taken back.
+                # If a newer row cannot be read, this raises, and nothing is taken back.
                 newer += self._contents.rows(found.newer)
 
         def apply(found: Withdrawn) -> None:
@@ -638,8 +643,8 @@ class Record:
         row = (await self._run(withdraw, apply)).row
         if row is None:
             return None
-        # As it is known here: a cipher that fails now would lose it. Only what another process has
-        # brought here from under a local name is not known.
+        # The entry as this process knows it: if the cipher failed now, the item would be lost. Only
+        # a row that another process has moved here from a local name has to be decrypted.
         entry = entry or Entry(row.seq, self._contents.get(row.data), row.accepted_at)
         return copies([entry.held])[0]
 
@@ -656,7 +661,7 @@ class Record:
             lambda seqs: ledger.dropped(seqs, sealed=sealed),
         )
         if sealed:
-            # Whoever has decided so need not be told.
+            # The person who has decided so need not be told that it goes on.
             self.outbox.told.over(self.address, Trouble.PAUSED)
         return len(seqs)
 
@@ -749,7 +754,7 @@ class Record:
             return
         ledger, epoch = self._ledger, self._known_epoch()
         if ledger.local and not (self.held or self.left()):
-            # What another copy here holds by the conversation's id is not this one's to let go of.
+            # Another copy of this process may hold it by the conversation's id: it stays claimed.
             release = False
         history, watch, batch = ledger.known, ledger.watch, ledger.recorded.items
         landed = ledger.queue.landed
@@ -797,12 +802,13 @@ class Record:
     async def keep(self, *, listed: bool = False) -> None:
         """Keeps what is known for the next process, if it has changed; `listed`: see `Kept`."""
         if self._keeping.behind(self._shown()):
-            # Or the next process would show both, what was kept and what waits.
+            # By a `note`, which removes the rows that have landed, too: otherwise the next process
+            # would show them twice, as kept and as waiting.
             await self.note(listed=listed)
 
     async def pause(self, reason: str, error: Exception) -> None:
         """Notes that nothing is sent until somebody decides."""
-        # First of all here: where it cannot be recorded, nothing is sent either.
+        # First in this process: nothing is sent also where the pause cannot be recorded.
         epoch = self._known_epoch()
         self._ledger.pause(reason, error)
         self._tell_of_pause()
@@ -836,7 +842,7 @@ class Record:
     def why_failed(self, error: OutboxError) -> str:
         """What is so after the sender has failed with an error, which says what somebody can do."""
         said = "what waits is not sent"
-        # What cannot be decrypted is in no queue that could be counted.
+        # Rows that cannot be decrypted are not in the queue, so they are not counted.
         if not isinstance(error, Unreadable):
             said = f"sending failed, {self.recorded} and not known to be on the server"
         return f"{self._ledger.conversation_id}: {said}. {str(error).rstrip('.')}"
@@ -859,7 +865,8 @@ class Record:
 
         def applied(value: T) -> None:
             if not reads:
-                # Others may have undone it, and then it is as it was when it was read.
+                # The version that was read tells nothing any more: another process may undo what
+                # this verb has done, and the log would then be as it was when it was read.
                 self._version = None
             with self._lock if locked else contextlib.nullcontext():
                 apply(value)
@@ -871,7 +878,7 @@ class Record:
         try:
             return await do(verb, applied)
         except (Reopened, OutboxUnavailable):
-            # Or it is not known what became of the verb.
+            # Of an engine that went away it is not known whether the verb was done.
             self._reopened = True
             raise
 
@@ -907,7 +914,7 @@ class Record:
         self._instead = other
         if self.held or self._ledger.queue:
             other._hold(True)
-        # Whoever has a run on it here goes on there, and is to see what the run before it did.
+        # A run that goes on with the other copy has to see what the run before it did there.
         other.turn_has_come()
         self._hold(False)
 
@@ -916,8 +923,8 @@ class Record:
         self._hold(False)
 
     def _shown(self) -> History | None:
-        # Not with late copies in it: where their removal ends with this process,
-        # others would show what is left of them, and what is gone.
+        # Not while late copies stand in it: if this process ends before it has removed them, others
+        # would show some that are gone, and others that are still there.
         return None if self._ledger.watch.extra else self._ledger.known
 
     def _kept(
@@ -973,14 +980,14 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        # By the first and the last place of what each has accepted, in order.
+        # Each with the first and the last place of what it has appended, in order.
         self._calls: deque[tuple[int, int, CallStarted]] = deque()
 
     def accepted(self, queue: Queue, rows: Sequence[Row], call: CallStarted) -> None:
         """Notes what a call has accepted, which stands at the end of the queue by now."""
         first = rows[0].seq
         newest = next((one.seq for one in reversed(queue.entries) if one.seq < first), 0)
-        # What was withdrawn is not sent.
+        # The items of these calls were withdrawn.
         while self._calls and self._calls[-1][0] > newest:
             self._calls.pop()
         self._calls.append((first, rows[-1].seq, call))
@@ -1003,14 +1010,17 @@ class Keeping:
         """`wanted` says whether the log keeps anything at all; `stored`, how: see `Kept`."""
         self._wanted = wanted
         self._stored = stored
-        # A history, its revision, how much of it there is, and how much of that is
-        # verified. Weakly: what the cache lets go of must not stay for this.
+        # The history that is kept, its revision, its length, and how much of it is verified.
+        # Weakly: what the cache drops must not stay in memory for this.
         self._state: tuple[weakref.ref[History], int, int, int] | None = None
-        # Its newest item there. Another one, or the same written anew, is another process's.
+        # The place and the id of the newest item that is kept. Where the log has another place or
+        # id, another process has written the window.
         self._newest: tuple[int, str] | None = None
-        # The place up to which items had landed by then, and how many were removed.
+        # When the window was written: up to which place items had landed, and how many items had
+        # been removed from the server.
         self._known = (0, 0)
-        # Whether a reader has kept what is not known here, so that only a listing is kept.
+        # Whether another process has kept items that are not known here. Until this one has listed
+        # the conversation, too, it keeps nothing.
         self._refused = False
 
     def dropped(self, written: Written | None) -> None:
@@ -1111,7 +1121,7 @@ def _has_all(kept: History, known: History) -> bool:
     ids = {item.id for item in kept.items}
     items = known.items
     if kept.items and not kept.complete:
-        # What stands before it is as it was.
+        # What stands before the kept part is not compared: it is as it was.
         first = kept.items[0].id
         places = [place for place, item in enumerate(items) if item.id == first]
         items = items[places[0] :] if places else items

@@ -64,12 +64,12 @@ class Sender:
         self._through: Operation | None = None
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
-        # What has a request in flight for it.
+        # The task that has a request in flight for it.
         self._flying: asyncio.Task[Any] | None = None
-        # Whether it lets go of what it held, which it does last of all.
+        # Whether it is releasing its claim, which it does last of all.
         self._letting_go = False
         self._process = os.getpid()
-        # Sent since the last look back.
+        # How many batches were sent since the last look back.
         self._batches = 0
         self.state: Sending = Sending.IDLE
         self.failure: OutboxError | None = None
@@ -77,7 +77,7 @@ class Sender:
         self._trouble: Exception | None = None
         self.then: Callable[[Operation], Coroutine[Any, Any, None]] = _nothing
         self._ended: Operation | None = None
-        # The one that has ended, and does what comes then.
+        # The task of a sender that has ended, while it does what comes after that.
         self._last: asyncio.Task[Any] | None = None
 
     def use(self, record: Record) -> None:
@@ -97,7 +97,8 @@ class Sender:
             ledger, record = self._ledger, self._record
             if self._task is not None and self._task.get_loop().is_closed():
                 self._task = None
-            # It lets go of what is held also where nothing is sent: other processes wait for it.
+            # Also where there is nothing to be sent, but a claim to be released: other processes
+            # wait for it.
             if not (record.held or ledger.waits):
                 return
             if through is not None:
@@ -109,8 +110,8 @@ class Sender:
             self._process = os.getpid()
             self.failure = None
             record.outbox.told.over(record.address, Trouble.LEFT)
-            # It sends for all callers: no one's context variables are those of the others. Not
-            # by `context=`, which a loop's task factory need not know.
+            # In an empty context: it sends for all callers, each of which has variables of its own.
+            # Not by `context=`, which a loop's task factory need not know.
             self._task = contextvars.Context().run(
                 asyncio.get_running_loop().create_task,
                 self._go(self._operation()),
@@ -128,7 +129,7 @@ class Sender:
         """Has another one send in its place, for good."""
         with self._lock:
             self.instead, task, self._task = other, self._task, None
-        # Where this is its own work, it ends with that.
+        # If the sender itself has found the other copy, it ends with what it is doing.
         if task is not None and asyncio.current_task() not in (task, self._flying):
             cancel(task)
 
@@ -208,12 +209,12 @@ class Sender:
             await self._run(operation)
         except (asyncio.CancelledError, GeneratorExit):
             if self._task is me:
-                # Nobody has halted it: the event loop ends, or has ended.
+                # It was cancelled, and not by `stop` or `halt`: the event loop ends.
                 self._tell_of_left()
             raise
         ended, self._ended = self._ended, None
         if ended is not None:
-            # In this task: a loop that ends waits for it, and not for one that is begun then.
+            # In this task: a loop that ends waits for its tasks, and not for one begun meanwhile.
             self._last = me
             await self.then(ended)
 
@@ -242,7 +243,7 @@ class Sender:
             await asyncio.sleep(0)
         while self._task is me:
             try:
-                # What is done about another process may fail like the rest.
+                # Looking at what another process does may fail as sending does.
                 try:
                     if record.reopened or not record.was_read:
                         await self._read_anew()
@@ -269,7 +270,7 @@ class Sender:
             except Reopened:
                 continue  # it is read anew first
             except OutboxUnavailable as error:
-                # What nobody can record nobody can send. It comes back.
+                # Nothing can be sealed while the log is away. It comes back.
                 self._trouble = error
                 self._change(Sending.OFFLINE, error)
                 away += 1
@@ -284,7 +285,7 @@ class Sender:
                     tries_again = "The next use of the conversation tries again."
                     logger.warning("%s. %s", record.why_failed(error), tries_again)
                 if record.held:
-                    # Others would wait for it as long as the outbox is open here.
+                    # Other processes would wait for the claim as long as the outbox is open here.
                     await record.outbox.let_go()
                     record.let_go()
                 return
@@ -294,7 +295,7 @@ class Sender:
     async def _read_anew(self) -> None:
         operation = self._operation()
         async with self._order.turn(operation):
-            # What is held is let go of at the end, also where nothing waits.
+            # A claim that it had is kept: it is released at the end, also where nothing waits.
             await self._record.read(operation, claim=self._record.held)
 
     async def _let_go(self) -> None:
@@ -342,7 +343,7 @@ class Sender:
 
     def _operation(self) -> Operation:
         assert self._through is not None  # `start` has seen to it
-        # Its name when it is sent: it may have got its id meanwhile.
+        # By the present name: the conversation may have got its id since.
         return self._through.renewed(self._ledger.conversation_id)
 
     def _nothing_left(self, me: asyncio.Task[None] | None) -> bool:
@@ -362,7 +363,7 @@ class Sender:
             self._task, self.failure = None, error
             operation = self._operation()
             if state is Sending.IDLE:
-                # Or the last one to append would be held for ever.
+                # Otherwise the client of the last call would stay in memory for ever.
                 self._through = None
         self._change(state, error, operation)
         self._record.changed.fire()
@@ -378,12 +379,12 @@ class Sender:
                 operation, turn, lambda: self._deliver(operation, attempt.number), kept=True
             )
         except OutboxUnavailable as error:
-            # As with the server: it comes back.
+            # The log comes back, as the server does.
             outcome = Unknown(error, retryable=True)
         except (TurnLost, Superseded, Elsewhere, OutboxError):
             raise
         except AppendOutcomeUnknown as error:
-            # With the anchor gone, no listing will ever tell: that is for a human.
+            # If the anchor is gone, no listing will ever tell: a person has to decide.
             undecided = self._ledger.watch.undecided
             outcome = Unknown(error, retryable=undecided)
         except DeadlineExceeded as error:
@@ -391,7 +392,7 @@ class Sender:
         except (OpenAIError, CachedSessionError) as error:
             outcome = classify(error)
         except Exception as error:
-            # Of a key provider, say. Nobody has refused anything.
+            # An error of a key provider, say: nobody has refused the batch.
             outcome = Unknown(error, retryable=True)
         else:
             outcome = Applied(None)

@@ -39,7 +39,7 @@ class Turn:
 
     def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
         self._turns = turns
-        # Weakly: an operation refers to its turn, and may be kept for what is sent later.
+        # Weakly: the sender may keep the operation that this turn was for, after the loop's end.
         self._loop = weakref.ref(loop)
         self._process = os.getpid()
         self.taken_over: bool = False
@@ -99,12 +99,12 @@ class Turns:
     """A first-in, first-out lock across tasks, event loops and threads."""
 
     def __init__(self) -> None:
-        # One that its thread may take again: in any of the steps that it guards the collector may
-        # close a coroutine that a closed event loop has left lying in a turn, which then ends here.
+        # Reentrant: while a thread holds it, the garbage collector may close a coroutine that a
+        # closed event loop has left lying in a turn, and that turn then ends in this thread.
         self._lock = threading.RLock()
         # Lists: an empty deque takes 760 bytes, in each conversation that is held.
         self._waiters: list[_Waiter] = []
-        # Told to go on by `end_for_all`. Whoever comes before they have done so waits behind them.
+        # Those whom `end_for_all` has told to go on. Until they have, new callers wait behind them.
         self._going_on: list[_Waiter] = []
         self._one_was_lost = False
         self.current: Turn | None = None
@@ -187,10 +187,10 @@ class Turns:
             if waiter.process != os.getpid():
                 continue  # it waits in the process that this one was forked from
             if waiter.loop.is_running():
-                # Before the other thread is told: it may be done with its
-                # turn by the time this one goes on.
+                # Set before the other thread is told: that may have ended its turn by the time this
+                # thread goes on.
                 self.current = waiter.turn = Turn(self, waiter.loop)
-            # Who waits on a stopped loop is told to ask again when it runs on.
+            # A waiter on a stopped loop is told so when the loop runs on, and asks again.
             try:
                 waiter.loop.call_soon_threadsafe(_grant, waiter.future)
             except RuntimeError:  # its loop is closed: nobody waits there any more
@@ -274,7 +274,7 @@ class Run:
         self.ticket: Ticket | None = None
         self.given_back: bool = False
         self._turn = turn
-        # Weakly: the outbox has it until its thread has found that the loop was closed.
+        # Weakly: the outbox refers to the run until its thread finds that the loop was closed.
         self._task = weakref.ref(task) if (task := asyncio.current_task()) else None
 
     @property
@@ -345,14 +345,15 @@ class Run:
         now = asyncio.get_running_loop().time
 
         def line_up(log: Log) -> bool:
-            # Here, and not when it is committed: whoever gives it up meanwhile, in the same
-            # transaction, has to find it.
+            # Set here, and not when it is committed: a work of the same transaction may give the
+            # place in the line up, and has to find it.
             self.ticket = log.line_up(address(), self.ticket)
             return self.ticket.first
 
         # The file stays open, or others would take it for that of a process that has ended.
         outbox.users.add(self)
-        # It is given up if the event loop stands still: others would wait for ever.
+        # The outbox's thread gives the place up if the event loop stands still: otherwise others
+        # would wait for ever.
         outbox.holdings.add(self)
         while True:
             before = self.ticket
@@ -360,7 +361,7 @@ class Run:
                 if await outbox.transact(line_up):
                     return True
             except OutboxError:
-                # Its number may be another one's by then.
+                # The number that was just set was not committed: another ticket may get it.
                 self.ticket = before
                 raise
             left = deadline - now()
@@ -409,6 +410,6 @@ def run_of(turns: Collection[Turns]) -> Run | None:
 
 
 def _counts(run: Run) -> bool:
-    # A task is in no run any more that it had itself, and that was given back elsewhere: by a
-    # generator that another task has closed, say.
+    # The task had this run itself, and another one has given it back: one that has closed a
+    # generator of this task, say.
     return not (run.mine and run.given_back)
