@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import sqlite3
@@ -26,7 +27,7 @@ from cached_session import (
 )
 from cached_session.emulator import Emulator, Fault, FaultKind
 from cached_session.emulator.requests import is_append
-from tests.outbox_sessions.support import Process, batches, raised, until, words
+from tests.outbox_sessions.support import QUICK, Process, batches, raised, until, words
 from tests.outbox_sessions.workers import Setting, worker
 from tests.postgres import Server
 from tests.session.support import Elsewhere, sent, texts, users
@@ -180,11 +181,14 @@ async def offline(
     """A conversation of which something waits that a process has recorded that is gone."""
     conversation = conversation or Elsewhere(emulator).conversation("first")
     emulator.faults = lambda request: LOST if is_append(request) else None
+    # It has nothing in flight at its end, which the server might carry out without a fault.
+    once = dataclasses.replace(QUICK, initial_delay=600.0, max_delay=600.0)
     async with Process(emulator, outbox) as process:
-        session = process.session(conversation)
+        session = process.session(conversation, retry=once)
         await session.get_items()
         for word in words:
             await session.add_items(users(word))
+        await until(lambda: session.stats.retries > 0)
         await raised(session.aclose(timeout=0))
     emulator.faults = None
     return conversation
