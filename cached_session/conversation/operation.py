@@ -383,6 +383,7 @@ class Order:
         """
         turn = await self.runs[0].enter(deadline, self.ledger.conversation_id)
         try:
+            # Not over a part of the list: another copy may be given up for this one meanwhile.
             for runs in self.runs:
                 if runs is not self.runs[0]:
                     (await runs.enter(deadline, self.ledger.conversation_id)).end()
