@@ -260,7 +260,7 @@ class Engine:
         if state == _NOT_ALLOWED:
             return OutboxError(
                 f"{self._name}: this role may not use the outbox's tables. Grant it USAGE on the "
-                "schema cached_session, and SELECT, INSERT, UPDATE and DELETE on its tables."
+                "schema cached_session, and SELECT, INSERT, UPDATE, DELETE on all tables in it."
             )
         if state == _READ_ONLY:
             return OutboxUnavailable(
