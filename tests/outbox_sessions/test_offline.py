@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx2
 import pytest
 from openai import AsyncOpenAI
 
@@ -23,7 +24,7 @@ from cached_session.emulator.requests import is_append
 from tests.faults.line import CUT, LOST, Line, any_request, error, policy
 from tests.faults.virtual import at_every_step, now
 from tests.outbox_sessions.support import QUICK, in_virtual_time, opened, until, words
-from tests.session.support import numbered, texts, users
+from tests.session.support import Elsewhere, numbered, texts, users
 
 pytestmark = pytest.mark.long
 
@@ -201,3 +202,30 @@ async def test_a_key_provider_without_a_network(outbox: Outbox, emulator: Emulat
         assert texts(emulator.items(session.session_id)) == ["a", "b", "c"]
         assert Sending.PAUSED not in [state for state, _ in told(events)]
         await session.aclose()
+
+
+async def test_a_client_that_was_closed_too_early(outbox: Outbox, emulator: Emulator) -> None:
+    """What its owner's closed HTTP client cannot send is kept, not paused, and sent by another."""
+    http, cache = httpx2.AsyncClient(trust_env=False), ConversationCache()
+    closed = AsyncOpenAI(base_url=emulator.base_url, api_key="key", http_client=http)
+    async with AsyncOpenAI(base_url=emulator.base_url, api_key="key") as client:
+        session, other = (
+            CachedSession(
+                conversation_id=conversation,
+                openai_client=one,
+                cache=cache,
+                retry=QUICK,
+                outbox=outbox,
+            )
+            for conversation in [Elsewhere(emulator).conversation("a")]
+            for one in (closed, client)
+        )
+        await session.get_items()
+        await http.aclose()
+        await session.add_items(users("b"))
+        await until(lambda: session.stats.sending is Sending.OFFLINE)
+        assert words(await session.get_items()) == ["a", "b"]
+        await other.flush()
+        assert texts(emulator.items(other.session_id)) == ["a", "b"]
+        await session.aclose()
+        await other.aclose()
