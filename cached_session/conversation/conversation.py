@@ -404,6 +404,8 @@ class Conversation:
             listings, waiting = ledger.listings, len(ledger.queue)
             missing = None if limit is None else max(1, limit - waiting)
             history = await fresh(ledger, record, operation, missing, trust)
+            # The claim may be over: the outbox was closed meanwhile, or its lease has run out.
+            waited = waited and record.left() > 0
             if waited:
                 ledger.show()
             else:
@@ -421,8 +423,9 @@ class Conversation:
             if waited:
                 # It is None where items were withdrawn meanwhile, and older ones are to be shown.
                 return shown
-        # Others have recorded rows meanwhile, and may have sent them before the server answered:
-        # these would be in the listing, and wait here, too. All is read anew, with a claim.
+        # Without a claim to the end, others may have sent what waits, whoever has recorded it,
+        # before the server answered: it would be in the listing, and wait here, too. All is read
+        # anew, with a claim.
         return await self._read_with(backlog, operation, limit, trust)
 
     async def _settle(self, record: Record, operation: Operation) -> None:
@@ -450,6 +453,10 @@ class Conversation:
         turn = await self.order.enter(operation)
         try:
             await operation.check_run()
+            if self._record is not None:
+                # What is in doubt may be another process's by now, and what looks like a late copy
+                # what that one has appended.
+                await self._record.alone(operation)
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await delivery.anchor(len(items))
         except BaseException:

@@ -73,6 +73,14 @@ class Delivery:
         recorded = self._promise is Promise.RECORDED
         return self._ledger.recorded if recorded else self._ledger.own
 
+    @property
+    def _left(self) -> Callable[[], float] | None:
+        """As in `Operation.delete_item`: what no log has accepted is nobody else's."""
+        if self._promise is Promise.DELIVERED:
+            return None
+        assert self._record is not None  # what it has accepted is sent
+        return self._record.left
+
     # An append that promises delivery
 
     async def anchor(self, total: int) -> None:
@@ -87,7 +95,7 @@ class Delivery:
         Raises:
             OutboxPaused: What became of a recorded batch before it cannot be found out.
         """
-        ledger, self._total = self._ledger, total
+        ledger, self._total, self._promise = self._ledger, total, Promise.DELIVERED
         try:
             if self._record is not None:
                 # The listing that decides about a recorded batch decides only once.
@@ -96,7 +104,7 @@ class Delivery:
                 self._record.check_not_paused()
             if ledger.known is None or ledger.watch.undecided:
                 await relist(ledger, self._operation, ANCHORS if ledger.known is None else 1)
-            await remove_late_copies(ledger, self._record, self._operation)
+            await remove_late_copies(ledger, self._record, self._operation, self._left)
         except Exception as error:
             self._say_how_many(error)
             raise
@@ -109,7 +117,6 @@ class Delivery:
             openai.OpenAIError: The server refused, or stayed out of reach.
         """
         ledger, operation = self._ledger, self._operation
-        self._promise = Promise.DELIVERED
         try:
             for batch in batches(items):
                 if self._stopped:
@@ -169,7 +176,7 @@ class Delivery:
                         await relist(ledger, operation, limit, anew=anew)
                         anchored = True
                 case Delete():
-                    await remove_late_copies(ledger, record, operation)
+                    await remove_late_copies(ledger, record, operation, record.left)
                 case Seal():
                     await record.seal(operation)
                 case Send() if not record.left():
@@ -244,11 +251,8 @@ class Delivery:
 
     async def _send(self, batch: Batch, attempt: Attempt) -> Outcome[None]:
         ledger, operation = self._ledger, self._operation
-        left: Callable[[], float] | None = None
-        if self._promise is Promise.RECORDED:
-            record = self._record
-            assert record is not None  # what it has accepted is sent
-            left = record.left
+        left = self._left
+        if left is not None:
             # Nor may the request take longer than the claim lasts: whoever has the conversation
             # then looks for the batch.
             attempt = Attempt(min(attempt.seconds, left()), attempt.number)
@@ -289,7 +293,7 @@ class Delivery:
         hurried = self._operation.without_retries()
         try:
             await relist(ledger, hurried, 1)
-            await remove_late_copies(ledger, self._record, hurried)
+            await remove_late_copies(ledger, self._record, hurried, self._left)
         except Exception:
             # The items are there, which was the question. The requests that are still open keep the
             # local copy in doubt, and the next read looks again.

@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +92,8 @@ async def fresh(
     restarts = 0
     while True:
         while ledger.watch.extra:
-            await remove_late_copies(ledger, record, operation)
+            left = None if record is None else record.left
+            await remove_late_copies(ledger, record, operation, left)
             # Other writers go on meanwhile; an answer shows one moment, not two.
             await relist(ledger, operation, limit)
         history = ledger.known
@@ -185,15 +186,28 @@ async def _relist(
     raise _no_cursors(ledger)
 
 
-async def remove_late_copies(ledger: Ledger, record: Record | None, operation: Operation) -> None:
-    """Deletes the items that a late commit stored a second time."""
+async def remove_late_copies(
+    ledger: Ledger,
+    record: Record | None,
+    operation: Operation,
+    left: Callable[[], float] | None,
+) -> None:
+    """Deletes the items that a late commit stored a second time.
+
+    Args:
+        ledger: The conversation's.
+        record: Its part of a log, or None.
+        operation: The operation that deletes.
+        left: As in `Operation.delete_item`. If others may have the conversation by now, what looks
+            like a copy may be what they have appended.
+    """
     extra = ledger.watch.extra
     if extra and record is not None:
         # By what is left of a copy, a process that takes over could not tell it.
         await record.note()
     while extra:
         item_id = extra[0]
-        outcome = await operation.delete_item(item_id)
+        outcome = await operation.delete_item(item_id, left)
         if not (isinstance(outcome, Applied) or is_gone(outcome)):
             raise outcome.error
         ledger.removed_copy(item_id)

@@ -918,10 +918,6 @@ class Record:
         other.turn_has_come()
         self._hold(False)
 
-    def let_go(self) -> None:
-        """Notes that the outbox was closed, and nothing of it is held any more."""
-        self._hold(False)
-
     def _shown(self) -> History | None:
         # Not while late copies stand in it: if this process ends before it has removed them, others
         # would show some that are gone, and others that are still there.

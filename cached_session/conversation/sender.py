@@ -287,7 +287,6 @@ class Sender:
                 if record.held:
                     # Other processes would wait for the claim as long as the outbox is open here.
                     await record.outbox.let_go()
-                    record.let_go()
                 return
             if self._nothing_left(me):
                 return

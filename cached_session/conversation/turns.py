@@ -348,13 +348,13 @@ class Run:
             # Set here, and not when it is committed: a work of the same transaction may give the
             # place in the line up, and has to find it.
             self.ticket = log.line_up(address(), self.ticket)
+            # The outbox's thread gives the place up if the event loop stands still: otherwise
+            # others would wait for ever.
+            outbox.holdings.add(self)
             return self.ticket.first
 
         # The file stays open, or others would take it for that of a process that has ended.
         outbox.users.add(self)
-        # The outbox's thread gives the place up if the event loop stands still: otherwise others
-        # would wait for ever.
-        outbox.holdings.add(self)
         while True:
             before = self.ticket
             try:

@@ -73,6 +73,10 @@ class Holdings:
         """Notes that one is not held."""
         self._holders.pop(holder, None)
 
+    def end(self) -> None:
+        """Notes that nothing is held any more: the log is being closed, and others may have all."""
+        self._holders.clear()
+
     @property
     def abandoned(self) -> list[Holder]:
         """Those on which nobody works here any more."""

@@ -98,7 +98,7 @@ class Writer:
             come before this one's.
         holdings: The backlogs that others are kept from sending. It lets go of
             those on which nobody works here any more: nothing tells when an
-            event loop is stopped, and this thread goes on.
+            event loop is stopped, and this thread goes on. At its end, of all.
     """
 
     def __init__(
@@ -151,6 +151,8 @@ class Writer:
             while self._turn(opening, opened):
                 pass
         finally:
+            # First: nobody here may count on a claim that another process can have by then.
+            self._holdings.end()
             for file in opened:
                 file.close()
             _running.discard(self)

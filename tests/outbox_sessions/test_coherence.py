@@ -18,7 +18,7 @@ import pytest
 from openai import NotFoundError
 
 from cached_session import CachedSession, PostgresOutbox, SQLiteOutbox
-from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
 from tests.outbox_sessions.support import Make, Process, Vouching, held, until, words
@@ -357,6 +357,56 @@ async def test_landed_and_not_noted(path: Path, emulator: Emulator) -> None:
         await b.aclose()
         await one.outbox.aclose()
         await one.client.close()
+
+
+async def test_a_claim_that_ends_during_a_read(kind: Make, path: Path) -> None:
+    """What another process sends while a read waits for the server is shown once.
+
+    The outbox was closed meanwhile, which lets other processes send what this one has accepted.
+    """
+    with held() as (emulator, gate):
+        async with processes(emulator, path, kind, kind) as both:
+            a, b, conversation = await opened(emulator, both, "a")
+            emulator.faults = lambda request: (
+                Fault(FaultKind.RATE_LIMITED, retry_after=60) if is_append(request) else None
+            )
+            await a.add_items(users("b"))
+            await until(lambda: a.stats.sending == "offline")
+            await a.refresh()
+            gate.hold()
+            reading = asyncio.create_task(a.get_items())
+            await gate.arrived()
+            await both[0].outbox.let_go()
+            emulator.faults = None
+            gate.hold(skip=1_000)  # all but the listing, which is at the gate
+            await b.flush()
+            assert texts(emulator.items(conversation)) == ["a", "b"]
+            gate.open()
+            assert words(await reading) == ["a", "b"]
+            assert words(await a.get_items()) == ["a", "b"]
+
+
+async def test_an_append_without_the_outbox_after_another_process(
+    kind: Make, path: Path, emulator: Emulator
+) -> None:
+    """A session without the outbox does not take for a late copy what another process appended."""
+    async with processes(emulator, path, kind, kind) as both:
+        a, b, conversation = await opened(emulator, both, "a")
+        plain = CachedSession(
+            conversation_id=conversation, openai_client=both[0].client, cache=both[0].cache
+        )
+        script = [FaultKind.RESET_BEFORE_COMMIT, None, None, FaultKind.RESET_BEFORE_COMMIT]
+        emulator.faults = Faults.script(script, only=is_append)
+        # The request that was reset may be carried out late, as far as anybody knows.
+        await a.add_items(users("yes"))
+        await a.flush()
+        await b.add_items(users("yes"))
+        await b.flush()
+        await plain.add_items(users("c"))
+        assert texts(emulator.items(conversation)) == ["a", "yes", "yes", "c"]
+        for session in (plain, a, b):
+            assert await session.get_items() == emulator.items(conversation)
+            await session.aclose()
 
 
 @pytest.mark.parametrize(("staleness", "asked"), [(None, 20), (5, 0), (math.inf, 0)])

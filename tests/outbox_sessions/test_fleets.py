@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from cached_session import CachedSession, PostgresOutbox, RetryPolicy
-from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session import CachedSession, OutboxUnavailable, PostgresOutbox, RetryPolicy
+from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.session.adoption import AGAIN_AFTER, SURE_AFTER
-from tests.outbox_sessions.support import Process, batches, until, words
+from tests.outbox_sessions.support import Process, batches, held, until, words
 from tests.outbox_sessions.workers import BEFORE_A_POP, PATIENCE, POINTS, Setting, Worker, worker
 from tests.postgres import Server
 from tests.proxy import Proxy, before
@@ -302,6 +303,55 @@ async def test_cut_off(postgres: Server, emulator: Emulator) -> None:
                 proxy.come_back()
                 await session.flush()
     assert texts(emulator.items(conversation)) == ["before", "a", "b"]
+
+
+async def test_late_copies_that_are_another_ones_to_remove(postgres: Server) -> None:
+    """Whoever has lost the engine for longer than its lease removes nothing that it finds then.
+
+    What looks like a copy that came late may be what another worker has appended meanwhile.
+    """
+    address = postgres.with_tables()
+    with held() as (emulator, gate), before(postgres.port) as proxy:
+        conversation = Elsewhere(emulator).conversation("before")
+        place = psycopg.conninfo.make_conninfo(address, port=proxy.port, connect_timeout=2)
+        async with Process(emulator, PostgresOutbox(place, lease=LEASE)) as process:
+            session = process.session(conversation)
+            await session.get_items()
+            reset = [FaultKind.RESET_BEFORE_COMMIT]
+            emulator.faults = Faults.script(reset, only=is_append)
+            await session.add_items(users("yes"))
+            await session.flush()
+            gate.hold()
+            flushing = asyncio.create_task(session.flush())
+            await gate.arrived()
+            begun = time.monotonic()
+            proxy.leave()
+            async with Process(emulator, PostgresOutbox(address, lease=LEASE)) as other:
+                await until(lambda: time.monotonic() > begun + LEASE)
+                gate.hold(skip=1_000)  # all but the listing, which is at the gate
+                second = other.session(conversation)
+                await second.add_items(users("yes"))
+                await second.flush()
+                proxy.come_back()
+                await until_reached(process.outbox)
+                gate.open()
+                await flushing
+                assert words(await session.get_items()) == ["before", "yes", "yes"]
+    assert texts(emulator.items(conversation)) == ["before", "yes", "yes"]
+
+
+async def until_reached(outbox: PostgresOutbox) -> None:
+    """Waits until an outbox reaches its engine."""
+
+    async def reached() -> bool:
+        with contextlib.suppress(OutboxUnavailable):
+            await outbox.consult(lambda log: log.summaries())
+            return True
+        return False
+
+    async with asyncio.timeout(20):
+        while not await reached():  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.01)
 
 
 async def until_tried(proxy: Proxy) -> None:
