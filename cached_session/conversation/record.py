@@ -503,6 +503,7 @@ class Record:
             now=now,
             expires=expires,
             vouched=goes_on or self.outbox.vouches,
+            doubtful=found.doubtful,
         )
         self._epoch = found.epoch
 
@@ -557,6 +558,10 @@ class Record:
             found = log.accept(
                 self.address, epoch, ledger.queue.seen, recorded, time.time(), ticket
             )
+            if found.rows[0].seq <= ledger.queue.seen:
+                # The log was set back, and what is known here is not what it says.
+                self._reopened = True
+                return None
             own = (row._replace(data=item) for row, item in zip(found.rows, items, strict=True))
             others = self._readable(found.others)
             return None if others is None else Accepted(tuple(own), others)
@@ -570,7 +575,8 @@ class Record:
 
         def apply(found: Accepted | None) -> None:
             if found is None:
-                # The items are recorded, behind rows that cannot be read: the next use raises that.
+                # The items are recorded. All is read anew first of all; if rows before them cannot
+                # be read, the next use raises that.
                 with self._lock:
                     self._heard(loop)
                 return
@@ -792,7 +798,8 @@ class Record:
                 ledger.queue.seen,
                 landed=landed,
                 doubt=None if doubt is None else self._contents.put(doubt),
-                undoubted=not batch,
+                # What may have been forgotten is in doubt until the server is asked.
+                undoubted=not batch and not ledger.doubtful,
                 kept=kept,
                 release=release,
             ),

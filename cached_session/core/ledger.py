@@ -231,8 +231,9 @@ class Send:
 
 Step: TypeAlias = Create | List | Delete | Seal | Send
 
-# In the place of a listing's number: what is known is to be confirmed, or to be listed anew.
-_UNCONFIRMED, _REFRESHED = -1, -2
+# In the place of a listing's number: what is known is to be confirmed, or to be listed anew; or to
+# be confirmed before anything is sent, as the log may have forgotten what was noted last.
+_UNCONFIRMED, _REFRESHED, _DOUBTFUL = -1, -2, -3
 
 # What a request that is out does, where it sends no batch: it deletes an item, or the conversation.
 _Removal: TypeAlias = str
@@ -329,6 +330,9 @@ class Ledger:
             return Delete()
         if known is None:
             return List(ANCHORS)
+        if self.doubtful:
+            # Otherwise what is known, without what it may lack, would be kept for others.
+            return List(1)
         if batch is self.recorded and batch.front is Front.NONE and not anchored:
             # More than one item that the batch stands behind: other writers may remove the newest
             # ones before an answer is looked for.
@@ -385,6 +389,11 @@ class Ledger:
     def refreshed(self) -> bool:
         """Whether the server is to be asked for all of it, whatever the log keeps."""
         return self._checked == _REFRESHED
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the log may have forgotten what was noted last, and the server was not asked."""
+        return self._checked == _DOUBTFUL
 
     @property
     def evicted(self) -> bool:
@@ -760,6 +769,7 @@ class Ledger:
         now: float,
         expires: float,
         vouched: bool = False,
+        doubtful: bool = False,
     ) -> None:
         """Takes the log's word for everything: somebody else has had the conversation.
 
@@ -774,10 +784,12 @@ class Ledger:
                 when it was.
             expires: Until when a request may still be applied that is sent now.
             vouched: Whether `kept` goes on from what was confirmed before, or needs no listing.
+            doubtful: Whether the log may have forgotten what was noted last. Then all that waits
+                was sealed, and a listing decides about it; and nothing is vouched for.
         """
         self.paused = paused
         sealed = [row for row in rows if row.sealed]
-        if sealed or not first or vouched:
+        if sealed or not first or vouched or doubtful:
             # Another process has had the conversation since this was known. Some of what is sealed
             # may have landed, and be listed here already. Until a listing decides, what waits is
             # shown behind the history that the log keeps with it.
@@ -789,13 +801,19 @@ class Ledger:
             if (not first or self.listings) and not vouched:
                 # Earlier listings have confirmed another history: a new one has to confirm this.
                 self._checked = _UNCONFIRMED
-        if not first or (mine and doubt is not None):
+        if doubtful:
+            self._checked = _DOUBTFUL
+        if not first or (mine and (doubt is not None or doubtful)):
             # Whoever has sent since looks after what was in doubt here, if anything was.
             self.watch = Unsettled(self.watch)
         self._loaded_at = now
+        batch = tuple(row.data for row in sealed)
         if mine and doubt is not None:
-            batch = tuple(row.data for row in sealed)
-            self.watch.restore(doubt, batch, now=now, expires=expires)
+            self.watch.restore(doubt, batch, now=now, expires=expires, sent=doubtful)
+        elif mine and doubtful and batch:
+            before = History(complete=False) if kept is None else kept
+            self.watch.begin(before.items, complete=before.complete)
+            self.watch.sent(batch, expires=expires)
         self.queue = Queue()
         self.queue.take_in(rows)
         self.queue.seal([row.seq for row in sealed], max((row.seq for row in sealed), default=0))

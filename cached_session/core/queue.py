@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Set
 from typing import Any, NamedTuple
 
@@ -91,9 +92,8 @@ class Queue:
 
     def through(self) -> int:
         """The place up to which the next batch goes: a sealed one as it is, or a new one."""
-        if self.sealed:
-            return self.entries[self.sealed - 1].seq
-        head = self.entries[:_HEAD]
+        # More than a batch is sealed where a log may have forgotten what was noted last.
+        head = self.entries[: self.sealed or _HEAD]
         return head[len(next(batches([entry.data for entry in head]))) - 1].seq
 
     def take_in(self, rows: Iterable[Row]) -> None:
@@ -124,9 +124,9 @@ class Queue:
     def seal(self, seqs: Iterable[int], through: int) -> None:
         """Notes which rows up to a place are the front batch; others took the rest of them back."""
         there = frozenset(seqs)
-        gone = [entry.seq for entry in self.entries[:_HEAD] if entry.seq <= through]
-        self.remove(frozenset(gone) - there)
-        self.sealed = sum(entry.seq in there for entry in self.entries[:_HEAD])
+        head = [*itertools.takewhile(lambda entry: entry.seq <= through, self.entries)]
+        self.remove({entry.seq for entry in head} - there)
+        self.sealed = sum(entry.seq in there for entry in head)
 
     def land(self, count: int) -> None:
         """Notes that the first so many items are on the server."""

@@ -264,7 +264,9 @@ class Unsettled:
         noted["now"] = _moment(now)
         return json.dumps(noted, separators=(",", ":")).encode()
 
-    def restore(self, noted: bytes, sealed: Sent, *, now: float, expires: float) -> None:
+    def restore(
+        self, noted: bytes, sealed: Sent, *, now: float, expires: float, sent: bool = False
+    ) -> None:
         """Takes over from a process that ended.
 
         Args:
@@ -274,6 +276,8 @@ class Unsettled:
                 tells how much longer it may be alive; how old the note is, no clock tells that a
                 machine's restart or its owner may change.
             expires: When requests can no longer be alive that were sent after the note.
+            sent: Whether `sealed` may have been sent whatever the note says: there may have been
+                a later one.
         """
         state: dict[str, Any] = json.loads(noted)
         known, self._until, self._met = self._until, {}, set()
@@ -304,7 +308,7 @@ class Unsettled:
             for items, *named in state.get("sends", ())
         ]
         self._removals = {item_id: met(*named) for item_id, *named in state.get("removals", ())}
-        if sealed and state["sending"]:
+        if sealed and (sent or state["sending"]):
             self._sends.append(met_send(sealed))
             self._undecided = sealed
         elif any(send.items == sealed for send in self._sends):

@@ -63,6 +63,8 @@ class Found(NamedTuple):
         there: The places of all rows, where `rows` are only those that were accepted since; None:
             nobody else takes any back.
         continued: Whether `window` has only what was added to the one that was known.
+        doubtful: Whether the log may have forgotten what was noted last: all that waits may be on
+            the server, and the window may lack something.
     """
 
     address: Address
@@ -81,6 +83,7 @@ class Found(NamedTuple):
     version: Hashable = None
     there: tuple[int, ...] | None = None
     continued: bool = False
+    doubtful: bool = False
 
 
 class Accepted(NamedTuple):

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from enum import Enum, auto
+from typing import NamedTuple
 
+import psycopg
 import pytest
+from openai import InternalServerError
 
-from cached_session import PostgresOutbox
-from cached_session.emulator import Emulator
+from cached_session import PostgresOutbox, RetryPolicy
+from cached_session.emulator import Emulator, Fault, FaultKind, FaultPlan, Faults
+from cached_session.emulator.requests import is_append
+from cached_session.emulator.wire import Request
 from tests.outbox.support import accept, waiting
-from tests.outbox_sessions.support import Process, until
+from tests.outbox_sessions.support import Process, held, raised, until, words
 from tests.outbox_sessions.test_engine_crashes import Writer
 from tests.postgres import Server, missing, server, standby
 from tests.servers import eventually
-from tests.session.support import Elsewhere, texts
+from tests.session.support import Elsewhere, Gate, texts, users
 
 pytestmark = pytest.mark.processes
 
@@ -47,16 +56,12 @@ async def test_synchronous(
 ) -> None:
     """What was accepted is sent once by way of the promoted standby, and nobody is warned."""
     primary, second = both
-    database = primary.with_tables().rpartition("/")[2]
     primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
     primary.execute("SELECT pg_reload_conf()")
     eventually(lambda: primary.ask("SELECT max(sync_state) FROM pg_stat_replication") == "sync")
     conversation = Elsewhere(emulator).conversation()
     over = asyncio.Event()
-    async with (
-        Process(emulator, PostgresOutbox(address(both, database), lease=5)) as one,
-        Process(emulator, PostgresOutbox(address(both, database), lease=5)) as two,
-    ):
+    async with processes(both, emulator) as (one, two):
         writers = [
             Writer(process.session(conversation), name)
             for name, process in (("a", one), ("b", two))
@@ -86,23 +91,244 @@ async def test_synchronous(
     assert "has lost calls" not in caplog.text
 
 
+def is_passed_on(both: tuple[Server, Server]) -> None:
+    """Waits until the standby has all that the primary has confirmed, which gets no more then."""
+    primary, second = both
+    written = primary.ask("SELECT pg_current_wal_lsn()::text")
+    eventually(lambda: second.ask(f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"))
+    second.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    second.execute("SELECT pg_reload_conf()")
+    eventually(lambda: primary.ask("SELECT count(*) FROM pg_stat_replication") == 0)
+
+
+def fails_over(both: tuple[Server, Server]) -> None:
+    """Ends the primary, and has the standby take its place."""
+    primary, second = both
+    primary.stop(signal.SIGQUIT)
+    second.promote()
+
+
+@asynccontextmanager
+async def processes(
+    both: tuple[Server, Server], emulator: Emulator
+) -> AsyncIterator[tuple[Process, Process]]:
+    """Two processes of a fleet on the servers."""
+    place = address(both, both[0].with_tables().rpartition("/")[2])
+    async with (
+        Process(emulator, PostgresOutbox(place, lease=5)) as one,
+        Process(emulator, PostgresOutbox(place, lease=5)) as two,
+    ):
+        yield one, two
+
+
+class Stage(Enum):
+    """What the standby knows last of what was appended to a conversation."""
+
+    NOTHING = auto()
+    """It has never heard of it."""
+    ELSEWHERE = auto()
+    """Likewise: another writer has appended it, and a read has shown it."""
+    ACCEPTED = auto()
+    """That it was accepted."""
+    IN_DOUBT = auto()
+    """The same, and that a request before it may still be carried out."""
+    SENDING = auto()
+    """That a first batch was sealed, and that the rest was accepted behind it."""
+
+
+class Forgotten(NamedTuple):
+    """A conversation of which a promoted standby has forgotten what was done last.
+
+    Attributes:
+        stage: What it knows.
+        count: How many items were appended.
+        sent: How many requests of them the server has carried out; None: all.
+        same: Whether the process that has appended them goes on, or another one.
+        call: What that one calls first. A "failing pop" meets a server that is away.
+    """
+
+    stage: Stage
+    count: int
+    sent: int | None
+    same: bool
+    call: str
+
+
+class Course:
+    """What becomes of one."""
+
+    def __init__(self, case: Forgotten, emulator: Emulator, fleet: tuple[Process, ...]) -> None:
+        self.case = case
+        self.conversation = Elsewhere(emulator).conversation("before")
+        self.expected = ["before"]
+        self._emulator = emulator
+        self._fleet = fleet
+        self.writing, self.reading = (one.session(self.conversation) for one in fleet)
+
+    async def begin(self) -> None:
+        """Both processes read it."""
+        if self.case.stage is Stage.IN_DOUBT:
+            reset = Faults.script([FaultKind.RESET_BEFORE_COMMIT], only=is_append)
+            self._emulator.faults = reset
+            await self.writing.add_items(users("reset"))
+            await self.writing.flush()
+            self.expected.append("reset")
+        for session in (self.writing, self.reading):
+            assert words(await session.get_items()) == self.expected
+
+    async def append(self, gate: Gate) -> None:
+        """The items are appended; what the standby is to know, while the gate is closed."""
+        new = [str(number) for number in range(self.case.count)]
+        self.expected += new
+        if self.case.stage is Stage.ELSEWHERE:
+            Elsewhere(self._emulator).append(self.conversation, *new)
+            await self.writing.refresh()
+            assert words(await self.writing.get_items()) == self.expected
+        elif self.case.stage is Stage.SENDING:
+            await self.writing.add_items(users(new[0]))
+            await gate.arrived()
+            await self.writing.add_items(users(*new[1:]))
+        elif self.case.stage is Stage.NOTHING:
+            await self.writing.add_items(users(*new))
+        else:
+            # Nothing is sealed while a read waits for the server.
+            await self.writing.refresh()
+            reading = asyncio.create_task(self.writing.get_items())
+            await gate.arrived()
+            await self.writing.add_items(users(*new))
+            self.read = reading
+
+    async def go_on(self) -> str | None:
+        """What is wrong after the promotion, if anything is."""
+        session = self.writing if self.case.same else self.reading
+        if self.case.call == "add_items":
+            await session.add_items(users("after"))
+            self.expected.append("after")
+        elif self.case.call == "pop_item":
+            popped = words([await session.pop_item()])
+            if popped != [self.expected.pop()]:
+                return f"{self.case}: popped {popped}"
+        elif self.case.call == "get_items":
+            shown = words(await session.get_items())
+            if shown != self.expected:
+                return f"{self.case}: shown first {shown}"
+        else:
+            self._emulator.faults = lambda _: Fault(FaultKind.ERROR_BEFORE_COMMIT)
+            popping = self._fleet[not self.case.same].session(
+                self.conversation, retry=RetryPolicy(max_attempts=1)
+            )
+            assert isinstance(await raised(popping.pop_item()), InternalServerError)
+            await popping.aclose()
+            self._emulator.faults = None
+        await session.flush(timeout=30)
+        stored = texts(self._emulator.items(self.conversation))
+        if stored != self.expected:
+            return f"{self.case}: stored {stored}"
+        new = [process.session(self.conversation) for process in self._fleet]
+        for session in (*new, self.writing, self.reading):
+            shown = words(await session.get_items())
+            if shown != self.expected:
+                return f"{self.case}: shown {shown}"
+        return None
+
+
+CALLS = ("add_items", "pop_item", "get_items")
+WHO = (True, False)
+FORGOTTEN = [
+    Forgotten(*case)
+    for case in (
+        *itertools.product(Stage, (2,), (None,), WHO, CALLS),
+        *itertools.product(Stage, (70,), (None,), WHO, CALLS[:1]),
+        *itertools.product((Stage.ACCEPTED, Stage.SENDING), (70,), (0, 1), WHO, CALLS[:2]),
+        *itertools.product((Stage.NOTHING,), (2,), (None,), WHO, ("failing pop",)),
+    )
+]
+
+
+async def test_forgotten(both: tuple[Server, Server]) -> None:
+    """What a promoted standby has forgotten is found on the server: nothing is sent again.
+
+    Neither is anything shown without it, by no process: what the engine keeps is not believed
+    until the server was asked. What is not found there is sent. The engine gives places to other
+    items that it had given before.
+    """
+    with held() as (emulator, gate):
+        async with processes(both, emulator) as fleet:
+            courses = [Course(case, emulator, fleet) for case in FORGOTTEN]
+            for course in courses:
+                await course.begin()
+            emulator.faults = refusing({c.conversation: c.case.sent for c in courses})
+            gate.hold()
+            unknown = (Stage.NOTHING, Stage.ELSEWHERE)
+            for course in courses:
+                if course.case.stage not in unknown:
+                    await course.append(gate)
+            await asyncio.to_thread(is_passed_on, both)
+            gate.open()
+            for course in courses:
+                if course.case.stage in unknown:
+                    await course.append(gate)
+                if course.case.stage in (Stage.ACCEPTED, Stage.IN_DOUBT):
+                    await course.read
+            for course in courses:
+                if course.case.sent is None:
+                    await course.writing.flush(timeout=30)
+                    assert texts(emulator.items(course.conversation)) == course.expected
+                for session in (course.writing, course.reading):
+                    assert words(await session.get_items()) == course.expected
+            await asyncio.to_thread(fails_over, both)
+            emulator.faults = None
+            wrong = [await course.go_on() for course in courses]
+            assert [one for one in wrong if one is not None] == []
+
+
+def refusing(after: dict[str, int | None]) -> FaultPlan:
+    """A server that carries out so many appends to a conversation, and tells others to wait."""
+    left = {conversation: count for conversation, count in after.items() if count is not None}
+
+    def decide(request: Request) -> Fault | None:
+        conversation = request.path.split("/")[-2]
+        if not is_append(request) or conversation not in left:
+            return None
+        left[conversation] -= 1
+        return Fault(FaultKind.RATE_LIMITED) if left[conversation] < 0 else None
+
+    return decide
+
+
+async def test_a_place_that_is_another_items(postgres: Server, emulator: Emulator) -> None:
+    """A promoted standby keeps another item in the place of the newest one that a worker knows."""
+    place = postgres.with_tables()
+    conversation = Elsewhere(emulator).conversation("a", "b")
+    async with Process(emulator, PostgresOutbox(place)) as process:
+        session = process.session(conversation)
+        assert words(await session.get_items()) == ["a", "b"]
+        Elsewhere(emulator).append(conversation, "c")
+        with psycopg.connect(place, autocommit=True) as connection:
+            for item, back in zip(emulator.items(conversation)[:0:-1], (0, 1), strict=True):
+                connection.execute(
+                    "UPDATE cached_session.window_items SET id = %s, data = %s "
+                    "WHERE seq = (SELECT max(seq) - %s FROM cached_session.window_items)",
+                    (item["id"], json.dumps(item).encode(), back),
+                )
+            connection.execute(
+                "UPDATE cached_session.conversations "
+                "SET claims = claims + (1::bigint << 32), window_complete = false"
+            )
+        assert words(await session.get_items(2)) == ["b", "c"]
+        assert session.stats.requests == 1
+
+
 async def test_asynchronous(both: tuple[Server, Server], caplog: pytest.LogCaptureFixture) -> None:
     """A worker whose confirmed call is not known to the promoted standby says so, once."""
     caplog.set_level(logging.WARNING, "cached_session")
-    primary, second = both
-    database = primary.with_tables().rpartition("/")[2]
+    database = both[0].with_tables().rpartition("/")[2]
     outbox = PostgresOutbox(address(both, database))
     try:
         await outbox.transact(accept(b"passed on"))
-        written = primary.ask("SELECT pg_current_wal_lsn()::text")
-        eventually(lambda: second.ask(f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"))
-        # It gets no more from now on.
-        second.execute("ALTER SYSTEM SET primary_conninfo = ''")
-        second.execute("SELECT pg_reload_conf()")
-        eventually(lambda: primary.ask("SELECT count(*) FROM pg_stat_replication") == 0)
+        is_passed_on(both)
         await outbox.transact(accept(b"lost"))
-        primary.stop(signal.SIGQUIT)
-        second.promote()
+        fails_over(both)
         for _ in range(2):
             assert await outbox.transact(waiting) == [b"passed on"]
         warnings = [record.getMessage() for record in caplog.records]

@@ -446,8 +446,7 @@ class Engine:
             logger.warning(
                 "%s has lost calls that it had confirmed to this process: the last one known to it "
                 "is number %d of %d. A standby was promoted that had not got them, or an older "
-                "state was restored. What was recorded by them is gone unless it was sent, and "
-                "what was being sent may be sent again.",
+                "state was restored. What was recorded by them is gone unless it was sent.",
                 self._name,
                 known,
                 self._confirmed,

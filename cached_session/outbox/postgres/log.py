@@ -101,6 +101,7 @@ class PostgresLog(Log):
             # A caller that knew the conversation before has been told of them.
             _namesakes(found, address),
             found.version,
+            doubtful=found.doubtful,
         )
 
     def validate(
@@ -119,7 +120,7 @@ class PostgresLog(Log):
             *self._claims(epoch),
             version,
             seen,
-            newest and newest[0],
+            *(newest or (None, None)),
         )
         if changes is None:
             return None
@@ -150,6 +151,7 @@ class PostgresLog(Log):
             version=found.version,
             there=tuple(found.places or ()),
             continued=found.continued,
+            doubtful=found.doubtful,
         )
 
     def catch_up(self, address: Address, epoch: Epoch, seen: int) -> tuple[Row, ...]:

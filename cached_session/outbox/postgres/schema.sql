@@ -15,6 +15,22 @@ CREATE SCHEMA IF NOT EXISTS cached_session;
 
 CREATE TABLE cached_session.schema_version (version integer NOT NULL);
 
+-- On which timeline the engine writes. It is another one after each promotion of a standby, which
+-- may not have got what the engine before it had confirmed last. An engine that does not tell it
+-- keeps what it has confirmed somewhere else than in its log.
+DO $$
+BEGIN
+    PERFORM pg_is_in_recovery() OR pg_walfile_name(pg_current_wal_lsn()) = '';
+    CREATE FUNCTION cached_session.timeline() RETURNS text LANGUAGE sql AS $body$
+        SELECT CASE WHEN pg_is_in_recovery() THEN ''
+            ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END
+    $body$;
+EXCEPTION WHEN feature_not_supported OR undefined_function OR insufficient_privilege THEN
+    CREATE FUNCTION cached_session.timeline() RETURNS text LANGUAGE sql IMMUTABLE AS $body$
+        SELECT ''
+    $body$;
+END $$;
+
 -- One row for each opening of an outbox. Only its own process writes it.
 CREATE TABLE cached_session.owners (
     token text PRIMARY KEY,
@@ -45,6 +61,11 @@ CREATE TABLE cached_session.conversations (
     window_unverified integer NOT NULL DEFAULT 0,
     window_size bigint NOT NULL DEFAULT 0,
     window_kept boolean NOT NULL DEFAULT false,
+    -- On which timeline it was written.
+    timeline text NOT NULL DEFAULT cached_session.timeline(),
+    -- Whether what waits may be on the server, and what is kept may lack something: a standby was
+    -- promoted, and nobody has asked the server since.
+    doubtful boolean NOT NULL DEFAULT false,
     -- When anything of it was changed last, by the engine's clock.
     touched timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (base_url, organization, project, conversation, credentials)
@@ -98,18 +119,29 @@ END $$;
 CREATE FUNCTION cached_session.find(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     found_number bigint;
+    written_on text;
 BEGIN
     PERFORM cached_session.check_isolation();
-    SELECT number INTO found_number FROM cached_session.conversations
+    SELECT number, timeline INTO found_number, written_on FROM cached_session.conversations
     WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
         AND conversation = a[5] AND credentials = a[4]
     FOR UPDATE;
     IF found_number IS NULL THEN
         -- A local name leads to the conversation that was made of it.
-        SELECT number INTO found_number FROM cached_session.conversations
+        SELECT number, timeline INTO found_number, written_on FROM cached_session.conversations
         WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
             AND local = a[5] AND credentials = a[4]
         FOR UPDATE;
+    END IF;
+    IF written_on <> cached_session.timeline() THEN
+        -- What is forgotten may be that a batch was sealed, or has landed. All that waits is looked
+        -- for on the server before it is sent, and nobody goes by what was known of it before: it
+        -- has more claims from now on than may have been forgotten.
+        UPDATE cached_session.items SET sealed = true
+        WHERE conversation = found_number AND NOT sealed;
+        UPDATE cached_session.conversations
+        SET timeline = cached_session.timeline(), doubtful = true, claims = claims + (1::bigint << 32)
+        WHERE number = found_number;
     END IF;
     RETURN found_number;
 END $$;
@@ -445,7 +477,8 @@ END $$;
 
 -- What differs from an earlier one if rows, the window or the owner have changed since. Rows come
 -- behind all others and go in front or at the end, and no place is given out again: with the same
--- newest one and as many of them they are the same. The newest one of a window tells it.
+-- newest one and as many of them they are the same. The newest one of a window tells it. A standby
+-- that was promoted may give places out again, and has more claims then: see `find`.
 CREATE VIEW cached_session.versions AS
 SELECT c.number, c.base_url, c.organization, c.project, c.conversation, c.credentials,
     ROW(c.number, hashtextextended(c.conversation, 0), c.owner, c.released, c.claims,
@@ -479,7 +512,7 @@ CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_n
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[],
     OUT window_kept boolean, OUT window_complete boolean, OUT window_unverified integer,
     OUT window_ids text[], OUT window_items bytea[], OUT newest_seq bigint, OUT newest_id text,
-    OUT version text, OUT places bigint[], OUT other_numbers bigint[],
+    OUT version text, OUT places bigint[], OUT doubtful boolean, OUT other_numbers bigint[],
     OUT other_credentials text[], OUT other_conversations text[], OUT other_counts bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -528,6 +561,7 @@ BEGIN
         now_claims := NULL;
     END IF;
     doubt := c.doubt;
+    doubtful := coalesce(c.doubtful, false);
     paused := c.paused;
     version := cached_session.version(n);
     SELECT array_agg(i.seq ORDER BY i.seq) INTO places
@@ -557,14 +591,14 @@ END $$;
 
 -- What there is, and is not known yet; nothing is locked, claimed or written.
 CREATE FUNCTION cached_session.changes(me text, a text[], epoch_number bigint,
-    epoch_claims bigint, seen bigint, known_newest bigint,
+    epoch_claims bigint, seen bigint, known_newest bigint, known_id text,
     OUT conversation text, OUT now_number bigint, OUT now_owner text,
     OUT now_epoch bigint, OUT now_claims bigint, OUT held boolean, OUT mine boolean, OUT anew boolean, OUT doubt bytea,
     OUT paused text, OUT seqs bigint[], OUT items bytea[], OUT sealed bigint,
     OUT ats double precision[], OUT window_kept boolean, OUT window_complete boolean,
     OUT window_unverified integer, OUT window_ids text[], OUT window_items bytea[],
     OUT newest_seq bigint, OUT newest_id text, OUT version text, OUT places bigint[],
-    OUT continued boolean)
+    OUT continued boolean, OUT doubtful boolean)
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     c cached_session.conversations;
@@ -579,7 +613,9 @@ BEGIN
     now_claims := coalesce(c.claims, 0);
     now_number := coalesce(n, 0);
     now_epoch := cached_session.epoch(n, now_claims);
-    anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM (now_epoch, now_claims);
+    doubtful := coalesce(c.doubtful OR c.timeline <> cached_session.timeline(), false);
+    anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM (now_epoch, now_claims)
+        OR coalesce(c.timeline <> cached_session.timeline(), false);
     SELECT * INTO seqs, items, sealed, ats
     FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
     SELECT array_agg(i.seq ORDER BY i.seq) INTO places
@@ -591,7 +627,7 @@ BEGIN
     window_unverified := c.window_unverified;
     continued := known_newest IS NOT NULL AND EXISTS (
         SELECT FROM cached_session.window_items w
-        WHERE w.conversation = n AND w.seq = known_newest
+        WHERE w.conversation = n AND w.seq = known_newest AND w.id = known_id
     );
     SELECT array_agg(w.id ORDER BY w.seq), array_agg(w.data ORDER BY w.seq)
     INTO window_ids, window_items FROM cached_session.window_items w
@@ -601,17 +637,19 @@ END $$;
 
 -- The same as one value, of which bytes and fractions can be read, however the engine is set.
 CREATE FUNCTION cached_session.changes_as_json(me text, a text[], epoch_number bigint,
-    epoch_claims bigint, seen bigint, known_newest bigint) RETURNS json
+    epoch_claims bigint, seen bigint, known_newest bigint, known_id text) RETURNS json
 LANGUAGE sql STABLE SET bytea_output = 'hex' SET extra_float_digits = 1 AS $$
     SELECT row_to_json(c)
-    FROM cached_session.changes(me, a, epoch_number, epoch_claims, seen, known_newest) AS c
+    FROM cached_session.changes(
+        me, a, epoch_number, epoch_claims, seen, known_newest, known_id
+    ) AS c
 $$;
 
 -- What has changed since a version, all of it of one moment; null, where nothing has. That comes
 -- at every read: one value is had in less time than the many columns of nothing, and one statement
 -- in less than two.
 CREATE FUNCTION cached_session.validate(me text, a text[], epoch_number bigint,
-    epoch_claims bigint, known text, seen bigint, known_newest bigint) RETURNS json
+    epoch_claims bigint, known text, seen bigint, known_newest bigint, known_id text) RETURNS json
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM FROM cached_session.versions v
@@ -621,7 +659,9 @@ BEGIN
     IF FOUND OR cached_session.version(cached_session.look_up(a)) = known THEN
         RETURN NULL;
     END IF;
-    RETURN cached_session.changes_as_json(me, a, epoch_number, epoch_claims, seen, known_newest);
+    RETURN cached_session.changes_as_json(
+        me, a, epoch_number, epoch_claims, seen, known_newest, known_id
+    );
 END $$;
 
 -- Nothing is locked: a lock would be written to the disk, for each new session.
@@ -702,7 +742,8 @@ BEGIN
         ids, window_of, complete, unverified, seq_of, id_of, listed, max_bytes);
     UPDATE cached_session.items i SET sealed = true
     WHERE i.conversation = n AND i.seq <= through AND NOT i.sealed;
-    UPDATE cached_session.conversations SET doubt = doubt_of, touched = clock_timestamp()
+    UPDATE cached_session.conversations
+    SET doubt = doubt_of, doubtful = false, touched = clock_timestamp()
     WHERE number = n
     RETURNING number, claims INTO now_number, now_claims;
     SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, 0, true);
@@ -739,6 +780,7 @@ BEGIN
     mine := same AND c.owner IS NOT DISTINCT FROM me;
     UPDATE cached_session.conversations SET
         doubt = CASE WHEN mine AND (doubt_of IS NOT NULL OR undoubted) THEN doubt_of ELSE doubt END,
+        doubtful = doubtful AND NOT (mine AND (doubt_of IS NOT NULL OR undoubted)),
         released = released OR (release AND owner IS NOT DISTINCT FROM me),
         touched = clock_timestamp()
     WHERE number = n;
@@ -873,6 +915,7 @@ BEGIN
     DELETE FROM cached_session.conversations WHERE number = n;
     UPDATE cached_session.conversations SET
         doubt = coalesce(doubt, old.doubt), paused = coalesce(paused, old.paused),
+        doubtful = doubtful OR old.doubtful,
         touched = clock_timestamp()
     WHERE number = other;
 END $$;
