@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -70,10 +70,11 @@ class Job(NamedTuple):
 class Opened(Protocol):
     """A log that is open. Belongs to the thread that opened it."""
 
-    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
+    def run(self, works: Sequence[Work], *, reads: bool) -> Iterable[Outcome]:
         """Has works done, and says what became of each, in their order; `reads`: none writes.
 
-        Errors lead to the list itself by their tracebacks: whoever takes them out leaves it empty.
+        Where they are not done together, each is done when what became of it is asked for.
+        Errors lead to a list itself by their tracebacks: whoever takes them out leaves it empty.
         """
 
     def tend(self) -> None:
@@ -172,7 +173,8 @@ class Writer:
             _answer(group, outcomes)
             # The traceback of an error leads back to this frame and those below,
             # and from here it would lead to the error again.
-            outcomes.clear()
+            if isinstance(outcomes, list):
+                outcomes.clear()
         group.clear()
         waiting.clear()
         return going_on
@@ -227,14 +229,14 @@ def _finish() -> None:
         writer.finish()
 
 
-def _answer(group: list[Job], outcomes: list[Outcome]) -> None:
+def _answer(group: list[Job], outcomes: Iterable[Outcome]) -> None:
     for job, outcome in zip(group, outcomes, strict=True):
         job.answer(outcome)
 
 
 def _outcomes(
     opening: Callable[[], Opened], opened: list[Opened], group: list[Job]
-) -> list[Outcome]:
+) -> Iterable[Outcome]:
     if not opened:
         try:
             opened.append(opening())

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote, urlencode
 
 try:
@@ -167,9 +167,13 @@ class _Database:
         self._expire_at = -math.inf
         self._log = PostgresLog(self._engine, lease, max_window_bytes)
 
-    def run(self, works: Sequence[Work], *, reads: bool) -> list[Outcome]:
-        """Does one after the other: one transaction for several conversations would deadlock."""
-        return [self._one(work) for work in works]
+    def run(self, works: Sequence[Work], *, reads: bool) -> Iterable[Outcome]:
+        """Does one after the other: one transaction for several conversations would deadlock.
+
+        Each is told of before the next one: by that, the lease may be another one than what was
+        claimed is held under.
+        """
+        return map(self._one, works)
 
     def _one(self, work: Work) -> Outcome:
         try:

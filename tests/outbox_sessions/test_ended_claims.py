@@ -1,0 +1,126 @@
+"""Claims that end while a call goes on: the outbox was closed, or its lease has run out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg.conninfo
+import pytest
+
+from cached_session import PostgresOutbox
+from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator.requests import is_append
+from cached_session.outbox import Log
+from tests.outbox_sessions.support import Process, until, words
+from tests.postgres import Server
+from tests.proxy import Proxy, before
+from tests.session.support import Elsewhere, texts, users
+
+T = TypeVar("T")
+
+LEASE = 3.0
+
+
+@dataclass
+class Cut:
+    """Two workers of a fleet, of which the first one can be cut off from the engine.
+
+    Attributes:
+        one: The first.
+        two: The second.
+        proxy: Stands between the first and the engine.
+    """
+
+    one: Process
+    two: Process
+    proxy: Proxy
+
+    async def off(self) -> None:
+        """The first one does not reach the engine for longer than its lease."""
+        self.proxy.leave()
+        end = time.monotonic() + LEASE + 0.1
+        await until(lambda: time.monotonic() > end)
+
+
+@asynccontextmanager
+async def workers(
+    emulator: Emulator, postgres: Server, kind: type[PostgresOutbox] = PostgresOutbox
+) -> AsyncIterator[Cut]:
+    """Two workers; `kind` is that of the first one's outbox."""
+    address = postgres.with_tables()
+    with before(postgres.port) as proxy:
+        place = psycopg.conninfo.make_conninfo(address, port=proxy.port, connect_timeout=2)
+        async with (
+            Process(emulator, kind(place, lease=LEASE)) as one,
+            Process(emulator, PostgresOutbox(address, lease=LEASE)) as two,
+        ):
+            yield Cut(one, two, proxy)
+            proxy.come_back()
+
+
+class Counted(PostgresOutbox):
+    """Counts the transactions that were asked for, and not done yet."""
+
+    asked = 0
+
+    async def transact(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        self.asked += 1
+        try:
+            return await super().transact(work, applied)
+        finally:
+            self.asked -= 1
+
+
+@pytest.mark.processes
+async def test_a_lease_that_ends_between_two_transactions(
+    postgres: Server, emulator: Emulator
+) -> None:
+    """What was claimed before the lease ran out is over, also where nobody has heard of it yet.
+
+    The outbox's thread does several transactions at once, and stands still between two of them.
+    """
+    foreign = Elsewhere(emulator)
+    conversation, another = foreign.conversation("a"), foreign.conversation("b")
+    async with workers(emulator, postgres, Counted) as cut:
+        outbox = cut.one.outbox
+        sending, popping = cut.one.session(conversation), cut.one.session(another)
+        await sending.get_items()
+        await popping.get_items()
+        emulator.faults = lambda request: (
+            Fault(FaultKind.RATE_LIMITED, retry_after=0.1) if is_append(request) else None
+        )
+        await sending.add_items(users("yes"))
+        await until(lambda: sending.stats.sending == "offline")
+        begun, go_on, passed = threading.Event(), threading.Event(), threading.Event()
+
+        def hold(_: Log) -> None:
+            begun.set()
+            go_on.wait(20)
+
+        holding = asyncio.create_task(outbox.transact(hold))
+        await asyncio.to_thread(begun.wait, 20)
+        emulator.faults = None
+        await until(lambda: outbox.asked == 2)  # it seals what it sends again
+        standing = asyncio.create_task(outbox.transact(lambda _: passed.wait(20)))
+        pop = asyncio.create_task(popping.pop_item())
+        await until(lambda: outbox.asked == 4)
+        go_on.set()
+        await holding
+        other = cut.two.session(conversation)
+        await other.flush()
+        await other.aclose()
+        assert texts(emulator.items(conversation)) == ["a", "yes"]
+        passed.set()
+        await standing
+        assert words([await pop]) == ["b"]
+        await sending.flush()
+        assert texts(emulator.items(conversation)) == ["a", "yes"]
+        assert words(await sending.get_items()) == ["a", "yes"]
