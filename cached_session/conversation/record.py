@@ -814,7 +814,14 @@ class Record:
             await self.note(listed=listed)
 
     async def pause(self, reason: str, error: Exception) -> None:
-        """Notes that nothing is sent until somebody decides."""
+        """Notes that nothing is sent until somebody decides.
+
+        Raises:
+            Reopened: Others may have sent it by now, or taken it back. All is read anew.
+        """
+        if not self.left():
+            self._reopened = True
+            raise Reopened("the outbox was not asked in time; nothing was recorded by this call")
         # First in this process: nothing is sent also where the pause cannot be recorded.
         epoch = self._known_epoch()
         self._ledger.pause(reason, error)

@@ -14,10 +14,10 @@ import psycopg.conninfo
 import pytest
 
 from cached_session import PostgresOutbox
-from cached_session.emulator import Emulator, Fault, FaultKind
+from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
-from tests.outbox_sessions.support import Process, until, words
+from tests.outbox_sessions.support import Process, held, until, words
 from tests.postgres import Server
 from tests.proxy import Proxy, before
 from tests.session.support import Elsewhere, texts, users
@@ -124,3 +124,36 @@ async def test_a_lease_that_ends_between_two_transactions(
         await sending.flush()
         assert texts(emulator.items(conversation)) == ["a", "yes"]
         assert words(await sending.get_items()) == ["a", "yes"]
+
+
+@pytest.mark.processes
+async def test_what_another_worker_has_found_out(postgres: Server) -> None:
+    """A batch that another worker has taken over meanwhile is not paused by the first one.
+
+    What it finds then cannot tell what became of the batch: the other one has removed it.
+    """
+    with held() as (emulator, gate):
+        foreign = Elsewhere(emulator)
+        conversation = foreign.conversation(*map(str, range(40)))
+        async with workers(emulator, postgres) as cut:
+            session, other = cut.one.session(conversation), cut.two.session(conversation)
+            await session.get_items(2)
+            await other.get_items(2)
+            emulator.faults = Faults.script([FaultKind.RESET_BEFORE_COMMIT], only=is_append)
+            gate.hold(skip=2)
+            await session.add_items(users("b"))
+            await gate.arrived()  # the listing that decides
+            await cut.off()
+            gate.hold(skip=1_000)  # all but that listing, which is at the gate
+            await other.flush()
+            assert texts(emulator.items(conversation))[-2:] == ["39", "b"]
+            await other.pop_item()
+            await other.aclose()
+            for _ in range(35):
+                foreign.remove(conversation, -1)
+            cut.proxy.come_back()
+            gate.open()
+            await session.flush()
+            await session.add_items(users("c"))
+            await session.flush()
+            assert texts(emulator.items(conversation)) == ["0", "1", "2", "3", "4", "c"]
