@@ -32,6 +32,7 @@ from cached_session.errors import (
     DeadlineExceeded,
     Naming,
     OutboxError,
+    Reopened,
     UnexpectedAnswer,
     counted,
     verb,
@@ -663,7 +664,14 @@ class Conversation:
             # It was woken together with appends that had waited for another deletion.
             turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         try:
-            await self._drop_and_clear(backlog, operation)
+            while True:
+                try:
+                    await self._drop_and_clear(backlog, operation)
+                except Reopened:
+                    # It begins anew. Appends wait on: what they would record now would be dropped.
+                    await backlog.record.open(operation, self.order.turn)
+                else:
+                    break
         except asyncio.CancelledError:
             # The deletion goes on behind the caller. Appends wait until it is done: what they
             # recorded before would be lost with the conversation.
@@ -709,7 +717,9 @@ class Conversation:
                 f"{verb(dropped, 'was', 'were')} dropped before the conversation was to be deleted"
             )
             raise
-        await record.note(release=True, changes=True)
+        # `Reopened`: the outbox was closed meanwhile, which has released all claims.
+        with contextlib.suppress(Reopened):
+            await record.note(release=True, changes=True)
 
     async def _clear(self, operation: Operation) -> None:
         while True:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import psycopg.conninfo
@@ -17,7 +18,7 @@ from cached_session import PostgresOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
-from tests.outbox_sessions.support import Process, held, until, words
+from tests.outbox_sessions.support import Make, Process, held, until, words
 from tests.postgres import Server
 from tests.proxy import Proxy, before
 from tests.session.support import Elsewhere, texts, users
@@ -62,6 +63,32 @@ async def workers(
         ):
             yield Cut(one, two, proxy)
             proxy.come_back()
+
+
+async def test_an_append_behind_a_deletion(kind: Make, path: Path, emulator: Emulator) -> None:
+    """What is appended behind a deletion is for the next conversation.
+
+    Also where the outbox is closed while the server does not take the deletion.
+    """
+    conversation = Elsewhere(emulator).conversation("a")
+    async with Process(emulator, kind(path)) as process:
+        session = process.session(conversation)
+        await session.get_items()
+        emulator.faults = lambda request: (
+            Fault(FaultKind.RATE_LIMITED, retry_after=0.3) if request.method == "DELETE" else None
+        )
+        emulator.clear_log()
+        clearing = asyncio.create_task(session.clear_session())
+        await until(lambda: any(entry.method == "DELETE" for entry in emulator.requests))
+        appending = asyncio.create_task(session.add_items(users("b")))
+        await asyncio.sleep(0)
+        await process.outbox.let_go()
+        emulator.faults = None
+        await asyncio.gather(clearing, appending)
+        assert session.session_id != conversation
+        assert words(await session.get_items()) == ["b"]
+        await session.flush()
+        assert texts(emulator.items(session.session_id)) == ["b"]
 
 
 class Counted(PostgresOutbox):
