@@ -459,6 +459,9 @@ class Backlog:
         async with self.order.turn(operation):
             with contextlib.suppress(Reopened):
                 await self._release()
+            # A session without the outbox that is still on this copy would send what waits, too.
+            with self.record.outbox.lock:
+                self._parted(self)
         await let_go_unused(self.record.outbox)
 
     async def shut(self, deadline: float | None) -> str:

@@ -221,6 +221,10 @@ class Conversation:
         if self.backlog is backlog:
             self.backlog, self._reading = None, backlog.record.reading
             self.ledger.part()
+            if self.ledger.watch.active and not backlog.record.left():
+                # The log tells of it, and others may look after it by now. What looks like a late
+                # copy may be what they have appended.
+                self.ledger.forget_doubt()
 
     def _rename(self, conversation_id: str) -> Backlog | None:
         """Takes the conversation's own id; returns the backlog that it has here by that already."""
@@ -454,10 +458,6 @@ class Conversation:
         turn = await self.order.enter(operation)
         try:
             await operation.check_run()
-            if self._record is not None:
-                # What is in doubt may be another process's by now, and what looks like a late copy
-                # what that one has appended.
-                await self._record.alone(operation)
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await delivery.anchor(len(items))
         except BaseException:

@@ -32,6 +32,7 @@ from cached_session.core.unsettled import ANCHORS, Untold
 from cached_session.errors import (
     AppendOutcomeUnknown,
     OutboxError,
+    Reopened,
     TurnLost,
     counted,
     rewritten_or_not,
@@ -63,6 +64,8 @@ class Delivery:
         self._ledger = ledger
         self._record = record
         self._operation = operation
+        # By which others may look after what is in doubt; None: no log tells of it.
+        self._log = record
         self._promise = Promise.RECORDED
         self._total = 0
         self._landed = 0
@@ -72,14 +75,6 @@ class Delivery:
     def _batch(self) -> Batch:
         recorded = self._promise is Promise.RECORDED
         return self._ledger.recorded if recorded else self._ledger.own
-
-    @property
-    def _left(self) -> Callable[[], float] | None:
-        """As in `Operation.delete_item`: what no log has accepted is nobody else's."""
-        if self._promise is Promise.DELIVERED:
-            return None
-        assert self._record is not None  # what it has accepted is sent
-        return self._record.left
 
     # An append that promises delivery
 
@@ -95,16 +90,28 @@ class Delivery:
         Raises:
             OutboxPaused: What became of a recorded batch before it cannot be found out.
         """
-        ledger, self._total, self._promise = self._ledger, total, Promise.DELIVERED
+        ledger, record, operation = self._ledger, self._record, self._operation
+        self._total, self._promise = total, Promise.DELIVERED
         try:
-            if self._record is not None:
+            if record is not None:
+                if not self._landed:
+                    # What is in doubt may be another process's by now, and what looks like a late
+                    # copy what that one has appended.
+                    await record.alone(operation)
+                    self._log = record if ledger.watch.active else None
                 # The listing that decides about a recorded batch decides only once.
                 with contextlib.suppress(AppendOutcomeUnknown):
-                    await settle(ledger, self._record, self._operation)
-                self._record.check_not_paused()
+                    await settle(ledger, record, operation)
+                record.check_not_paused()
             if ledger.known is None or ledger.watch.undecided:
-                await relist(ledger, self._operation, ANCHORS if ledger.known is None else 1)
-            await remove_late_copies(ledger, self._record, self._operation, self._left)
+                await relist(ledger, operation, ANCHORS if ledger.known is None else 1)
+            try:
+                await remove_late_copies(ledger, self._log, operation)
+            except Reopened:
+                # What was claimed is over. An append of which nothing was sent begins anew; another
+                # one leaves the copies to whoever has what is in doubt now.
+                if not self._landed:
+                    raise
         except Exception as error:
             self._say_how_many(error)
             raise
@@ -176,7 +183,7 @@ class Delivery:
                         await relist(ledger, operation, limit, anew=anew)
                         anchored = True
                 case Delete():
-                    await remove_late_copies(ledger, record, operation, record.left)
+                    await remove_late_copies(ledger, record, operation)
                 case Seal():
                     await record.seal(operation)
                 case Send() if not record.left():
@@ -251,8 +258,11 @@ class Delivery:
 
     async def _send(self, batch: Batch, attempt: Attempt) -> Outcome[None]:
         ledger, operation = self._ledger, self._operation
-        left = self._left
-        if left is not None:
+        left: Callable[[], float] | None = None
+        if self._promise is Promise.RECORDED:
+            record = self._record
+            assert record is not None  # what it has accepted is sent
+            left = record.left
             # Nor may the request take longer than the claim lasts: whoever has the conversation
             # then looks for the batch.
             attempt = Attempt(min(attempt.seconds, left()), attempt.number)
@@ -293,7 +303,7 @@ class Delivery:
         hurried = self._operation.without_retries()
         try:
             await relist(ledger, hurried, 1)
-            await remove_late_copies(ledger, self._record, hurried, self._left)
+            await remove_late_copies(ledger, self._log, hurried)
         except Exception:
             # The items are there, which was the question. The requests that are still open keep the
             # local copy in doubt, and the next read looks again.

@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,8 +92,7 @@ async def fresh(
     restarts = 0
     while True:
         while ledger.watch.extra:
-            left = None if record is None else record.left
-            await remove_late_copies(ledger, record, operation, left)
+            await remove_late_copies(ledger, record, operation)
             # Other writers go on meanwhile; an answer shows one moment, not two.
             await relist(ledger, operation, limit)
         history = ledger.known
@@ -186,20 +185,17 @@ async def _relist(
     raise _no_cursors(ledger)
 
 
-async def remove_late_copies(
-    ledger: Ledger,
-    record: Record | None,
-    operation: Operation,
-    left: Callable[[], float] | None,
-) -> None:
+async def remove_late_copies(ledger: Ledger, record: Record | None, operation: Operation) -> None:
     """Deletes the items that a late commit stored a second time.
 
     Args:
         ledger: The conversation's.
-        record: Its part of a log, or None.
+        record: Its part of a log, by which others may have the conversation: what looks like a copy
+            may then be what they have appended. None: nobody else can look after what is in doubt.
         operation: The operation that deletes.
-        left: As in `Operation.delete_item`. If others may have the conversation by now, what looks
-            like a copy may be what they have appended.
+
+    Raises:
+        Reopened: Others may have it by now.
     """
     extra = ledger.watch.extra
     if extra and record is not None:
@@ -207,7 +203,7 @@ async def remove_late_copies(
         await record.note()
     while extra:
         item_id = extra[0]
-        outcome = await operation.delete_item(item_id, left)
+        outcome = await operation.delete_item(item_id, None if record is None else record.left)
         if not (isinstance(outcome, Applied) or is_gone(outcome)):
             raise outcome.error
         ledger.removed_copy(item_id)

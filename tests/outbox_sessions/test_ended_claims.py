@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg.conninfo
 import pytest
 
-from cached_session import PostgresOutbox
+from cached_session import CachedSession, ConversationCache, PostgresOutbox
 from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
@@ -26,6 +26,13 @@ from tests.session.support import Elsewhere, texts, users
 T = TypeVar("T")
 
 LEASE = 3.0
+
+
+def beside(process: Process, conversation: str, cache: ConversationCache | None = None) -> Any:
+    """A session without the outbox."""
+    return CachedSession(
+        conversation_id=conversation, openai_client=process.client, cache=cache or process.cache
+    )
 
 
 @dataclass
@@ -63,6 +70,94 @@ async def workers(
         ):
             yield Cut(one, two, proxy)
             proxy.come_back()
+
+
+async def test_beside_a_session_that_was_closed(kind: Make, path: Path, emulator: Emulator) -> None:
+    """A session without the outbox removes nothing, once the sessions with it are closed.
+
+    What looks like a late copy of what these have appended may be what another process has.
+    """
+    conversation = Elsewhere(emulator).conversation("a")
+    async with Process(emulator, kind(path)) as one, Process(emulator, kind(path)) as two:
+        plain = beside(one, conversation)
+        await plain.get_items()
+        reset = [FaultKind.RESET_BEFORE_COMMIT]
+        emulator.faults = Faults.script(reset, only=is_append)
+        session = one.session(conversation)
+        await session.add_items(users("yes"))
+        await session.aclose(timeout=60)
+        other = two.session(conversation)
+        await other.add_items(users("yes"))
+        await other.flush()
+        assert words(await plain.get_items()) == ["a", "yes", "yes"]
+        await plain.add_items(users("b"))
+        assert texts(emulator.items(conversation)) == ["a", "yes", "yes", "b"]
+
+
+@pytest.mark.processes
+async def test_an_append_beside_the_outbox(postgres: Server) -> None:
+    """An append without the outbox removes nothing that another worker has appended meanwhile."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with workers(emulator, postgres) as cut:
+            session = cut.one.session(conversation)
+            plain = beside(cut.one, conversation)
+            await session.get_items()
+            reset = [FaultKind.RESET_BEFORE_COMMIT]
+            emulator.faults = Faults.script(reset, only=is_append)
+            await session.add_items(users("yes"))
+            await session.flush()
+            await plain.refresh()
+            gate.hold()
+            appending = asyncio.create_task(plain.add_items(users("b")))
+            await gate.arrived()
+            await cut.off()
+            gate.hold(skip=1_000)  # all but the listing, which is at the gate
+            other = cut.two.session(conversation)
+            await other.add_items(users("yes"))
+            await other.flush()
+            await other.aclose()
+            cut.proxy.come_back()
+            gate.open()
+            await appending
+            assert texts(emulator.items(conversation)) == ["a", "yes", "yes", "b"]
+            assert words(await plain.get_items()) == ["a", "yes", "yes", "b"]
+            assert words(await session.get_items()) == ["a", "yes", "yes", "b"]
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+async def test_between_two_batches_of_an_append(doubt: bool, kind: Make, path: Path) -> None:
+    """An append without the outbox does not begin anew where the outbox is closed in its middle."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with Process(emulator, kind(path)) as process:
+            session, plain = process.session(conversation), beside(process, conversation)
+            await session.get_items()
+            reset = FaultKind.RESET_BEFORE_COMMIT
+            if doubt:
+                emulator.faults = Faults.script([reset], only=is_append)
+                await session.add_items(users("yes"))
+                await session.flush()
+            there = texts(emulator.items(conversation))
+            first, rest = [*map(str, range(20))], ["20", "21"]
+            emulator.faults = Faults.script([reset], only=is_append)
+            gate.hold(skip=6)  # two for each: an append, a listing, the append again
+            appending = asyncio.create_task(plain.add_items(users(*first, *rest)))
+            await gate.arrived()
+            # The request that was reset is carried out after all.
+            Elsewhere(emulator).append(conversation, *first)
+            gate.open()
+            gate.hold(skip=1)
+            await gate.arrived()
+            await process.outbox.let_go()
+            emulator.faults = Faults.script(
+                [FaultKind.ERROR_BEFORE_COMMIT], only=lambda request: request.method == "DELETE"
+            )
+            gate.open()
+            await appending
+            await plain.refresh()
+            assert words(await plain.get_items()) == [*there, *first, *rest]
+            assert texts(emulator.items(conversation)) == [*there, *first, *rest]
 
 
 async def test_an_append_behind_a_deletion(kind: Make, path: Path, emulator: Emulator) -> None:
@@ -184,3 +279,34 @@ async def test_what_another_worker_has_found_out(postgres: Server) -> None:
             await session.add_items(users("c"))
             await session.flush()
             assert texts(emulator.items(conversation)) == ["0", "1", "2", "3", "4", "c"]
+
+
+async def test_a_backlog_that_gave_way(kind: Make, path: Path) -> None:
+    """What waits is sent once, also beside a copy in another cache that closed sessions left."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with Process(emulator, kind(path)) as process:
+            first = process.session(conversation)
+            plain = beside(process, conversation)
+            await first.get_items()
+            emulator.faults = lambda request: (
+                Fault(FaultKind.RATE_LIMITED, retry_after=0.05) if is_append(request) else None
+            )
+            await first.add_items(users("b"))
+            await until(lambda: first.stats.sending == "offline")
+            await first.aclose()
+            process.cache = ConversationCache()
+            second = process.session(conversation)
+            await second.get_items()
+            await until(lambda: second.stats.sending == "offline")
+            emulator.faults = None
+            gate.hold()
+            appending = asyncio.create_task(plain.add_items(users("c")))
+            await gate.arrived()
+            await gate.arrived()
+            gate.open()
+            await asyncio.gather(appending, second.flush())
+            assert sorted(texts(emulator.items(conversation))) == ["a", "b", "c"]
+            for session in (second, plain):
+                await session.refresh()
+                assert await session.get_items() == emulator.items(conversation)
