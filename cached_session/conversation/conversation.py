@@ -242,13 +242,13 @@ class Conversation:
         self._renamed(self, conversation_id)
         return None if other is backlog else other
 
-    @property
-    def _record(self) -> Record | None:
-        return None if self.backlog is None else self.backlog.record
+    def _check_same(self, backlog: Backlog | None) -> None:
+        """Raises `Superseded` if an outbox has come to it, or gone, while a call waited for a turn.
 
-    @property
-    def _left(self) -> Callable[[], float] | None:
-        return None if self.backlog is None else self.backlog.record.left
+        The call begins anew: with what is recorded, or without what nobody reads any more.
+        """
+        if self.backlog is not backlog:
+            raise Superseded
 
     # Reading
 
@@ -326,6 +326,7 @@ class Conversation:
             backlog = self.backlog
             try:
                 async with self.order.turn(operation):
+                    self._check_same(backlog)
                     away = self._outages > outages and not ledger.checked(trust)
                     if stale is not None and away:
                         # Since this read came, another one has found that the server is away.
@@ -451,12 +452,15 @@ class Conversation:
 
     async def deliver(self, operation: Operation, items: Sequence[Outgoing]) -> None:
         """Appends items, each once, in order; errors as in `CachedSession.add_items`."""
-        if self.backlog is not None:
+        backlog = self.backlog
+        if backlog is not None:
             # What the outbox has accepted before this call comes first.
-            await self.backlog.drained(operation)
-        delivery = Delivery(self.ledger, self._record, operation)
+            await backlog.drained(operation)
+        record = None if backlog is None else backlog.record
+        delivery = Delivery(self.ledger, record, operation)
         turn = await self.order.enter(operation)
         try:
+            self._check_same(backlog)
             await operation.check_run()
             # Nothing is sent yet: a caller who is cancelled here sends nothing.
             await delivery.anchor(len(items))
@@ -548,15 +552,17 @@ class Conversation:
                     if ledger.local and not ledger.queue:
                         return None
                     continue
+            record = None if backlog is None else backlog.record
             turn = await self.order.enter(operation)
             try:
+                self._check_same(backlog)
                 await operation.check_run()
                 if backlog is not None and not await self._may_remove(backlog, operation):
                     # An append was accepted before the turn came.
                     self.order.leave(turn)
                     continue
-                await fresh(ledger, self._record, operation, 1, trust)
-                await self._note_removal()
+                await fresh(ledger, record, operation, 1, trust)
+                await self._note_removal(record)
             except Elsewhere:
                 self.order.leave(turn)
                 assert backlog is not None  # another process has it
@@ -565,7 +571,8 @@ class Conversation:
             except BaseException:
                 self.order.leave(turn)
                 raise
-            return await self.order.write(operation, turn, lambda: self._remove(operation))
+            remove = functools.partial(self._remove, record, operation)
+            return await self.order.write(operation, turn, remove)
 
     def _differs(self) -> Callable[[], bool]:
         def state() -> tuple[int, int]:
@@ -590,19 +597,19 @@ class Conversation:
             return False
         raise Elsewhere
 
-    async def _note_removal(self) -> None:
+    async def _note_removal(self, record: Record | None) -> None:
         """Has an outbox note that the newest item is removed next, and may be gone. In the turn.
 
         That is for the case that this process ends then. What is kept of the conversation goes
         before, and is kept again afterwards. What has landed is put down, too: a process that
         takes over would send it again.
         """
-        record, known = self._record, self.ledger.known
+        known = self.ledger.known
         assert known is not None  # it was listed
         if record is not None and len(known):
             await record.note(removing=known.items[-1].id)
 
-    async def _remove(self, operation: Operation) -> dict[str, Any] | None:
+    async def _remove(self, record: Record | None, operation: Operation) -> dict[str, Any] | None:
         """Removes and returns the newest item; None if there is none. In the turn."""
         ledger = self.ledger
         # Another round, with a new listing, whenever another writer was faster.
@@ -612,29 +619,31 @@ class Conversation:
             if not len(known):
                 return None
             last = known.items[-1]
-            if await self._delete(operation, last.id):
+            if await self._delete(operation, last.id, None if record is None else record.left):
                 ledger.removed_newest()
-                if self._record is not None:
+                if record is not None:
                     # The next process must not find the item in the window. If that cannot be
                     # recorded, the caller gets the item all the same.
                     with contextlib.suppress(OutboxError):
-                        await self._record.note(release=True)
+                        await record.note(release=True)
                 return unhold(last)
             ledger.forget()
-            await fresh(ledger, self._record, operation, 1, ANY)
-            await self._note_removal()
+            await fresh(ledger, record, operation, 1, ANY)
+            await self._note_removal(record)
         raise UnexpectedAnswer(
             f"{self.conversation_id}: the newest item was gone at every attempt to remove it; "
             "nothing was removed",
             conversation_id=self.conversation_id,
         )
 
-    async def _delete(self, operation: Operation, item_id: str) -> bool:
+    async def _delete(
+        self, operation: Operation, item_id: str, left: Callable[[], float] | None
+    ) -> bool:
         """Deletes an item; False if somebody else had."""
         ledger = self.ledger
         ledger.removing(item_id)
         with in_flight(ledger, operation):
-            outcome = await operation.delete_item(item_id, self._left)
+            outcome = await operation.delete_item(item_id, left)
         if isinstance(outcome, Unknown):
             ledger.lost(expires=operation.expiry())
             outcome.error.add_note(
@@ -657,7 +666,7 @@ class Conversation:
         """
         backlog = self.backlog
         if backlog is None:
-            await self._clear(operation)
+            await self._clear(None, operation)
             return
         turn = await self._clearing.enter(operation.deadline, operation.conversation_id)
         while not turn.current:
@@ -710,7 +719,7 @@ class Conversation:
                 operation.deleted()
             return
         try:
-            await self._clear(operation)
+            await self._clear(backlog, operation)
         except Exception as error:
             error.add_note(
                 f"{operation.conversation_id}: {counted(dropped)} that waited in the outbox "
@@ -721,10 +730,11 @@ class Conversation:
         with contextlib.suppress(Reopened):
             await record.note(release=True, changes=True)
 
-    async def _clear(self, operation: Operation) -> None:
+    async def _clear(self, backlog: Backlog | None, operation: Operation) -> None:
         while True:
-            turn, backlog = await self.order.enter(operation), self.backlog
+            turn = await self.order.enter(operation)
             try:
+                self._check_same(backlog)
                 await operation.check_run()
                 if backlog is None:
                     break
@@ -737,13 +747,14 @@ class Conversation:
                 raise
             self.order.leave(turn)
             await backlog.released(operation)
-        await self.order.write(operation, turn, lambda: self._delete_all(operation))
+        left = None if backlog is None else backlog.record.left
+        await self.order.write(operation, turn, lambda: self._delete_all(operation, left))
 
-    async def _delete_all(self, operation: Operation) -> None:
+    async def _delete_all(self, operation: Operation, left: Callable[[], float] | None) -> None:
         ledger = self.ledger
         ledger.clearing()
         with in_flight(ledger, operation):
-            outcome = await operation.delete_conversation(self._left)
+            outcome = await operation.delete_conversation(left)
         applied = isinstance(outcome, Applied) or (
             # An earlier clear that was given up on came through after all.
             is_gone(outcome) and ledger.watch.may_be_cleared
@@ -855,7 +866,8 @@ class Conversation:
         ledger, backlog = self.ledger, self.backlog
         if backlog is None:
             async with self.order.turn(operation):
-                await self._look(operation)
+                self._check_same(None)
+                await self._look(None, operation)
             return
         await backlog.room.used(operation)
         through = None
@@ -870,7 +882,7 @@ class Conversation:
                     # A batch of what was accepted meanwhile may be in doubt. It is settled first:
                     # only one listing decides about it.
                     await self._settle(backlog.record, operation)
-                    await self._look(operation)
+                    await self._look(backlog.record, operation)
             # Items that another process had left may have been found just now.
             # What is appended from now on is not waited for.
             queue = ledger.queue
@@ -878,11 +890,11 @@ class Conversation:
             if not queue or queue.entries[0].seq > through:
                 return
 
-    async def _look(self, operation: Operation) -> None:
+    async def _look(self, record: Record | None, operation: Operation) -> None:
         """Checks what is still in doubt. In the turn."""
         if self.ledger.watch.active:
             try:
-                await fresh(self.ledger, self._record, operation, 1, ANY)
+                await fresh(self.ledger, record, operation, 1, ANY)
             except NotFoundError as error:
                 # A clear that got no answer has deleted the conversation: nothing is in doubt.
                 if not (self.ledger.watch.may_be_cleared and says_gone(error)):

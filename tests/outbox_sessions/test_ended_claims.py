@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,3 +310,29 @@ async def test_a_backlog_that_gave_way(kind: Make, path: Path) -> None:
             for session in (second, plain):
                 await session.refresh()
                 assert await session.get_items() == emulator.items(conversation)
+
+
+@pytest.mark.parametrize("call", ["pop", "read", "append", "flush"])
+async def test_an_outbox_that_comes(call: str, kind: Make, path: Path) -> None:
+    """A call without the outbox goes on where a session with it comes to the conversation."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a", "b")
+        async with Process(emulator, kind(path)) as process:
+            plain = beside(process, conversation)
+            calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+                "pop": plain.pop_item,
+                "read": plain.get_items,
+                "append": lambda: plain.add_items(users("c")),
+                "flush": plain.flush,
+            }
+            if call == "flush":
+                await plain.get_items()
+            gate.hold()
+            calling = asyncio.create_task(calls[call]())
+            if call != "flush":
+                await gate.arrived()
+            reading = asyncio.create_task(process.session(conversation).get_items())
+            await until(lambda: len(process.outbox.backlogs) == 1)
+            gate.open()
+            await asyncio.gather(calling, reading)
+            assert words(await plain.get_items()) == texts(emulator.items(conversation))
