@@ -556,16 +556,18 @@ class Conversation:
             turn = await self.order.enter(operation)
             try:
                 self._check_same(backlog)
-                await operation.check_run()
                 if backlog is not None and not await self._may_remove(backlog, operation):
                     # An append was accepted before the turn came.
                     self.order.leave(turn)
                     continue
+                # With the claim: while that lasts, so does the run.
+                await operation.check_run()
                 await fresh(ledger, record, operation, 1, trust)
                 await self._note_removal(record)
             except Elsewhere:
                 self.order.leave(turn)
                 assert backlog is not None  # another process has it
+                await operation.check_run()
                 await backlog.released(operation)
                 continue
             except BaseException:
@@ -703,7 +705,9 @@ class Conversation:
         if self.ledger.local:
             # As in `pop`: another process may have made the conversation, which is then deleted.
             await record.validate(operation, self.order.turn)
-        dropped = await self._errands.run(record.drop(sealed=False), abandoned=operation.abandoned)
+        dropped = await self._errands.run(
+            record.drop(operation.within, sealed=False), abandoned=operation.abandoned
+        )
         # What is in flight comes first: nothing may land on a conversation that is gone.
         await backlog.until(
             lambda: backlog.open,
@@ -712,7 +716,9 @@ class Conversation:
             f"{counted(dropped)} that waited behind it {verb(dropped, 'was', 'were')} dropped, and "
             "the conversation was not deleted",
         )
-        dropped += await self._errands.run(record.drop(sealed=True), abandoned=operation.abandoned)
+        dropped += await self._errands.run(
+            record.drop(operation.within, sealed=True), abandoned=operation.abandoned
+        )
         if self.ledger.local:
             # The sender may be making it at this moment: it has its id when the turn comes.
             async with self.order.turn(operation):
@@ -735,11 +741,12 @@ class Conversation:
             turn = await self.order.enter(operation)
             try:
                 self._check_same(backlog)
+                mine = backlog is None or await backlog.record.read(operation, claim=True)
+                # As before a pop.
                 await operation.check_run()
                 if backlog is None:
                     break
-                # As before a pop.
-                if await backlog.record.read(operation, claim=True):
+                if mine:
                     await backlog.record.note(removing=CONVERSATION)
                     break
             except BaseException:

@@ -32,6 +32,7 @@ from cached_session.errors import (
     OutboxUnavailable,
     Reopened,
     counted,
+    run_is_over,
     verb,
 )
 from cached_session.events import CallStarted, logger
@@ -658,14 +659,22 @@ class Record:
         """Lets other processes send. In a transaction."""
         log.release(self.address)
 
-    async def drop(self, *, sealed: bool) -> int:
-        """Takes back what was not sent; with `sealed` all, and what it was paused for."""
+    async def drop(self, run: Run | None, *, sealed: bool) -> int:
+        """Takes back what was not sent; with `sealed` all, and what it was paused for.
+
+        Raises:
+            TurnLost: The run that this belongs to is over.
+        """
         ledger, epoch = self._ledger, self._known_epoch()
-        landed = ledger.queue.landed
-        seqs = await self._run(
-            lambda log: log.drop(self.address, epoch, sealed=sealed, landed=landed),
-            lambda seqs: ledger.dropped(seqs, sealed=sealed),
-        )
+        ticket, landed = None if run is None else run.ticket, ledger.queue.landed
+
+        def drop(log: Log) -> tuple[int, ...]:
+            # Here, as this may come long after its caller has asked for it.
+            if ticket is not None and not log.has_turn(ticket):
+                raise run_is_over(ledger.conversation_id)
+            return log.drop(self.address, epoch, sealed=sealed, landed=landed)
+
+        seqs = await self._run(drop, lambda seqs: ledger.dropped(seqs, sealed=sealed))
         if sealed:
             # The person who has decided so need not be told that it goes on.
             self.outbox.told.over(self.address, Trouble.PAUSED)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psycopg.conninfo
 import pytest
 
-from cached_session import CachedSession, ConversationCache, PostgresOutbox
+from cached_session import CachedSession, ConversationCache, PostgresOutbox, TurnLost
 from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
@@ -336,3 +336,58 @@ async def test_an_outbox_that_comes(call: str, kind: Make, path: Path) -> None:
             gate.open()
             await asyncio.gather(calling, reading)
             assert words(await plain.get_items()) == texts(emulator.items(conversation))
+
+
+class Paced(PostgresOutbox):
+    """Keeps its callers waiting before each transaction, once it was told to.
+
+    Attributes:
+        goes_on: For what they wait, or None.
+        arrived: Whether one waits.
+    """
+
+    goes_on: asyncio.Event | None = None
+    arrived = False
+
+    async def transact(
+        self, work: Callable[[Log], T], applied: Callable[[T], None] | None = None
+    ) -> T:
+        if self.goes_on is not None:
+            self.arrived = True
+            await self.goes_on.wait()
+        return await super().transact(work, applied)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("call", ["pop", "clear"])
+async def test_a_turn_that_ends_before_a_removal(
+    call: str, postgres: Server, emulator: Emulator
+) -> None:
+    """Nothing is removed in a turn that is over by then, and that another worker has."""
+    conversation = Elsewhere(emulator).conversation("a")
+    async with workers(emulator, postgres, Paced) as cut:
+        outbox = cut.one.outbox
+        session, other = cut.one.session(conversation), cut.two.session(conversation)
+        await session.get_items()
+        async with session.turn():
+            await session.get_items()
+            outbox.goes_on = asyncio.Event()
+            remove = session.pop_item if call == "pop" else session.clear_session
+            removing = asyncio.create_task(remove())
+            await until(lambda: outbox.arrived)
+            await cut.off()
+            async with other.turn(20):
+                if call == "clear":
+                    emulator.faults = lambda request: (
+                        Fault(FaultKind.RATE_LIMITED) if is_append(request) else None
+                    )
+                await other.add_items(users("b"))
+                if call == "pop":
+                    await other.flush()
+                cut.proxy.come_back()
+                outbox.goes_on.set()
+                with pytest.raises(TurnLost):
+                    await removing
+                emulator.faults = None
+                await other.flush()
+                assert texts(emulator.items(conversation)) == ["a", "b"]
