@@ -294,11 +294,15 @@ class Shared(abc.ABC):
                     one.go_on()
         names = [one.record.address for one in backlogs]
         known = dict(zip(names, reasons, strict=True))
+
+        def why(one: BacklogSummary) -> str:
+            # A backlog of closed sessions that was paused just now is nobody's here any more:
+            # only the log knows.
+            return _why(one) if one.paused is not None else known.get(one.address) or _why(one)
+
         return Left(
             tuple(
-                LeftConversation(
-                    one.address.conversation, one.items, known.get(one.address) or _why(one)
-                )
+                LeftConversation(one.address.conversation, one.items, why(one))
                 for one in found
                 if one.items
             )
@@ -322,7 +326,7 @@ def how_to_move(place: str, number: int, account: str | None) -> str:
 
 
 def _why(summary: BacklogSummary) -> str:
-    """Why a backlog that no session has used here was not sent."""
+    """Why a backlog was not sent that is paused, or that no session has used here."""
     if summary.paused is not None:
         return f"paused: {summary.paused}"
     return "another process sends it" if summary.owned else "no session here was on it"

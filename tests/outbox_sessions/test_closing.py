@@ -329,6 +329,24 @@ async def test_closing_the_outbox_says_what_others_left(
             assert batches(emulator) >= 1
 
 
+async def test_what_is_refused_while_the_outbox_is_closed_is_told_as_that(
+    new_outbox: Callable[[], SQLiteOutbox],
+) -> None:
+    """No other process is named for it, where its session was closed before."""
+    with Emulator() as emulator:
+        conversation = Elsewhere(emulator).conversation("x")
+        async with Process(emulator, new_outbox()) as process:
+            session = process.session(conversation)
+            await session.get_items()
+            Elsewhere(emulator).delete(conversation)
+            await session.add_items(users("a"))
+            await session.aclose()
+            left = await process.outbox.aclose(timeout=5)
+        assert [(each.items, each.reason.split(",")[0]) for each in left.conversations] == [
+            (1, "paused: NotFoundError")
+        ]
+
+
 @in_virtual_time
 async def test_closing_a_memory_outbox_in_an_outage() -> None:
     """It takes the time that it was given, and no more; what is left is sent by the next use."""
