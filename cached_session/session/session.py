@@ -16,8 +16,8 @@ from cached_session.conversation.operation import Operation
 from cached_session.conversation.turns import Run
 from cached_session.core.items import accept
 from cached_session.core.ledger import LOCAL
-from cached_session.errors import CachedSessionError, counted
-from cached_session.events import Meter, Observer, Stats
+from cached_session.errors import CachedSessionError, OutboxError, counted
+from cached_session.events import Meter, Observer, Stats, logger
 from cached_session.server.retrying import RetryPolicy
 from cached_session.session.arguments import (
     Chosen,
@@ -531,9 +531,10 @@ class CachedSession(OpenAIConversationsSession):
                 `RetryPolicy.deadline`.
 
         Returns:
-            What takes the turn when it is entered, and gives it back at its end,
-            where it raises `OutboxError` if the outbox cannot be written. Entering
-            raises what a read may raise, and:
+            What takes the turn when it is entered, and gives it back at its end.
+            If the outbox cannot be written then, that is logged as a warning, and
+            the turn is given back when it can. Entering raises what a read may
+            raise, and:
 
             ConversationBusy: The turn did not come in time.
             TurnLost: The present task had the turn, and it is over.
@@ -591,7 +592,13 @@ class CachedSession(OpenAIConversationsSession):
         traceback: TracebackType | None,
     ) -> None:
         if exc is None:
-            await self.aclose()
+            try:
+                await self.aclose()
+            except OutboxError as error:
+                # What the block has appended is recorded: an error would say that it is not.
+                if self.__binding.outbox is None:
+                    raise
+                logger.warning("a session could not let go of its outbox: %s", error)
         elif not self.__binding.closed:
             # Something went wrong already, or the block was cancelled: that
             # must reach the caller, at once, and not what a flush says of it.
@@ -657,7 +664,10 @@ class SessionTurn(AbstractAsyncContextManager[None]):
         try:
             await conversation.end_run(run)
         except CachedSessionError as error:
-            if exc is None:
-                raise
-            # What went wrong in the run must reach the caller.
-            exc.add_note(f"the turn could not be given back: {error}")
+            if exc is not None:
+                # What went wrong in the run must reach the caller.
+                exc.add_note(f"the turn could not be given back: {error}")
+            else:
+                # What the run has appended is recorded: an error would say that it is not. The
+                # outbox's thread gives the turn back when it can.
+                logger.warning("a turn could not be given back at its end: %s", error)

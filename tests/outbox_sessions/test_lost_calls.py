@@ -429,3 +429,37 @@ async def test_place_in_the_line_comes_late(address: str, proxy: Proxy) -> None:
         assert recorded(address) == before
     finally:
         await outbox.let_go()
+
+
+@pytest.mark.parametrize(
+    ("block", "last"), [("turn", b"cached_session.step_out"), ("session", b"cached_session.note")]
+)
+async def test_the_end_of_a_block(
+    address: str,
+    proxy: Proxy,
+    hasty: None,
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+    block: str,
+    last: bytes,
+) -> None:
+    """It does not raise that nothing was recorded: who believes it appends the same once more."""
+    conversation = Elsewhere(emulator).conversation()
+    async with (
+        Process(emulator, PostgresOutbox(address)) as other,
+        Process(emulator, through(proxy, address, lease=3.0)) as process,
+    ):
+        session = process.session(conversation)
+        async with session.turn() if block == "turn" else session:
+            await session.add_items(users("a"))
+            # The last call of the block, and all of its kind after it, are not heard of.
+            proxy.rule = lambda data: Fate.REFUSE if last in data else Fate.PASS
+            await until(lambda: session.stats.waiting == 0)
+        assert f"a {block} " in caplog.text
+        proxy.rule = lambda _: Fate.PASS
+        # Others go on with what they could not be given.
+        behind = other.session(conversation)
+        async with behind.turn(wait=20):
+            await behind.add_items(users("b"))
+        await behind.flush()
+        assert texts(emulator.items(conversation)) == ["a", "b"]
