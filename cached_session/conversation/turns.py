@@ -147,7 +147,7 @@ class Turns:
             if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     f"{conversation_id}: the operations before this one took until its "
-                    "deadline; nothing was sent",
+                    "deadline; nothing was sent for this one",
                     conversation_id=conversation_id,
                 )
 
