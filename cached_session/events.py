@@ -174,6 +174,7 @@ class LateCopyRemoved:
 class LateCopySuspected:
     """Items turned up that may be of an append that was said not to have landed.
 
+    Or of one of which it was said that nobody knows: then these may be all of its copies.
     Or they are another writer's: their types and roles are the same, and their
     texts are others, which some servers rewrite. They stay where they are.
 
@@ -360,8 +361,9 @@ def _said(event: Event) -> tuple[int, object]:
             ids = event.item_ids
             return logging.WARNING, (
                 f"{event.conversation_id}: {counted(len(ids))} ({', '.join(ids)}) may be of an "
-                "append that got no answer and was not found on the server then, with texts that "
-                f"the server has rewritten, or another writer's. {verb(len(ids), 'It', 'They')} "
+                "append that got no answer, and was not found on the server or not looked for, "
+                "with texts that the server has rewritten, or another writer's. "
+                f"{verb(len(ids), 'It', 'They')} "
                 f"{verb(len(ids), 'stays', 'stay')} there; look whether something stands there "
                 "twice"
             )

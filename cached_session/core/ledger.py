@@ -486,8 +486,10 @@ class Ledger:
             return None
         batch = self._in_doubt()
         if batch is None:
-            # The append in doubt was torn with its event loop, and nobody waits for its outcome.
-            # The listing shows what of it has landed.
+            # Nobody waits for the outcome of the append in doubt: it was torn with its event loop,
+            # or its caller has heard that it is not known. The listing shows what has landed.
+            if isinstance(landed, Untold):
+                self.watch.suspect(landed)
             return None
         if isinstance(landed, Untold):
             self.known = None

@@ -348,6 +348,10 @@ class Unsettled:
                 if item in watched:
                     self._note_shape(item, decode(item), unhold(held), rewriting)
 
+    def suspect(self, untold: Untold) -> None:
+        """Notes that nobody else is told which items may be of a send, once or more often."""
+        self.suspected = untold.item_ids
+
     def removed(self, item_id: str) -> None:
         """Notes that an item was removed. One that was sent under an id may come back under it."""
         if item_id in self.extra:

@@ -177,7 +177,7 @@ def nothing_is_sealed(patch: pytest.MonkeyPatch) -> None:
 def landed_not_recorded_before_a_pop(patch: pytest.MonkeyPatch) -> None:
     """A process that takes over sends again what was on the server and was popped."""
 
-    async def note_removal(self: Any) -> None:
+    async def note_removal(self: Any, record: Any) -> None:
         """Notes nothing."""
 
     patch.setattr(conversation.Conversation, "_note_removal", note_removal)

@@ -228,6 +228,28 @@ async def test_a_late_copy_that_nothing_tells(kind: str) -> None:
     assert stored(line, conversation) == 1
 
 
+@EVERY
+async def test_two_copies_of_what_nobody_could_look_for(kind: str) -> None:
+    """What may be of an append whose caller heard that nothing is known: observers hear, once.
+
+    Two of its requests were carried out late, and no listing was answered meanwhile.
+    """
+    heard: list[Event] = []
+    line, session, conversation = await opened(kind, observer=heard.append)
+    late = Fault(FaultKind.LATE_COMMIT, delay=5.0)
+    line.on(is_append, late, late)
+    line.on(is_listing, None, *[FaultKind.RATE_LIMITED_QUOTA] * 9)
+    with pytest.raises(AppendOutcomeUnknown):
+        await session.add_items(texts(kind, 1))
+    line.heal()
+    await line.past(20.0)
+    for _ in range(3):
+        await agrees(session, line, conversation)
+    ids = tuple(item["id"] for item in line.service.items(conversation)[1:])
+    assert len(ids) == 2
+    assert suspected(heard) == [LateCopySuspected(conversation, ids)]
+
+
 @pytest.mark.parametrize("action", ["get_items", "pop_item", "flush", "aclose", "add_items"])
 async def test_nobody_else_pays_for_it(action: str, caplog: pytest.LogCaptureFixture) -> None:
     """A call that finds what may be a late copy does what it is for; the log warns of it once."""
