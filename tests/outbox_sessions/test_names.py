@@ -496,6 +496,8 @@ async def test_items_that_moved_are_shown_once(call: str, new: Callable[[], Outb
             assert words(await reader.get_items()) == ["waits"]
             by_id = two.session(conversation)
             await by_id.add_items(users("by the id"))
+            # In a batch of its own: what moves behind it would be in that batch, and not be popped.
+            await until(lambda: by_id.stats.sending == "offline")
             wrapped.session_id = conversation
             await until(lambda: session.local_name is None)
             expected = ["by the id", "waits"]
