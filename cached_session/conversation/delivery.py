@@ -384,7 +384,7 @@ async def settle(ledger: Ledger, record: Record, operation: Operation) -> None:
         why = (
             rewritten_or_not(len(landed.item_ids))
             if landed.item_ids
-            else "other writers removed what stood before it"
+            else "nothing tells any more what stood before it"
         )
         error = AppendOutcomeUnknown(
             f"append to {operation.conversation_id}: whether a recorded batch of {counted(sent)} "

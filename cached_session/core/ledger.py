@@ -805,6 +805,8 @@ class Ledger:
                 self._checked = _UNCONFIRMED
         if doubtful:
             self._checked = _DOUBTFUL
+        elif self.doubtful:
+            self._checked = 0 if vouched else _UNCONFIRMED
         if not first or (mine and (doubt is not None or doubtful)):
             # Whoever has sent since looks after what was in doubt here, if anything was.
             self.watch = Unsettled(self.watch)
@@ -813,7 +815,8 @@ class Ledger:
         if mine and doubt is not None:
             self.watch.restore(doubt, batch, now=now, expires=expires, sent=doubtful)
         elif mine and doubtful and batch:
-            before = History(complete=False) if kept is None else kept
+            # Nothing can stand in a conversation that is not made yet.
+            before = History(complete=self.local) if kept is None else kept
             self.watch.begin(before.items, complete=before.complete)
             self.watch.sent(batch, expires=expires)
         self.queue = Queue()

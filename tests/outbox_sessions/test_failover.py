@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from openai import InternalServerError
 
-from cached_session import PostgresOutbox, RetryPolicy
+from cached_session import OutboxPaused, PostgresOutbox, RetryPolicy
 from cached_session.emulator import Emulator, Fault, FaultKind, FaultPlan, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.emulator.wire import Request
@@ -294,6 +294,64 @@ def refusing(after: dict[str, int | None]) -> FaultPlan:
         return Fault(FaultKind.RATE_LIMITED) if left[conversation] < 0 else None
 
     return decide
+
+
+async def test_promoted_in_the_middle(both: tuple[Server, Server]) -> None:
+    """Whatever is going on when a standby is promoted, each item is stored once, and shown.
+
+    A request is out, and its answer comes afterwards; a reader knows what the standby knows; what
+    waits is for a conversation that is not made yet. For one that nobody has ever listed, a person
+    is to decide: nothing tells whether what waits was sent.
+    """
+    with held() as (emulator, gate):
+        answered, read, unread = (Elsewhere(emulator).conversation("before") for _ in range(3))
+
+        def away(request: Request) -> Fault | None:
+            if request.path.endswith("/conversations") or unread in request.path:
+                return Fault(FaultKind.ERROR_BEFORE_COMMIT)
+            if is_append(request) and answered in request.path and b"late" in request.body:
+                gate.hold()
+            return None
+
+        async with processes(both, emulator) as (one, two):
+            first, second = one.session(answered), two.session(answered)
+            writer, reader = one.session(read), two.session(read)
+            for session in (first, second, writer, reader):
+                await session.get_items()
+            await first.add_items(users("more"))
+            await first.flush()
+            emulator.faults = away
+            waiting, local = one.session(unread), one.session()
+            await waiting.add_items(users("new"))
+            await local.add_items(users("new"))
+            assert local.local_name is not None
+            await first.refresh()
+            gate.hold()
+            reading = asyncio.create_task(first.get_items())
+            await gate.arrived()
+            await first.add_items(users("late"))
+            await asyncio.to_thread(is_passed_on, both)
+            gate.open()
+            await reading
+            await until(lambda: texts(emulator.items(answered))[-1] == "late")
+            gate.hold(skip=10_000)  # all but the answer, which is at the gate
+            await writer.add_items(users("x"))
+            await writer.flush()
+            await asyncio.to_thread(fails_over, both)
+            emulator.faults = None
+            gate.open()
+            assert words(await reader.get_items()) == ["before", "x"]
+            await first.flush(timeout=30)
+            await second.add_items(users("after"))
+            for session in (second, local):
+                await session.flush(timeout=30)
+            with pytest.raises(OutboxPaused, match="cannot be found out"):
+                await waiting.flush(timeout=30)
+            assert texts(emulator.items(answered)) == ["before", "more", "late", "after"]
+            assert texts(emulator.items(unread)) == ["before"]
+            assert texts(emulator.items(local.session_id)) == ["new"]
+            for session in (first, second):
+                assert await session.get_items() == emulator.items(answered)
 
 
 async def test_a_place_that_is_another_items(postgres: Server, emulator: Emulator) -> None:

@@ -328,7 +328,7 @@ BEGIN
 END $$;
 
 -- Rows of items, as four arrays, oldest first.
-CREATE FUNCTION cached_session.rows_after(n bigint, after bigint, only_sealed boolean,
+CREATE FUNCTION cached_session.rows_after(n bigint, after bigint,
     OUT seqs bigint[], OUT items bytea[], OUT sealed bigint, OUT ats double precision[])
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -336,7 +336,7 @@ BEGIN
         count(*) FILTER (WHERE i.sealed), array_agg(i.accepted_at ORDER BY i.seq)
     INTO seqs, items, sealed, ats
     FROM cached_session.items i
-    WHERE i.conversation = n AND i.seq > after AND (i.sealed OR NOT only_sealed);
+    WHERE i.conversation = n AND i.seq > after;
 END $$;
 
 -- The newest item of what is kept of a conversation.
@@ -367,26 +367,33 @@ CREATE FUNCTION cached_session.keep(me text, n bigint, same boolean, how text, i
     max_bytes bigint) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     owns boolean;
+    forgot boolean;
     newest record;
     ours boolean;
     size bigint;
     oldest bigint;
 BEGIN
-    SELECT owner IS NOT DISTINCT FROM me INTO owns
+    SELECT owner IS NOT DISTINCT FROM me, doubtful INTO owns, forgot
     FROM cached_session.conversations WHERE number = n;
     IF how = 'forget' THEN
-        IF NOT owns THEN
+        -- What is kept where an engine has forgotten something tells what stood before that.
+        IF NOT owns OR forgot AND NOT same THEN
             RETURN 'passed over';
         END IF;
         PERFORM cached_session.forget_window(n);
         RETURN 'kept';
+    END IF;
+    IF NOT same THEN
+        -- Whoever has had it since, or a standby that was promoted, may know of other items; those
+        -- that landed and whose rows are not removed would be shown twice, or taken for an anchor.
+        RETURN 'passed over';
     END IF;
     SELECT * INTO newest FROM cached_session.window_newest(n);
     ours := newest.newest_seq IS NOT DISTINCT FROM seq_of
         AND newest.newest_id IS NOT DISTINCT FROM id_of;
     IF NOT owns THEN
         -- Whoever has claimed it since may have changed what is on the server.
-        IF NOT same OR cached_session.elsewhere(me, n) OR NOT (ours OR listed) THEN
+        IF cached_session.elsewhere(me, n) OR NOT (ours OR listed) THEN
             RETURN 'passed over';
         END IF;
         -- A batch may have landed that nobody has looked for: the next process would show both,
@@ -478,10 +485,12 @@ END $$;
 -- What differs from an earlier one if rows, the window or the owner have changed since. Rows come
 -- behind all others and go in front or at the end, and no place is given out again: with the same
 -- newest one and as many of them they are the same. The newest one of a window tells it. A standby
--- that was promoted may give places out again, and has more claims then: see `find`.
+-- that was promoted may give places out again, and has more claims once somebody has written: see
+-- `find`. Until then it differs by its timeline, as what was read may be all that it knows.
 CREATE VIEW cached_session.versions AS
 SELECT c.number, c.base_url, c.organization, c.project, c.conversation, c.credentials,
     ROW(c.number, hashtextextended(c.conversation, 0), c.owner, c.released, c.claims,
+        c.timeline = cached_session.timeline(),
         (SELECT ROW(count(*), max(i.seq))
             FROM cached_session.items i WHERE i.conversation = c.number),
         (SELECT max(w.seq)
@@ -530,7 +539,7 @@ BEGIN
     now_claims := before_claims;
     anew := (epoch_number, epoch_claims) IS DISTINCT FROM (now_number, now_claims);
     SELECT * INTO seqs, items, sealed, ats
-    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
+    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END);
     nothing := c.doubt IS NULL
         AND NOT EXISTS (SELECT FROM cached_session.items i WHERE i.conversation = n);
     mine := NOT cached_session.elsewhere(me, n);
@@ -617,7 +626,7 @@ BEGIN
     anew := NOT mine OR (epoch_number, epoch_claims) IS DISTINCT FROM (now_epoch, now_claims)
         OR coalesce(c.timeline <> cached_session.timeline(), false);
     SELECT * INTO seqs, items, sealed, ats
-    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END, false);
+    FROM cached_session.rows_after(n, CASE WHEN anew THEN 0 ELSE seen END);
     SELECT array_agg(i.seq ORDER BY i.seq) INTO places
     FROM cached_session.items i WHERE i.conversation = n;
     doubt := c.doubt;
@@ -674,7 +683,7 @@ DECLARE
 BEGIN
     SELECT c.doubt, c.paused INTO doubt, paused
     FROM cached_session.conversations c WHERE c.number = n;
-    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, after, false);
+    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, after);
 END $$;
 
 CREATE FUNCTION cached_session.accept(me text, number_of bigint, a text[], seen bigint,
@@ -746,9 +755,13 @@ BEGIN
     SET doubt = doubt_of, doubtful = false, touched = clock_timestamp()
     WHERE number = n
     RETURNING number, claims INTO now_number, now_claims;
-    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, 0, true);
+    -- After a promotion more is sealed behind it.
+    SELECT array_agg(i.seq ORDER BY i.seq), array_agg(i.data ORDER BY i.seq), count(*),
+        array_agg(i.accepted_at ORDER BY i.seq)
+    INTO seqs, items, sealed, ats
+    FROM cached_session.items i WHERE i.conversation = n AND i.sealed AND i.seq <= through;
     SELECT * INTO newer_seqs, newer_items, newer_sealed, newer_ats
-    FROM cached_session.rows_after(n, seen, false);
+    FROM cached_session.rows_after(n, seen);
 END $$;
 
 CREATE FUNCTION cached_session.note(me text, number_of bigint, a text[], epoch_number bigint, epoch_claims bigint,
@@ -784,7 +797,7 @@ BEGIN
         released = released OR (release AND owner IS NOT DISTINCT FROM me),
         touched = clock_timestamp()
     WHERE number = n;
-    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen, false);
+    SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen);
     now_number := coalesce(n, 0);
     now_owner := CASE WHEN n IS NULL THEN me ELSE c.owner END;
 END $$;
@@ -839,7 +852,7 @@ BEGIN
     END IF;
     seq := taken[1];
     IF taken = '{}' THEN
-        SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen, false);
+        SELECT * INTO seqs, items, sealed, ats FROM cached_session.rows_after(n, seen);
         seqs := coalesce(seqs, '{}');
     END IF;
 END $$;
