@@ -321,10 +321,11 @@ class Binding:
 
     def view(self, limit: int | None) -> list[dict[str, Any]] | None:
         """Answers a read of `limit` items (None: all) without waiting, or returns None."""
-        conversation = self.bound()
-        if conversation is None or not self._making.idle:
+        conversation = self.conversation
+        # First: where an outbox has to be asked at each read, nothing else need be looked at.
+        if conversation is None or not conversation.valid(self.valid_since()):
             return None
-        if not conversation.valid(self.valid_since()):
+        if self.bound() is None or not self._making.idle:
             return None
         return self.held(limit, conversation)
 
@@ -435,10 +436,11 @@ class Binding:
         create: bool,
     ) -> T | None:
         while True:
-            if not self._making.idle or (create and self.conversation_id is None):
+            conversation_id = self.conversation_id
+            if not self._making.idle or (create and conversation_id is None):
                 # Whoever comes while others wait for it waits behind them.
                 await self._made(deadline, create=create)
-            conversation_id = self.conversation_id
+                conversation_id = self.conversation_id
             if conversation_id is None and not create:
                 return None
             if conversation_id is None:

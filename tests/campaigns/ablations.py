@@ -294,7 +294,17 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
 
 def no_row_lock(patch: pytest.MonkeyPatch) -> None:
     """Two transactions work on a conversation at the same time."""
-    _other_tables(patch, ("    FOR UPDATE;", "    ;"))
+    row = "number, timeline INTO found_number, written_on"
+    _other_tables(
+        patch,
+        (
+            "UPDATE cached_session.conversations SET changes = changes + more",
+            f"SELECT {row} FROM cached_session.conversations",
+        ),
+        (f"    RETURNING {row};", "    ;"),
+        # Nothing is counted by that: each read asks for all, so that it is the lock that is missed.
+        ("c.changes", "random()"),
+    )
 
 
 def no_commit_status(patch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ CREATE TABLE cached_session.conversations (
     owner text,
     released boolean NOT NULL DEFAULT false,
     claims bigint NOT NULL DEFAULT 0,
+    -- How many calls have come to it that may have changed something, here or in the tables below.
+    changes bigint NOT NULL DEFAULT 0,
     doubt bytea,
     paused text,
     window_complete boolean NOT NULL DEFAULT false,
@@ -116,22 +118,26 @@ BEGIN
 END $$;
 
 -- The number of a conversation's record, or null; its row is locked from now on.
-CREATE FUNCTION cached_session.find(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
+--
+-- more: what comes to `changes`; 0 for a call that changes no more than what is compared beside it
+-- (see `versions`), or nothing.
+CREATE FUNCTION cached_session.find(a text[], more integer DEFAULT 1) RETURNS bigint
+LANGUAGE plpgsql AS $$
 DECLARE
     found_number bigint;
     written_on text;
 BEGIN
     PERFORM cached_session.check_isolation();
-    SELECT number, timeline INTO found_number, written_on FROM cached_session.conversations
+    UPDATE cached_session.conversations SET changes = changes + more
     WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
         AND conversation = a[5] AND credentials = a[4]
-    FOR UPDATE;
+    RETURNING number, timeline INTO found_number, written_on;
     IF found_number IS NULL THEN
         -- A local name leads to the conversation that was made of it.
-        SELECT number, timeline INTO found_number, written_on FROM cached_session.conversations
+        UPDATE cached_session.conversations SET changes = changes + more
         WHERE base_url = a[1] AND organization = a[2] AND project = a[3]
             AND local = a[5] AND credentials = a[4]
-        FOR UPDATE;
+        RETURNING number, timeline INTO found_number, written_on;
     END IF;
     IF written_on <> cached_session.timeline() THEN
         -- What is forgotten may be that a batch was sealed, or has landed. All that waits is looked
@@ -163,9 +169,10 @@ BEGIN
 END $$;
 
 -- Of a record that is made where there is none; as `find`.
-CREATE FUNCTION cached_session.enter(a text[]) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION cached_session.enter(a text[], more integer DEFAULT 1) RETURNS bigint
+LANGUAGE plpgsql AS $$
 DECLARE
-    found_number bigint := cached_session.find(a);
+    found_number bigint := cached_session.find(a, more);
 BEGIN
     WHILE found_number IS NULL LOOP
         INSERT INTO cached_session.conversations
@@ -174,7 +181,7 @@ BEGIN
         ON CONFLICT DO NOTHING
         RETURNING number INTO found_number;
         -- Somebody else has made it just now.
-        found_number := coalesce(found_number, cached_session.find(a));
+        found_number := coalesce(found_number, cached_session.find(a, more));
     END LOOP;
     RETURN found_number;
 END $$;
@@ -482,19 +489,13 @@ BEGIN
     SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
--- What differs from an earlier one if rows, the window or the owner have changed since. Rows come
--- behind all others and go in front or at the end, and no place is given out again: with the same
--- newest one and as many of them they are the same. The newest one of a window tells it. A standby
--- that was promoted may give places out again, and has more claims once somebody has written: see
--- `find`. Until then it differs by its timeline, as what was read may be all that it knows.
+-- What differs from an earlier one if anything of a conversation has changed since; see `find`. A
+-- standby that was promoted has forgotten changes, and counts them once more: it differs by its
+-- timeline until somebody writes, and by its claims then.
 CREATE VIEW cached_session.versions AS
 SELECT c.number, c.base_url, c.organization, c.project, c.conversation, c.credentials,
-    ROW(c.number, hashtextextended(c.conversation, 0), c.owner, c.released, c.claims,
-        c.timeline = cached_session.timeline(),
-        (SELECT ROW(count(*), max(i.seq))
-            FROM cached_session.items i WHERE i.conversation = c.number),
-        (SELECT max(w.seq)
-            FROM cached_session.window_items w WHERE w.conversation = c.number))::text AS version
+    ROW(c.number, c.changes, c.claims, c.owner, c.released, c.timeline,
+        cached_session.timeline())::text AS version
 FROM cached_session.conversations c;
 
 CREATE FUNCTION cached_session.version(n bigint) RETURNS text LANGUAGE plpgsql STABLE AS $$
@@ -525,7 +526,7 @@ CREATE FUNCTION cached_session.open(me text, number_of bigint, a text[], epoch_n
     OUT other_credentials text[], OUT other_conversations text[], OUT other_counts bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE
-    n bigint := cached_session.find(a);
+    n bigint := cached_session.find(a, 0);
     c cached_session.conversations;
     nothing boolean;
 BEGIN
@@ -552,7 +553,7 @@ BEGIN
             -- must find it free. It is known by the claim that it was looked at.
             held := false;
         ELSIF n IS NULL THEN
-            n := cached_session.enter(a);
+            n := cached_session.enter(a, 0);
         END IF;
         SELECT claimed.mine, claimed.lapsed INTO mine, lapsed
         FROM cached_session.claim(me, n, lease) AS claimed;
@@ -994,7 +995,7 @@ CREATE FUNCTION cached_session.line_up(me text, number_of bigint, a text[], take
     lease double precision, OUT ticket_of bigint, OUT first boolean, OUT lapsed boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    n bigint := cached_session.enter(a);
+    n bigint := cached_session.enter(a, 0);
     front record;
 BEGIN
     lapsed := cached_session.renew(me, lease);
