@@ -314,7 +314,8 @@ class Backlog:
         # Nothing tells what another process does with a file.
         while (await self.record.look()).elsewhere:
             if operation.now() >= operation.deadline:
-                raise self._too_late(operation, "another process works on it; nothing was removed")
+                why = "another process works on it; nothing was removed from the server"
+                raise self._too_late(operation, why)
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def check(self, operation: Operation) -> None:

@@ -681,6 +681,9 @@ class Conversation:
                 except Reopened:
                     # It begins anew. Appends wait on: what they would record now would be dropped.
                     await backlog.record.open(operation, self.order.turn)
+                    with contextlib.suppress(Reopened):
+                        # Another process may be sending.
+                        await backlog.released(operation)
                 else:
                     break
         except asyncio.CancelledError:

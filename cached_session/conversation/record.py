@@ -32,7 +32,6 @@ from cached_session.errors import (
     OutboxUnavailable,
     Reopened,
     counted,
-    run_is_over,
     verb,
 )
 from cached_session.events import CallStarted, logger
@@ -664,17 +663,15 @@ class Record:
 
         Raises:
             TurnLost: The run that this belongs to is over.
+            Reopened: With `sealed`: others have had it since. All is read anew.
         """
         ledger, epoch = self._ledger, self._known_epoch()
         ticket, landed = None if run is None else run.ticket, ledger.queue.landed
 
-        def drop(log: Log) -> tuple[int, ...]:
-            # Here, as this may come long after its caller has asked for it.
-            if ticket is not None and not log.has_turn(ticket):
-                raise run_is_over(ledger.conversation_id)
-            return log.drop(self.address, epoch, sealed=sealed, landed=landed)
-
-        seqs = await self._run(drop, lambda seqs: ledger.dropped(seqs, sealed=sealed))
+        seqs = await self._run(
+            lambda log: log.drop(self.address, epoch, sealed=sealed, landed=landed, ticket=ticket),
+            lambda seqs: ledger.dropped(seqs, sealed=sealed),
+        )
         if sealed:
             # The person who has decided so need not be told that it goes on.
             self.outbox.told.over(self.address, Trouble.PAUSED)
@@ -834,8 +831,8 @@ class Record:
         # First in this process: nothing is sent also where the pause cannot be recorded.
         epoch = self._known_epoch()
         self._ledger.pause(reason, error)
-        self._tell_of_pause()
         await self._run(lambda log: log.pause(self.address, epoch, reason), _nothing)
+        self._tell_of_pause()
 
     def check_not_paused(self) -> None:
         """Raises `OutboxPaused` if nothing is sent any more."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from cached_session.core.items import Held
+from cached_session.errors import Reopened
 from cached_session.outbox.records import (
     Address,
     BacklogSummary,
@@ -234,6 +235,11 @@ class Orphans(NamedTuple):
     others: bool
 
 
+def had_by_others() -> Reopened:
+    """What a verb raises where what is known counts no more; nothing is changed by it."""
+    return Reopened("another process has had the conversation; nothing was recorded by this call")
+
+
 class Log(Protocol):
     """The verbs. Each is called in a transaction of its own, and undone if it raises."""
 
@@ -387,14 +393,31 @@ class Log(Protocol):
             TurnLost: The turn that this belongs to is over.
         """
 
-    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
-        """Takes back what was not sent; with `sealed` all, and what it was paused for."""
+    def drop(
+        self,
+        address: Address,
+        epoch: Epoch,
+        *,
+        sealed: bool,
+        landed: int,
+        ticket: Ticket | None = None,
+    ) -> tuple[int, ...]:
+        """Takes back what was not sent; with `sealed` all, and what it was paused for.
+
+        Raises:
+            Reopened: Somebody else has had it since, and may be sending what is sealed.
+            TurnLost: The turn that this belongs to is over.
+        """
 
     def forget(self, address: Address, epoch: Epoch) -> None:
         """Forgets what is kept of a conversation that is gone."""
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
-        """Notes why nothing is sent until somebody decides."""
+        """Notes why nothing is sent until somebody decides.
+
+        Raises:
+            Reopened: Somebody else has had it since, and may have sent it.
+        """
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
         """Gives a conversation its id that had only a local name, by which it is found, too.

@@ -262,7 +262,15 @@ class MemoryLog(Log):
         rows = record.rows
         return Withdrawn(rows.pop() if rows and not rows[-1].sealed else None, None)
 
-    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
+    def drop(
+        self,
+        address: Address,
+        epoch: Epoch,
+        *,
+        sealed: bool,
+        landed: int,
+        ticket: Ticket | None = None,
+    ) -> tuple[int, ...]:
         record = self._find(address)
         if sealed:
             _landed(record, landed)

@@ -186,11 +186,12 @@ async def test_drop(outbox: Outbox) -> None:
 
     def work(log: Log) -> None:
         seal(log, a, b"doubt")
-        assert log.drop(ADDRESS, opened(log), sealed=False, landed=0) == (b, c)
+        epoch = log.open(ADDRESS, None, 0, claim=True, first=False).epoch
+        assert log.drop(ADDRESS, epoch, sealed=False, landed=0) == (b, c)
         mailbox = log.mailbox(ADDRESS)
         assert ([row.seq for row in mailbox.rows], mailbox.doubt) == ([a], b"doubt")
-        log.pause(ADDRESS, opened(log), "refused")
-        assert log.drop(ADDRESS, opened(log), sealed=True, landed=0) == (a,)
+        log.pause(ADDRESS, epoch, "refused")
+        assert log.drop(ADDRESS, epoch, sealed=True, landed=0) == (a,)
         assert log.mailbox(ADDRESS) == Mailbox((), None, None)
         assert len(log.mailbox(OTHER).rows) == 1
 
@@ -319,9 +320,9 @@ def note(log: Log, **facts: Any) -> Noted:
 async def test_note_of_one_who_has_lost_it(
     kind: str, path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Who notes what has landed when another owner has the conversation takes no rows from it.
+    """Who notes what has landed when another owner has the conversation changes nothing of it.
 
-    That one goes by what was in doubt about them. With the doubt and without the rows it would
+    That one goes by what was in doubt about its rows. With the doubt and without the rows it would
     take what has landed for copies that came late, and delete it.
     """
     if kind == "file":
@@ -347,8 +348,16 @@ async def test_note_of_one_who_has_lost_it(
         )
     )
     assert noted.epoch is None
+    # Nor does it pause what that one may have sent, or drop what that one may be sending.
+    for verb in (
+        lambda log: log.pause(ADDRESS, sealed.epoch, "refused"),
+        lambda log: log.drop(ADDRESS, sealed.epoch, sealed=True, landed=place),
+    ):
+        with pytest.raises(Reopened):
+            await first.transact(verb)
     mailbox = await second.transact(lambda log: log.mailbox(ADDRESS))
     assert ([row.data for row in mailbox.rows], mailbox.doubt) == ([b"1"], b"doubt")
+    assert mailbox.paused is None
     for outbox in (first, second):
         await outbox.let_go()
 

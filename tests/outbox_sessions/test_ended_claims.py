@@ -14,13 +14,20 @@ from typing import Any, TypeVar
 import psycopg.conninfo
 import pytest
 
-from cached_session import CachedSession, ConversationCache, PostgresOutbox, TurnLost
+from cached_session import (
+    CachedSession,
+    ConversationCache,
+    DeadlineExceeded,
+    PostgresOutbox,
+    RetryPolicy,
+    TurnLost,
+)
 from cached_session.emulator import Emulator, Fault, FaultKind, Faults
 from cached_session.emulator.requests import is_append
 from cached_session.outbox import Log
 from tests.outbox_sessions.support import Make, Process, held, until, words
 from tests.postgres import Server
-from tests.proxy import Proxy, before
+from tests.proxy import Fate, Proxy, before
 from tests.session.support import Elsewhere, texts, users
 
 T = TypeVar("T")
@@ -52,8 +59,29 @@ class Cut:
     async def off(self) -> None:
         """The first one does not reach the engine for longer than its lease."""
         self.proxy.leave()
+        await self.over()
+
+    async def over(self) -> None:
+        """The first one's lease runs out, unless it is extended meanwhile."""
         end = time.monotonic() + LEASE + 0.1
         await until(lambda: time.monotonic() > end)
+
+    def delay(self, function: str) -> tuple[threading.Event, threading.Event]:
+        """Holds the first one's next call to a function of the schema.
+
+        Returns:
+            That it has come, and that it goes on. What is asked meanwhile comes behind it.
+        """
+        met, go_on = threading.Event(), threading.Event()
+
+        def rule(data: bytes) -> Fate:
+            if f"cached_session.{function}(".encode() in data:
+                met.set()
+                go_on.wait(20)
+            return Fate.PASS
+
+        self.proxy.rule = rule
+        return met, go_on
 
 
 @asynccontextmanager
@@ -391,3 +419,74 @@ async def test_a_turn_that_ends_before_a_removal(
                 emulator.faults = None
                 await other.flush()
                 assert texts(emulator.items(conversation)) == ["a", "b"]
+
+
+@pytest.mark.processes
+async def test_a_pause_that_comes_late(
+    postgres: Server, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another worker has taken over meanwhile is not paused by the one that had it before."""
+    conversation = Elsewhere(emulator).conversation("a")
+    async with workers(emulator, postgres) as cut:
+        session, other = cut.one.session(conversation), cut.two.session(conversation)
+        await session.get_items()
+        emulator.faults = Faults.script([FaultKind.RATE_LIMITED_QUOTA], only=is_append)
+        paused, go_on = cut.delay("pause")
+        await session.add_items(users("b"))
+        await until(paused.is_set)
+        await cut.over()
+        await other.flush()
+        go_on.set()
+        await session.flush()
+        await other.add_items(users("c"))
+        await other.flush()
+        assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+        assert "paused" not in caplog.text
+
+
+async def test_a_deletion_that_does_not_come_about(kind: Make, path: Path) -> None:
+    """What another process sends is not dropped for a deletion that it keeps waiting too long."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with Process(emulator, kind(path)) as one, Process(emulator, kind(path)) as two:
+            session = one.session(conversation, retry=RetryPolicy(deadline=0.5))
+            other = two.session(conversation)
+            await session.get_items()
+            emulator.faults = Faults.script([FaultKind.RESET_BEFORE_COMMIT], only=is_append)
+            gate.hold()
+            await other.add_items(users("b"))
+            await gate.arrived()
+            with pytest.raises(DeadlineExceeded, match="another process works on it"):
+                await session.clear_session()
+            gate.open()
+            await other.flush()
+            assert texts(emulator.items(conversation)) == ["a", "b"]
+
+
+@pytest.mark.processes
+async def test_a_turn_that_ends_before_what_waits_is_dropped(
+    postgres: Server, emulator: Emulator
+) -> None:
+    """What another worker has recorded in its turn is not dropped in one that is over by then."""
+    conversation = Elsewhere(emulator).conversation("a")
+    async with workers(emulator, postgres) as cut:
+        session, other = cut.one.session(conversation), cut.two.session(conversation)
+        async with session.turn():
+            await session.get_items()
+            dropping, go_on = cut.delay("drop")
+            clearing = asyncio.create_task(session.clear_session())
+            await until(dropping.is_set)
+            await cut.over()
+            async with other.turn(20):
+                emulator.faults = lambda request: (
+                    Fault(FaultKind.RATE_LIMITED) if is_append(request) else None
+                )
+                await other.add_items(users("b"))
+                await until(lambda: other.stats.sending == "offline")
+                await other.add_items(users("c"))
+                go_on.set()
+                with pytest.raises(TurnLost):
+                    await clearing
+                emulator.faults = None
+                await other.flush()
+                assert texts(emulator.items(conversation)) == ["a", "b", "c"]

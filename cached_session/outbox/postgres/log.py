@@ -23,6 +23,7 @@ from cached_session.outbox.log import (
     Ticket,
     Withdrawn,
     Written,
+    had_by_others,
 )
 from cached_session.outbox.postgres.engine import Engine, OutcomeLost, TurnIsOver
 from cached_session.outbox.postgres.lease import Lease
@@ -269,9 +270,25 @@ class PostgresLog(Log):
         row = None if found.seq is None else Row(found.seq, found.item, False, found.at)
         return Withdrawn(row, None)
 
-    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
+    def drop(
+        self,
+        address: Address,
+        epoch: Epoch,
+        *,
+        sealed: bool,
+        landed: int,
+        ticket: Ticket | None = None,
+    ) -> tuple[int, ...]:
         self._check(epoch)
-        return tuple(self._engine.once("drop", _array(address), sealed, landed)[0])
+        number = self._turn(address, ticket)
+        claims = self._claims(epoch)
+        try:
+            found = self._engine.once("drop", _array(address), *claims, sealed, landed, number)
+        except TurnIsOver:
+            raise run_is_over(address.conversation) from None
+        if found.seqs is None:
+            raise had_by_others()
+        return tuple(found.seqs)
 
     def forget(self, address: Address, epoch: Epoch) -> None:
         self._check(epoch)
@@ -279,7 +296,8 @@ class PostgresLog(Log):
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
         self._check(epoch)
-        self._engine.in_time("pause", _array(address), reason)
+        if not self._engine.in_time("pause", _array(address), *self._claims(epoch), reason)[0]:
+            raise had_by_others()
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
         self._check(epoch)

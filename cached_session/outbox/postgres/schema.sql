@@ -511,6 +511,18 @@ LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN claims > 0 THEN n ELSE -(SELECT so_far FROM cached_session.expirations) END
 $$;
 
+-- Whether nobody has had a conversation since an epoch.
+CREATE FUNCTION cached_session.same(n bigint, epoch_number bigint, epoch_claims bigint)
+RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    so_far bigint := coalesce(
+        (SELECT c.claims FROM cached_session.conversations c WHERE c.number = n), 0
+    );
+BEGIN
+    RETURN (epoch_number, epoch_claims)
+        IS NOT DISTINCT FROM (cached_session.epoch(n, so_far), so_far);
+END $$;
+
 -- The verbs.
 
 -- first: it was never read there, and what other accounts have of it is told, in four arrays.
@@ -858,13 +870,20 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION cached_session.drop(me text, number_of bigint, a text[], all_of boolean,
-    landed bigint, OUT seqs bigint[]) LANGUAGE plpgsql AS $$
+-- seqs: null, where all of it was to go, and somebody else has had it since, who may be sending it.
+CREATE FUNCTION cached_session.drop(me text, number_of bigint, a text[], epoch_number bigint,
+    epoch_claims bigint, all_of boolean, landed bigint, ticket_of bigint, OUT seqs bigint[])
+LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
 BEGIN
     IF NOT cached_session.is_new(me, number_of) THEN
         SELECT o.places INTO seqs FROM cached_session.owners o WHERE o.token = me;
+        RETURN;
+    END IF;
+    PERFORM cached_session.check_turn(me, ticket_of);
+    IF all_of AND NOT cached_session.same(n, epoch_number, epoch_claims) THEN
+        PERFORM cached_session.done(me, number_of, NULL);
         RETURN;
     END IF;
     IF all_of THEN
@@ -886,14 +905,19 @@ BEGIN
     PERFORM cached_session.forget_window(cached_session.find(a));
 END $$;
 
-CREATE FUNCTION cached_session.pause(me text, number_of bigint, a text[], reason text)
-RETURNS void LANGUAGE plpgsql AS $$
+-- False: somebody else has had it since, and knows better.
+CREATE FUNCTION cached_session.pause(me text, number_of bigint, a text[], epoch_number bigint,
+    epoch_claims bigint, reason text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.enter(a);
 BEGIN
     PERFORM cached_session.check_in_time(me, number_of);
+    IF NOT cached_session.same(n, epoch_number, epoch_claims) THEN
+        RETURN false;
+    END IF;
     UPDATE cached_session.conversations SET paused = reason, touched = clock_timestamp()
     WHERE number = n;
+    RETURN true;
 END $$;
 
 CREATE FUNCTION cached_session.resume(a text[]) RETURNS void LANGUAGE plpgsql AS $$

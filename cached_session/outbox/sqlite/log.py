@@ -18,6 +18,7 @@ from cached_session.outbox.log import (
     Ticket,
     Withdrawn,
     Written,
+    had_by_others,
 )
 from cached_session.outbox.records import (
     Address,
@@ -214,10 +215,20 @@ class SQLiteLog(Log):
             return Withdrawn(None, store.mailbox(address, after=seen).rows)
         return Withdrawn(store.withdraw(address), None)
 
-    def drop(self, address: Address, epoch: Epoch, *, sealed: bool, landed: int) -> tuple[int, ...]:
+    def drop(
+        self,
+        address: Address,
+        epoch: Epoch,
+        *,
+        sealed: bool,
+        landed: int,
+        ticket: Ticket | None = None,
+    ) -> tuple[int, ...]:
         self._check(epoch)
+        self._check_turn(address, ticket)
         store = self.store
         if sealed:
+            self._check_same(address, epoch)
             store.landed(address, landed)
             store.resume(address)
         rows = store.mailbox(address).rows
@@ -230,6 +241,7 @@ class SQLiteLog(Log):
 
     def pause(self, address: Address, epoch: Epoch, reason: str) -> None:
         self._check(epoch)
+        self._check_same(address, epoch)
         self.store.pause(address, reason)
 
     def name(self, address: Address, epoch: Epoch, conversation: str) -> Address:
@@ -295,6 +307,10 @@ class SQLiteLog(Log):
         # the same places.
         if epoch.opened != self.store.token:
             raise Reopened("the outbox was closed during this call; nothing was recorded by it")
+
+    def _check_same(self, address: Address, epoch: Epoch) -> None:
+        if epoch.claims != _claims(self.store.mark(address)):
+            raise had_by_others()
 
     def _check_turn(self, address: Address, ticket: Ticket | None) -> None:
         if ticket is not None and not self.has_turn(ticket):
