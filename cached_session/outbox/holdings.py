@@ -47,7 +47,7 @@ class Holdings:
         # Each with the term in which it was claimed. Not weakly: what is forgotten would be held
         # as long as the process lives.
         self._holders: dict[Holder, int] = {}
-        self._released: list[Holder] = []
+        self._released: dict[Holder, int] = {}
 
     def __contains__(self, holder: Holder) -> bool:
         return holder in self._holders
@@ -84,14 +84,16 @@ class Holdings:
 
     def release(self, log: Log) -> None:
         """Lets others have those on which nobody works here. In a transaction; then `released`."""
-        self._released = self.abandoned
-        for holder in self._released:
+        for holder in self.abandoned:
             # Before this is committed: whoever claims it meanwhile adds it again.
-            self.discard(holder)
-            holder.release(log)
+            term = self._holders.pop(holder, None)
+            if term is not None:
+                self._released[holder] = term
+                holder.release(log)
 
     def released(self, *, recorded: bool) -> None:
         """Told whether that was recorded."""
-        for holder in () if recorded else self._released:
-            self.add(holder)
-        self._released = []
+        # In its own term: under the present one somebody else may have had it.
+        for holder, term in self._released.items() if not recorded else ():
+            self._holders.setdefault(holder, term)
+        self._released = {}
