@@ -78,7 +78,9 @@ class TurnLost(CachedSessionError):
 
     Of a call that belongs to a turn (`CachedSession.turn`) which is over: it
     was given back, or its event loop was stopped and another task took it, or
-    the outbox was closed. The call has sent and recorded nothing.
+    the outbox was closed, or not reached for longer than its lease. The call
+    has sent and recorded nothing; what an append without the outbox had put on
+    the server before is told by a note.
     """
 
 
@@ -155,12 +157,13 @@ class OutboxPaused(OutboxError):
         self.waiting = waiting
 
 
-def run_is_over(conversation_id: str) -> TurnLost:
-    """What a call raises that belongs to a turn which is over."""
+def run_is_over(
+    conversation_id: str, said: str = "nothing was sent or recorded by this call"
+) -> TurnLost:
+    """What a call raises that belongs to a turn which is over; `said` is what it has done."""
     return TurnLost(
         f"{conversation_id}: the turn that this call belongs to is over, and others may have "
-        "appended since; nothing was sent or recorded by this call. Take the turn again, and "
-        "read the conversation first",
+        f"appended since; {said}. Take the turn again, and read the conversation first",
         conversation_id=conversation_id,
     )
 

@@ -36,6 +36,7 @@ from cached_session.errors import (
     TurnLost,
     counted,
     rewritten_or_not,
+    run_is_over,
 )
 from cached_session.events import Reconciled
 from cached_session.server.classify import is_duplicate_id
@@ -66,6 +67,8 @@ class Delivery:
         self._operation = operation
         # By which others may look after what is in doubt; None: no log tells of it.
         self._log = record
+        # Tells for how long the turn lasts that it belongs to; None: to none.
+        self._lasts = None if operation.within is None else operation.within.lasts()
         self._promise = Promise.RECORDED
         self._total = 0
         self._landed = 0
@@ -258,16 +261,20 @@ class Delivery:
 
     async def _send(self, batch: Batch, attempt: Attempt) -> Outcome[None]:
         ledger, operation = self._ledger, self._operation
-        left: Callable[[], float] | None = None
+        left = self._lasts
         if self._promise is Promise.RECORDED:
             record = self._record
             assert record is not None  # what it has accepted is sent
             left = record.left
+        if left is not None:
             # Nor may the request take longer than the claim lasts: whoever has the conversation
-            # then looks for the batch.
+            # then looks for the batch; or than the turn does, in which others append then.
             attempt = Attempt(min(attempt.seconds, left()), attempt.number)
-            if not attempt.seconds:
+            if not attempt.seconds and self._promise is Promise.RECORDED:
                 raise Elsewhere
+            if not attempt.seconds:
+                over = run_is_over(operation.conversation_id, "no more was sent by this call")
+                return Refused(over, retryable=False)
         ledger.sending(batch)
         with in_flight(ledger, operation):
             outcome = await operation.remote.append(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 import weakref
@@ -286,6 +287,19 @@ class Run:
     def abandoned(self) -> bool:
         """Whether nobody goes on with it: its event loop was closed or stopped, or it is over."""
         return self._turn.lost or not self.current
+
+    def lasts(self) -> Callable[[], float]:
+        """Tells for how many seconds the present task's call has it; 0: others may have it."""
+        mine = self.mine
+
+        def left() -> float:
+            if not self.current:
+                # As in `_counts`: then the call belongs to no turn.
+                return math.inf if mine and self.given_back else 0.0
+            outbox = self.outbox
+            return math.inf if outbox is None else outbox.holdings.left(self)
+
+        return left
 
     @property
     def mine(self) -> bool:

@@ -490,3 +490,51 @@ async def test_a_turn_that_ends_before_what_waits_is_dropped(
                 emulator.faults = None
                 await other.flush()
                 assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+
+
+@pytest.mark.processes
+async def test_a_turn_that_ends_before_an_append(postgres: Server) -> None:
+    """An append without the outbox sends nothing in a turn that is over, and another worker has."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with workers(emulator, postgres) as cut:
+            session, other = cut.one.session(conversation), cut.two.session(conversation)
+            plain = beside(cut.one, conversation)
+            await session.get_items()
+            async with plain.turn():
+                await plain.refresh()
+                gate.hold()
+                appending = asyncio.create_task(plain.add_items(users("late")))
+                await gate.arrived()
+                await cut.off()
+                gate.hold(skip=1_000)  # all but the listing, which is at the gate
+                async with other.turn(20):
+                    await other.add_items(users("b"))
+                    await other.flush()
+                    cut.proxy.come_back()
+                    gate.open()
+                    with pytest.raises(TurnLost, match="no more was sent") as lost:
+                        await appending
+                    assert texts(emulator.items(conversation)) == ["a", "b"]
+                assert lost.value.__notes__[-1].endswith("nothing was stored")
+
+
+async def test_a_turn_that_ends_between_two_batches(kind: Make, path: Path) -> None:
+    """Nor its later batches; how many items of the first ones are there is told."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation()
+        async with Process(emulator, kind(path)) as process:
+            session, plain = process.session(conversation), beside(process, conversation)
+            await session.get_items()
+            async with plain.turn():
+                await plain.get_items()
+                first = [*map(str, range(20))]
+                gate.hold()
+                appending = asyncio.create_task(plain.add_items(users(*first, "late")))
+                await gate.arrived()
+                await process.outbox.let_go()
+                gate.open()
+                with pytest.raises(TurnLost) as lost:
+                    await appending
+            assert texts(emulator.items(conversation)) == first
+            assert "the first 20 of 21 items are on the server" in lost.value.__notes__[-1]
