@@ -297,6 +297,8 @@ class Delivery:
         """Asks the server how much of the batch landed."""
         ledger, operation, sent = self._ledger, self._operation, len(self._batch.items)
         landed = await relist(ledger, operation, 1)
+        if self._promise is Promise.RECORDED:
+            _show_no_others(ledger, self._record)
         if isinstance(landed, Untold):
             ledger.forget()
             raise self._unknown(landed.item_ids)
@@ -387,6 +389,7 @@ async def settle(ledger: Ledger, record: Record, operation: Operation) -> None:
     # The answer of the listing holds the whole batch if it has landed.
     operation.allow(sum(map(len, batch.items)))
     landed = await relist(ledger, operation, 1)
+    _show_no_others(ledger, record)
     if isinstance(landed, Untold):
         why = (
             rewritten_or_not(len(landed.item_ids))
@@ -406,6 +409,15 @@ async def settle(ledger: Ledger, record: Record, operation: Operation) -> None:
     _tell(operation, landed or 0, sent)
     # Before the rest is sealed: its anchor is what has landed of this batch.
     await record.note()
+
+
+def _show_no_others(ledger: Ledger, record: Record | None) -> None:
+    """Shows nothing of a listing before what waits, where others may have sent that by then.
+
+    It would stand there twice until the log is asked next.
+    """
+    if record is not None and not record.left():
+        ledger.show_nothing()
 
 
 def _tell(operation: Operation, landed: int, sent: int) -> None:

@@ -538,3 +538,34 @@ async def test_a_turn_that_ends_between_two_batches(kind: Make, path: Path) -> N
                     await appending
             assert texts(emulator.items(conversation)) == first
             assert "the first 20 of 21 items are on the server" in lost.value.__notes__[-1]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("listings", [1, 2])
+async def test_a_listing_that_comes_after_the_claim(listings: int, postgres: Server) -> None:
+    """What another worker has sent meanwhile is not shown twice, as listed and as waiting."""
+    with held() as (emulator, gate):
+        conversation = Elsewhere(emulator).conversation("a")
+        async with workers(emulator, postgres) as cut:
+            session = cut.one.session(conversation, max_staleness=60)
+            other = cut.two.session(conversation)
+            await session.get_items()
+            emulator.faults = Faults.script([FaultKind.RESET_BEFORE_COMMIT] * listings)
+            gate.hold(skip=2 * listings)
+            await session.add_items(users("b"))
+            await gate.arrived()  # the listing that decides
+            await session.add_items(users("c"))
+            await cut.off()
+            gate.hold(skip=1_000)  # all but that listing, which is at the gate
+            await other.flush()
+            assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+            sealing, go_on = cut.delay("seal")
+            cut.proxy.come_back()
+            gate.open()
+            await until(sealing.is_set)
+            reading = asyncio.create_task(session.get_items())
+            await asyncio.sleep(0)  # it would be answered from memory
+            go_on.set()
+            assert words(await reading) == ["a", "b", "c"]
+            await session.flush()
+            assert texts(emulator.items(conversation)) == ["a", "b", "c"]
