@@ -313,6 +313,9 @@ class Delivery:
         try:
             await relist(ledger, hurried, 1)
             await remove_late_copies(ledger, self._log, hurried)
+            if self._record is not None and not self._record.held:
+                # With the claim goes a note: whoever has the conversation next looks, too.
+                await self._record.alone(hurried)
         except Exception:
             # The items are there, which was the question. The requests that are still open keep the
             # local copy in doubt, and the next read looks again.

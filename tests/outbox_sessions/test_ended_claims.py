@@ -569,3 +569,28 @@ async def test_a_listing_that_comes_after_the_claim(listings: int, postgres: Ser
             assert words(await reading) == ["a", "b", "c"]
             await session.flush()
             assert texts(emulator.items(conversation)) == ["a", "b", "c"]
+
+
+async def test_a_late_copy_of_an_append_beside_the_outbox(
+    kind: Make, path: Path, emulator: Emulator
+) -> None:
+    """It is removed by whoever has the conversation next, also if another process had it first."""
+    foreign = Elsewhere(emulator)
+    conversation = foreign.conversation("a")
+    async with Process(emulator, kind(path)) as one, Process(emulator, kind(path)) as two:
+        session, other = one.session(conversation), two.session(conversation)
+        plain = beside(one, conversation)
+        await session.get_items()
+        await other.get_items()
+        emulator.faults = Faults.script([FaultKind.RESET_BEFORE_COMMIT], only=is_append)
+        await plain.add_items(users("yes"))
+        await until(lambda: not one.outbox.holdings)
+        await other.add_items(users("b"))
+        await other.flush()
+        await other.aclose()
+        assert words(await session.get_items()) == ["a", "yes", "b"]
+        # The request that was reset is carried out after all.
+        foreign.append(conversation, "yes")
+        await session.refresh()
+        assert words(await session.get_items()) == ["a", "yes", "b"]
+        assert texts(emulator.items(conversation)) == ["a", "yes", "b"]
