@@ -823,14 +823,10 @@ CREATE FUNCTION cached_session.keep_all(me text, number_of bigint, a text[],
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cached_session.find(a);
-    same boolean;
 BEGIN
     PERFORM cached_session.check_in_time(me, number_of);
-    SELECT (epoch_number, epoch_claims) IS NOT DISTINCT FROM
-        (cached_session.epoch(n, c.claims), c.claims) INTO same
-    FROM cached_session.conversations c WHERE c.number = n;
-    kept := cached_session.keep(me, n, same, 'all', ids, items, complete, unverified, seq_of,
-        id_of, listed, max_bytes);
+    kept := cached_session.keep(me, n, cached_session.same(n, epoch_number, epoch_claims), 'all',
+        ids, items, complete, unverified, seq_of, id_of, listed, max_bytes);
     SELECT * INTO newest_seq, newest_id FROM cached_session.window_newest(n);
 END $$;
 
