@@ -831,8 +831,8 @@ class Record:
         # First in this process: nothing is sent also where the pause cannot be recorded.
         epoch = self._known_epoch()
         self._ledger.pause(reason, error)
-        await self._run(lambda log: log.pause(self.address, epoch, reason), _nothing)
         self._tell_of_pause()
+        await self._run(lambda log: log.pause(self.address, epoch, reason), _nothing)
 
     def check_not_paused(self) -> None:
         """Raises `OutboxPaused` if nothing is sent any more."""

@@ -188,6 +188,35 @@ async def test_an_outbox_that_cannot_be_written(
         await session.aclose()
 
 
+async def test_a_refusal_that_cannot_be_written(
+    new_outbox: Callable[[], SQLiteOutbox],
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person hears that the server refuses a batch also where the file cannot be written."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OutboxError("The outbox has no room: the disk is full.")
+
+    monkeypatch.setattr(SQLiteLog, "pause", full)
+    conversation = Elsewhere(emulator).conversation()
+    async with Process(emulator, new_outbox()) as process:
+        session = process.session(conversation)
+        await session.get_items()
+        await session.add_items([BAD])
+        await raised(session.flush())
+        # Whoever waits for it may hear so before all of it is logged.
+        await until(lambda: sum(one.levelno == logging.WARNING for one in caplog.records) == 2)
+        refused, failed = logged(caplog)
+        for level, text in (refused, failed):
+            assert level == "WARNING"
+            assert conversation in text
+        assert "status 400" in refused[1]
+        assert "the disk is full" in failed[1]
+        await raised(session.aclose())
+
+
 def test_what_a_loop_leaves_in_memory(caplog: pytest.LogCaptureFixture) -> None:
     """Items that only a `MemoryOutbox` has when their loop ends are warned of, once."""
     outbox, cache = MemoryOutbox(), ConversationCache()
