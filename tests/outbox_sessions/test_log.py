@@ -44,6 +44,11 @@ def _everything(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         assert secret not in caplog.text
 
 
+def full(*_: object, **__: object) -> None:
+    """In the place of a verb of a log: there is no room for it."""
+    raise OutboxError("The outbox has no room: the disk is full.")
+
+
 def logged(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[tuple[str, str]]:
     """Level and text of what was logged since the last call, from a level on."""
     found = [
@@ -165,9 +170,6 @@ async def test_an_outbox_that_cannot_be_written(
 ) -> None:
     """A sender that cannot write its file is one warning until it can; then that is said."""
 
-    def full(*_: object, **__: object) -> None:
-        raise OutboxError("The outbox has no room: the disk is full.")
-
     outbox = new_outbox()
     conversation = Elsewhere(emulator).conversation()
     async with Process(emulator, outbox) as process:
@@ -195,9 +197,6 @@ async def test_a_refusal_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A person hears that the server refuses a batch also where the file cannot be written."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OutboxError("The outbox has no room: the disk is full.")
 
     monkeypatch.setattr(SQLiteLog, "pause", full)
     conversation = Elsewhere(emulator).conversation()
@@ -317,9 +316,6 @@ async def test_a_recording_that_fails_behind_its_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Items whose caller was cancelled and that could not be recorded are a warning."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OutboxError("The outbox has no room: the disk is full.")
 
     conversation = Elsewhere(emulator).conversation()
     async with Process(emulator, new_outbox()) as process:

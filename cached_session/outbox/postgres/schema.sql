@@ -119,8 +119,8 @@ END $$;
 
 -- The number of a conversation's record, or null; its row is locked from now on.
 --
--- more: what comes to `changes`; 0 for a call that changes no more than what is compared beside it
--- (see `versions`), or nothing.
+-- more: by how much `changes` is raised: 0 for a call that changes nothing, or nothing but what a
+-- version has beside it, such as the owner (see `versions`).
 CREATE FUNCTION cached_session.find(a text[], more integer DEFAULT 1) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
